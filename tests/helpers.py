@@ -1,0 +1,155 @@
+"""What several test files share: golden vectors, error budgets, tiny images and backbones."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / "tests" / "golden"
+GOLDEN_NAMES = ("fpt_plus_global", "fpt_class_token", "fpt_global_unequal")
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One file of golden vectors: what the authors' code computed on a small random model."""
+
+    name: str
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self.tensors[key]
+
+    def group(self, prefix: str) -> dict[str, Tensor]:
+        """Tensors named ``prefix + '.' + rest``, by ``rest``."""
+        head = prefix + "."
+        return {k.removeprefix(head): v for k, v in self.tensors.items() if k.startswith(head)}
+
+
+def load_golden(name: str) -> Golden:
+    """Read one of ``GOLDEN_NAMES``; every call gives fresh tensors."""
+    with safe_open(GOLDEN / f"{name}.safetensors", framework="pt") as file:
+        config = json.loads(file.metadata()["config"])
+        return Golden(name, config, {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+
+
+def relative_error(out: Tensor, expected: Tensor) -> float:
+    """Norm of the difference over the norm of ``expected``, in fp64; shapes must agree."""
+    assert out.shape == expected.shape, f"{tuple(out.shape)} is not {tuple(expected.shape)}"
+    difference = out.detach().double() - expected.detach().double()
+    norm = expected.detach().double().norm()
+    return float(difference.norm() / norm) if norm > 0 else float(difference.norm())
+
+
+def assert_within_budget(out: Tensor, oracle: Tensor, eager: Tensor, factor: float = 2.0) -> None:
+    """The error budget of DESIGN.md section 4; ``factor`` is 2, and 3 for gradients.
+
+    ``oracle`` is fp64, ``eager`` the plain PyTorch expression in the precision of the inputs.
+    The largest error and the root mean square both answer to ``factor`` times that of ``eager``
+    plus one rounding unit of ``out``'s dtype, so that neither one bad element nor a small error
+    of scale slips through.
+    """
+    assert oracle.dtype == torch.float64, f"the oracle must be fp64, got {oracle.dtype}"
+    assert out.shape == oracle.shape == eager.shape, (out.shape, oracle.shape, eager.shape)
+    assert bool(out.isfinite().all()), "the result has values that are not finite"
+    unit = torch.finfo(out.dtype).eps / 2
+    out_error, eager_error = (out.double() - oracle).abs(), (eager.double() - oracle).abs()
+    for name, measure in (("largest", torch.amax), ("root mean square", _root_mean_square)):
+        got = float(measure(out_error))
+        allowed = factor * float(measure(eager_error)) + unit * float(measure(oracle.abs()))
+        assert got <= allowed, f"{name} error {got:.3e} exceeds the budget {allowed:.3e}"
+
+
+def _root_mean_square(values: Tensor) -> Tensor:
+    return values.square().mean().sqrt()
+
+
+def tiny_vit(**changes: Any) -> VisionTransformer:
+    """A random timm ViT in eval mode: 32 px, patch 8, width 48, 3 heads, 4 layers (N = 17)."""
+    settings: dict[str, Any] = {
+        "img_size": 32,
+        "patch_size": 8,
+        "embed_dim": 48,
+        "depth": 4,
+        "num_heads": 3,
+        "mlp_ratio": 2,
+        "num_classes": 0,
+        "dynamic_img_size": True,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(changes.pop("seed", 0))
+        return VisionTransformer(**{**settings, **changes}).eval()
+
+
+def spread_weights(module: nn.Module, seed: int = 0, scale: float = 0.2) -> nn.Module:
+    """Give every parameter random values well away from zero, so that nothing hides in an init."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
+            parameter.add_(scale * noise.to(parameter))
+    return module
+
+
+def class_image(label: int, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Noise with a bright bar whose place and colour tell the class: [h, w, 3] u8."""
+    height, width = size
+    pixels = rng.integers(40, 120, size=(height, width, 3), dtype=np.uint8)
+    top = (label * height // 4) % height
+    pixels[top : top + max(1, height // 4), :, label % 3] = 250
+    return pixels
+
+
+def write_image(path: Path, pixels: np.ndarray) -> Path:
+    """Write [h, w] or [h, w, 3] u8 in the format of the suffix, folders included."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def write_image_set(
+    root: Path,
+    classes: Sequence[str] = ("healthy", "mild", "severe"),
+    counts: dict[str, int] | None = None,
+    size: tuple[int, int] = (48, 40),
+    seed: int = 0,
+) -> Path:
+    """Write ``root/<split>/<class>/<number>.png``; ``counts`` is images per class by split.
+
+    With ``counts={"": n}`` there is no split level: ``root/<class>/<number>.png``.  Numbers
+    start at 0 in every folder, so that names repeat between classes and splits.
+    """
+    rng = np.random.default_rng(seed)
+    for split, count in (counts or {"train": 4, "val": 2, "test": 2}).items():
+        for label, name in enumerate(classes):
+            for number in range(count):
+                path = root / split / name / f"{number}.png"
+                write_image(path, class_image(label, size, rng))
+    return root
+
+
+def deselect_gpu_tests(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked ``gpu`` on a machine without a CUDA device, and say how many."""
+    if torch.cuda.is_available():
+        return
+    dropped = [item for item in items if item.get_closest_marker("gpu")]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+
+
+def assert_tensors_equal(left: Iterable[Tensor], right: Iterable[Tensor]) -> None:
+    """Same number of tensors, each bit-equal in shape, dtype and values."""
+    for a, b in zip(left, right, strict=True):
+        assert a.shape == b.shape and a.dtype == b.dtype, (a.shape, b.shape, a.dtype, b.dtype)
+        assert torch.equal(a, b), f"differ in {int((a != b).sum())} of {a.numel()} values"
