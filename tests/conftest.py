@@ -1,6 +1,5 @@
 """Set before anything imports triton or starts a thread: see DESIGN.md section 7."""
 
-# ruff: noqa: E402
 import os
 
 # `make device` sets it to 0; unset means that kernels run in Triton's interpreter.
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
+
 from helpers import (
     GOLDEN_NAMES,
     Golden,
@@ -22,7 +23,6 @@ from helpers import (
     tiny_vit,
     write_image_set,
 )
-from timm.models.vision_transformer import VisionTransformer
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -84,9 +84,7 @@ class FptConfig:
             "(height, width), both at least 1",
             self.side_size,
         )
-        _check(
-            0.0 <= self.fusion_dropout < 1.0, "fusion_dropout", "in [0, 1)", self.fusion_dropout
-        )
+        _check(0.0 <= self.fusion_dropout < 1.0, "fusion_dropout", "in [0, 1)", self.fusion_dropout)
         if self.layers is not None:
             _check(len(self.layers) >= 1, "layers", "at least one layer", self.layers)
             _check(

@@ -20,11 +20,16 @@ A record is immutable, has a fixed set of fields, and carries no behaviour beyon
 describing itself.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    # The command line reads its settings, and so this module, without paying for torch.
+    from pathlib import Path
+
+    from torch import Tensor
 
 Importance = Literal["global", "class_token"]
 Split = Literal["train", "val", "test"]
@@ -111,9 +116,8 @@ class BackboneSpec:
 
     def num_tokens(self, size: tuple[int, int]) -> int:
         """Tokens ``N`` of an input of ``size`` (height, width), prefix tokens included."""
-        return (
-            self.prefix_tokens
-            + (size[0] // self.patch_size[0]) * (size[1] // self.patch_size[1])
+        return self.prefix_tokens + (size[0] // self.patch_size[0]) * (
+            size[1] // self.patch_size[1]
         )
 
 
