@@ -1,0 +1,70 @@
+# Every target installs what it needs first: into .venv, or into the environment that VENV names.
+VENV ?= .venv
+PYTHON ?= python3
+PYTEST_WORKERS ?= 2
+RESULTS ?= .benchmarks/results.json
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.fpt-fast-installed
+INSTALL_LOG := $(VENV)/fpt-fast-install.log
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test bench device lint types architecture tests benchmarks cold-import clean
+
+help:
+	@echo "make demo    preload, train, evaluate and report on the bundled task, into demo-output/"
+	@echo "make test    lint, types, architecture, tests, benchmarks as tests, cold import"
+	@echo "make bench   benchmarks with numbers, into $(RESULTS)"
+	@echo "make lint    ruff: rules and format      make types   mypy"
+	@echo "make device  tests and benchmarks that need a GPU"
+	@echo "make clean   remove build products, caches and demo-output/ (not the environment)"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml setup.py
+	@test -x $(BIN)/python || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing fpt-fast and its tools into $(VENV) (minutes on a fresh machine)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' \
+		> $(INSTALL_LOG) 2>&1 || { cat $(INSTALL_LOG); exit 1; }
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/fpt-fast demo --output demo-output
+
+test: lint types architecture tests benchmarks cold-import
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+architecture: $(STAMP)
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+tests: $(STAMP)
+	$(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) tests \
+		--ignore tests/test_architecture.py --ignore tests/test_import.py
+
+benchmarks: $(STAMP)
+	$(BIN)/python -m pytest -q --benchmark-disable benchmarks
+
+# A fresh process in which `import triton` fails.
+cold-import: $(STAMP)
+	$(BIN)/python -m pytest -q tests/test_import.py
+
+bench: $(STAMP)
+	@mkdir -p $(dir $(RESULTS))
+	$(BIN)/python -m pytest -q --benchmark-only --benchmark-json=$(RESULTS) benchmarks
+
+# Kernels run compiled here, not in Triton's interpreter.
+device: $(STAMP)
+	@$(BIN)/python -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else \
+		'make device needs a CUDA device, and torch sees none here')"
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest -q -m gpu tests
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest -q -m gpu --benchmark-only benchmarks
+
+clean:
+	rm -rf build dist demo-output .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis python/fpt_fast.egg-info
+	find fptkernels python tests benchmarks scripts -name __pycache__ -prune -exec rm -rf {} +
