@@ -1,0 +1,234 @@
+"""The ``fpt-fast`` command: arguments in, exit status out.  No logic beyond that."""
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import Positional, arg, subcommand
+
+from fpt_fast.interrupts import Stopped
+from fpt_fast.settings import (
+    EvaluateSettings,
+    ImportSettings,
+    PredictSettings,
+    PreloadSettings,
+    RepairSettings,
+    TrainSettings,
+    read_yaml,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheInspect:
+    """Say what a feature cache holds, how it was made, and whether it is complete."""
+
+    cache: Positional[Path]
+    """Directory of the cache."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheVerify:
+    """Read every record of a feature cache and compare its checksum."""
+
+    cache: Positional[Path]
+    """Directory of the cache."""
+    workers: int = 2
+    """Threads that read."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Info:
+    """Say what is installed here and what it can run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Demo:
+    """Needle in a haystack: preload, train FPT+ and two comparisons, write a report."""
+
+    output: Path = Path("demo-output")
+    """Directory for images, cache, runs and report."""
+    images: int = 800
+    """Images to make."""
+    epochs: int = 30
+    """Passes over the training images."""
+    seed: int = 0
+    """Seed of data and training."""
+
+
+CacheCommand = (
+    Annotated[CacheInspect, subcommand("inspect")]
+    | Annotated[CacheVerify, subcommand("verify")]
+    | Annotated[RepairSettings, subcommand("repair")]
+    | Annotated[ImportSettings, subcommand("import-reference")]
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cache:
+    """Look into, check, repair or import a feature cache."""
+
+    command: Annotated[CacheCommand, arg(name="")]
+
+
+Command = (
+    Annotated[PreloadSettings, subcommand("preload")]
+    | Annotated[TrainSettings, subcommand("train")]
+    | Annotated[EvaluateSettings, subcommand("evaluate")]
+    | Annotated[PredictSettings, subcommand("predict")]
+    | Annotated[Cache, subcommand("cache")]
+    | Annotated[Info, subcommand("info")]
+    | Annotated[Demo, subcommand("demo")]
+)
+
+WITH_CONFIG: dict[str, type[Any]] = {
+    "preload": PreloadSettings,
+    "train": TrainSettings,
+    "evaluate": EvaluateSettings,
+    "predict": PredictSettings,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status (0 done, 1 refused or failed, 130 stopped)."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        command = _parse(given)
+        return _run(command)
+    except BrokenPipeError:
+        # Whoever read our output (head, less) has seen enough.
+        sys.stderr.close()
+        return 0
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        if logging.getLogger("fpt_fast").isEnabledFor(logging.DEBUG):
+            raise
+        sys.stderr.write(f"fpt-fast: {error}\n")
+        return 130 if isinstance(error, Stopped) else 1
+    except KeyboardInterrupt:
+        sys.stderr.write("fpt-fast: stopped\n")
+        return 130
+
+
+def _parse(given: list[str]) -> Any:
+    """Flags over ``--config FILE.yaml`` over defaults."""
+    if given and given[0] in WITH_CONFIG:
+        settings = WITH_CONFIG[given[0]]
+        rest, config = _take_config(given[1:])
+        default = None if config is None else _partial(settings, read_yaml(config, settings))
+        return tyro.cli(
+            settings, args=rest, default=default, prog=f"fpt-fast {given[0]}", config=_TYRO
+        )
+    return tyro.cli(
+        Command,  # type: ignore[arg-type]
+        args=given,
+        prog="fpt-fast",
+        description="Fine-grained Prompt Tuning, FPT and FPT+; every command takes --help.",
+        config=_TYRO,
+    )
+
+
+_TYRO = (tyro.conf.OmitSubcommandPrefixes,)
+
+
+def _take_config(given: list[str]) -> tuple[list[str], Path | None]:
+    rest: list[str] = []
+    config: Path | None = None
+    words = iter(given)
+    for word in words:
+        if word == "--config":
+            value = next(words, None)
+            if value is None:
+                raise ValueError("--config needs the path of a YAML file")
+            config = Path(value)
+        elif word.startswith("--config="):
+            config = Path(word.removeprefix("--config="))
+        else:
+            rest.append(word)
+    return rest, config
+
+
+def _partial(settings: type[Any], values: dict[str, Any]) -> Any:
+    """Defaults for tyro from a file: what the file leaves out and must be given stays missing."""
+    for field in dataclasses.fields(settings):
+        required = (
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        )
+        if required and field.name not in values:
+            values[field.name] = tyro.MISSING
+    return settings(**values)
+
+
+def _run(command: Any) -> int:
+    """Call the one function that a command stands for, and print what it returns."""
+    from fpt_fast import pipeline
+
+    match command:
+        case Cache():
+            return _run_cache(command.command)
+        case PreloadSettings():
+            done = pipeline.preload(command)
+            _say(
+                f"preloaded {done.computed} of {done.images} images into {done.cache} "
+                f"({done.bytes / 1e9:.2f} GB, {done.seconds:.0f} s)"
+            )
+        case TrainSettings():
+            result = pipeline.train(command)
+            _say(f"{result.split}: {result.metrics}\nreport: {result.report}")
+        case EvaluateSettings():
+            _say(f"{command.split}: {pipeline.evaluate(command)}")
+        case PredictSettings():
+            predicted = pipeline.predict(command)
+            _say(f"{len(predicted.predictions.keys)} predictions written to {predicted.output}")
+        case Info():
+            from fpt_fast.info import describe_installation
+
+            _say(describe_installation())
+        case Demo():
+            from fpt_fast.demo.run import run_demo
+
+            _say(
+                run_demo(
+                    command.output,
+                    images=command.images,
+                    epochs=command.epochs,
+                    seed=command.seed,
+                ).summary()
+            )
+    return 0
+
+
+def _run_cache(command: Any) -> int:
+    from fpt_fast import pipeline
+    from fpt_fast.cache import inspect_cache, verify_cache
+
+    match command:
+        case CacheInspect():
+            _say(str(inspect_cache(command.cache)))
+        case CacheVerify():
+            report = verify_cache(command.cache, workers=command.workers)
+            _say(str(report))
+            return 0 if report.ok else 1
+        case RepairSettings():
+            bad, report = pipeline.repair(command)
+            _say(f"rebuilt {len(bad)} records\n{report}")
+            return 0 if report.ok else 1
+        case ImportSettings():
+            imported = pipeline.import_reference(command)
+            _say(f"imported {imported.images} images into {command.cache}")
+            for difference in imported.differences:
+                _say(f"differs: {difference}")
+    return 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,232 @@
+"""Batches for the trainer: from the feature cache, or from a frozen pass per batch.
+
+Both loaders yield the same ``FeatureBatch``, so that whoever trains cannot tell them apart.
+Batches are made ahead by threads; what a batch holds depends only on (seed, epoch, position),
+never on the number of threads.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fpt_fast.backbone import FrozenBackbone
+from fpt_fast.cache import CacheReader
+from fpt_fast.config import AugmentConfig
+from fpt_fast.images import DecodedStore, SideAugmentation, to_network_input
+from fpt_fast.records import FeatureBatch, ImageItem, Importance, Preprocessing
+from fpt_fast.selection import select_features
+
+# Streams of random numbers that must never be the same numbers.
+_ORDER_STREAM, _SIDE_STREAM, _FROZEN_STREAM = 1, 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenPass:
+    """A frozen model and what to take from it: the settings that a cache has in its fingerprint."""
+
+    backbone: FrozenBackbone
+    preprocessing: Preprocessing
+    layers: tuple[int, ...]
+    token_ratio: float
+    importance: Importance
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """``pixels`` [B, 3, h, w] f32 -> kept keys and values [B, L, 2, H, K, D] f16, on the
+        backbone's device."""
+        return select_features(
+            self.backbone,
+            pixels,
+            layers=self.layers,
+            token_ratio=self.token_ratio,
+            importance=self.importance,
+        ).kv
+
+
+class FeatureSource(Protocol):
+    """Where a batch's keys and values come from."""
+
+    def __call__(
+        self, items: Sequence[ImageItem], images: Sequence[Tensor], seeds: Sequence[int] | None
+    ) -> Tensor | None:
+        """Kept keys and values [B, L, 2, H, K, D] of ``items``, whose decoded ``images`` are
+        given; ``seeds`` are per image when the input is to be augmented."""
+        ...
+
+
+class CachedFeatures:
+    """Features of a cache, by key; refuses at once a data set that the cache does not cover."""
+
+    def __init__(self, reader: CacheReader, items: Sequence[ImageItem]) -> None:
+        self._reader = reader
+        known = set(reader.keys)
+        missing = [item.key for item in items if item.key not in known]
+        if missing:
+            shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
+            raise ValueError(
+                f"the feature cache lacks {len(missing)} of {len(items)} images ({shown}); it was "
+                "made from other data, or the data grew: run preload again on this data"
+            )
+
+    def __call__(
+        self, items: Sequence[ImageItem], images: Sequence[Tensor], seeds: Sequence[int] | None
+    ) -> Tensor:
+        """Read and check the records of ``items``; ``images`` are not looked at."""
+        return self._reader.read([self._reader.row(item.key) for item in items]).kv
+
+
+class LiveFeatures:
+    """Features of a frozen pass made for the batch; its input may be augmented."""
+
+    def __init__(self, frozen: FrozenPass, augmentation: AugmentConfig | None = None) -> None:
+        self._frozen = frozen
+        self._augment = (
+            None if augmentation is None else SideAugmentation(augmentation, frozen.preprocessing)
+        )
+
+    def __call__(
+        self, items: Sequence[ImageItem], images: Sequence[Tensor], seeds: Sequence[int] | None
+    ) -> Tensor:
+        """Run the frozen model on ``images``."""
+        pixels = torch.stack(
+            [
+                to_network_input(image, self._frozen.preprocessing)
+                if self._augment is None or seeds is None
+                else self._augment(image, _generator(seeds[i], _FROZEN_STREAM))
+                for i, image in enumerate(images)
+            ]
+        )  # [B, 3, h, w]
+        return self._frozen(pixels)
+
+
+class NoFeatures:
+    """For a side network alone."""
+
+    def __call__(
+        self, items: Sequence[ImageItem], images: Sequence[Tensor], seeds: Sequence[int] | None
+    ) -> None:
+        """Nothing."""
+        return None
+
+
+class FeatureLoader:
+    """One split as batches of ``FeatureBatch``; see ``set_epoch`` for what an epoch changes.
+
+    ``side`` says how the side input is made; with ``augmentation`` it is augmented, with numbers
+    that depend only on (seed, epoch, image).  The last batch may be smaller: no image is ever
+    dropped.  ``shuffle`` permutes the images anew in every epoch.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[ImageItem],
+        features: FeatureSource,
+        side: Preprocessing,
+        *,
+        batch_size: int,
+        store: DecodedStore,
+        augmentation: AugmentConfig | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        workers: int = 2,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not items:
+            raise ValueError("a loader needs at least one image, got none; is the split empty?")
+        self._items = tuple(items)
+        self._features = features
+        self._side = side
+        self._augment = None if augmentation is None else SideAugmentation(augmentation, side)
+        self._batch_size = batch_size
+        self._store = store
+        self._shuffle = shuffle
+        self._seed = seed
+        self._workers = max(1, workers)
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return -(-len(self._items) // self._batch_size)
+
+    @property
+    def items(self) -> tuple[ImageItem, ...]:
+        """The images, in the order they have without shuffling."""
+        return self._items
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the augmentation of ``epoch``: the same epoch is always the same."""
+        self._epoch = epoch
+
+    def __iter__(self) -> Iterator[FeatureBatch]:
+        """Batches of the current epoch, made up to ``workers + 1`` ahead."""
+        epoch = self._epoch
+        order = self._order(epoch)
+        chunks = [
+            order[start : start + self._batch_size]
+            for start in range(0, len(order), self._batch_size)
+        ]
+        return _ahead(chunks, lambda chunk: self._make(chunk, epoch), self._workers)
+
+    def _order(self, epoch: int) -> list[int]:
+        if not self._shuffle:
+            return list(range(len(self._items)))
+        generator = _generator(_mix(self._seed, epoch), _ORDER_STREAM)
+        order: list[int] = torch.randperm(len(self._items), generator=generator).tolist()
+        return order
+
+    def _make(self, positions: Sequence[int], epoch: int) -> FeatureBatch:
+        items = [self._items[position] for position in positions]
+        images = [self._store.get(item) for item in items]
+        seeds = [_mix(self._seed, epoch, position) for position in positions]
+        side = [
+            to_network_input(image, self._side)
+            if self._augment is None
+            else self._augment(image, _generator(seed, _SIDE_STREAM))
+            for image, seed in zip(images, seeds, strict=True)
+        ]
+        return FeatureBatch(
+            side_pixels=torch.stack(side),  # [B, 3, h, w]
+            kv=self._features(items, images, None if self._augment is None else seeds),
+            rows=None,
+            labels=torch.tensor([item.label for item in items], dtype=torch.int64),  # [B]
+            keys=tuple(item.key for item in items),
+        )
+
+
+def _ahead(
+    chunks: Sequence[Sequence[int]],
+    make: Callable[[Sequence[int]], FeatureBatch],
+    workers: int,
+) -> Iterator[FeatureBatch]:
+    """Make batches by threads, in order, never more than ``workers + 1`` unclaimed."""
+    waiting = deque(chunks)
+    running: deque[Future[FeatureBatch]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="fpt-loader")
+    try:
+        while waiting or running:
+            while waiting and len(running) <= workers:
+                running.append(pool.submit(make, waiting.popleft()))
+            yield running.popleft().result()
+    finally:
+        # An epoch that is left early must not go on decoding.
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _mix(*numbers: int) -> int:
+    """One 63-bit seed out of several small numbers (splitmix64 rounds)."""
+    state = 0
+    for number in numbers:
+        state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1
+
+
+def _generator(seed: int, stream: int) -> torch.Generator:
+    return torch.Generator().manual_seed(_mix(seed, stream))

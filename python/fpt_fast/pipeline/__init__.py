@@ -1,0 +1,44 @@
+"""The whole method as four calls: ``preload``, ``train``, ``evaluate``, ``predict``.
+
+The one part of the library that knows every stage.  Each call takes its settings as a
+dataclass or as keyword arguments of the same names, which are also the command line's flags.
+"""
+
+from fpt_fast.interrupts import Stopped
+from fpt_fast.pipeline.data import UnreadableImages
+from fpt_fast.pipeline.importing import ImportResult, import_reference
+from fpt_fast.pipeline.prediction import PredictResult, predict
+from fpt_fast.pipeline.preloading import PreloadResult, preload, repair
+from fpt_fast.pipeline.training import RunExists, TrainResult, evaluate, train
+from fpt_fast.settings import (
+    DataSettings,
+    EvaluateSettings,
+    ImportSettings,
+    PredictSettings,
+    PreloadSettings,
+    RepairSettings,
+    TrainSettings,
+)
+
+__all__ = [
+    "DataSettings",
+    "EvaluateSettings",
+    "ImportResult",
+    "ImportSettings",
+    "PredictResult",
+    "PredictSettings",
+    "PreloadResult",
+    "PreloadSettings",
+    "RepairSettings",
+    "RunExists",
+    "Stopped",
+    "TrainResult",
+    "TrainSettings",
+    "UnreadableImages",
+    "evaluate",
+    "import_reference",
+    "predict",
+    "preload",
+    "repair",
+    "train",
+]

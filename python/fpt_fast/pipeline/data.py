@@ -1,0 +1,56 @@
+"""The data set of a command: loaded, every image known to be readable."""
+
+import dataclasses
+import logging
+
+from fpt_fast.images import check_images, format_unreadable, load_image_set
+from fpt_fast.records import SPLITS, ImageSet
+from fpt_fast.settings import DataSettings
+
+log = logging.getLogger("fpt_fast")
+
+
+class UnreadableImages(ValueError):
+    """Images that cannot be decoded, named together."""
+
+
+def open_image_set(settings: DataSettings, *, check: bool = True) -> ImageSet:
+    """Load the data set of ``settings``; with ``check``, decode every image once.
+
+    Unreadable images are reported together, before any work; with ``skip_unreadable`` they are
+    left out instead.
+    """
+    images = load_image_set(
+        settings.data,
+        ratios=settings.split_ratios,
+        seed=settings.split_seed,
+        path_column=settings.path_column,
+        label_column=settings.label_column,
+        split_column=settings.split_column,
+    )
+    if check:
+        images = without_unreadable(images, skip=settings.skip_unreadable, workers=settings.workers)
+    log.info(
+        "data: %d images of %d classes (%s)",
+        len(images.items),
+        len(images.classes),
+        ", ".join(f"{split} {len(images.of_split(split))}" for split in SPLITS),
+    )
+    return images
+
+
+def without_unreadable(images: ImageSet, *, skip: bool, workers: int) -> ImageSet:
+    """``images`` without those that cannot be decoded; unless ``skip``, their presence is an error."""
+    unreadable = check_images(images.items, workers=workers)
+    if not unreadable:
+        return images
+    message = format_unreadable(unreadable)
+    if not skip:
+        raise UnreadableImages(
+            f"{message}\nmend or remove them, or go on without them with --skip-unreadable"
+        )
+    log.warning("%s\ngoing on without them", message)
+    bad = {error.path for error in unreadable}
+    return dataclasses.replace(
+        images, items=tuple(item for item in images.items if item.path not in bad)
+    )

@@ -1,0 +1,53 @@
+"""Images for the report, with the tokens that were kept of them."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from fpt_fast.cache import CacheReader
+from fpt_fast.images import DecodedStore
+from fpt_fast.pipeline.features import FeaturePlan
+from fpt_fast.records import ImageItem, Predictions, TokenExample
+
+
+def token_examples(
+    items: Sequence[ImageItem],
+    predictions: Predictions,
+    plan: FeaturePlan,
+    reader: CacheReader | None,
+    store: DecodedStore,
+    *,
+    count: int,
+) -> list[TokenExample]:
+    """Choose up to ``count`` images spread over ``items`` and look up what was kept of them.
+
+    Without a cache there is no record of the kept tokens, and so no example.
+    """
+    if reader is None or count < 1 or predictions.probabilities is None:
+        return []
+    positions = torch.linspace(0, len(items) - 1, min(count, len(items))).round().int().tolist()
+    chosen = [items[position] for position in positions]
+    rows = {key: row for row, key in enumerate(predictions.keys)}
+    index = reader.read([reader.row(item.key) for item in chosen]).index  # [B, L, H, K]
+    size, patch = plan.preprocessing.size, plan.spec.patch_size
+    return [
+        TokenExample(
+            key=item.key,
+            pixels=_as_seen(store.get(item), size),
+            index=index[i],
+            layers=plan.layers,
+            grid=(size[0] // patch[0], size[1] // patch[1]),
+            prefix_tokens=plan.spec.prefix_tokens,
+            label=item.label,
+            probabilities=predictions.probabilities[rows[item.key]],
+        )
+        for i, item in enumerate(chosen)
+    ]
+
+
+def _as_seen(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """The image at the frozen model's input size, 8 bit: [3, h, w] u8."""
+    resized = F.resize(image, list(size), antialias=True)
+    return F.to_dtype(resized, torch.uint8, scale=True)

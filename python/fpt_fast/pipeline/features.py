@@ -1,0 +1,273 @@
+"""What shapes the features: the frozen model, its input and the selection, as one value.
+
+``FeaturePlan`` is made from the settings of a command, travels into a cache as its fingerprint,
+and comes back out of it, so that training and prediction never guess.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from fpt_fast.backbone import FrozenBackbone, load_backbone
+from fpt_fast.cache import CacheMismatch, RecordLayout
+from fpt_fast.config import ConfigError, FptConfig, check_divides, format_layers, parse_layers
+from fpt_fast.images import dataset_preset, measure_statistics
+from fpt_fast.loader import FrozenPass
+from fpt_fast.records import BackboneSpec, ImageSet, Importance, Preprocessing
+from fpt_fast.selection import keep_count
+from fpt_fast.settings import parse_size
+
+log = logging.getLogger("fpt_fast")
+
+# Raised whenever the same settings begin to give other features.
+FEATURES_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturePlan:
+    """All that shapes the features.
+
+    ``source``, ``checkpoint_path`` and ``pretrained`` say where the frozen model was found: they
+    help to find it again, and are no part of the identity, which the weights' hash carries.
+    """
+
+    spec: BackboneSpec
+    source: str
+    checkpoint_path: str | None
+    pretrained: bool
+    position_interpolation: str
+    dtype: str
+    preprocessing: Preprocessing
+    layers: tuple[int, ...]
+    token_ratio: float
+    importance: Importance
+
+    @property
+    def layout(self) -> RecordLayout:
+        """Shape of one image's record."""
+        return RecordLayout(
+            layers=len(self.layers),
+            heads=self.spec.num_heads,
+            kept=keep_count(self.token_ratio, self.spec.num_tokens(self.preprocessing.size)),
+            head_width=self.spec.head_width,
+        )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Identity of the features, as JSON values."""
+        spec = dataclasses.asdict(self.spec)
+        values: dict[str, Any] = {f"backbone.{name}": value for name, value in spec.items()}
+        values |= {
+            "features_version": FEATURES_VERSION,
+            "position_interpolation": self.position_interpolation,
+            "dtype": self.dtype,
+            "input_size": self.preprocessing.size,
+            "mean": self.preprocessing.mean,
+            "std": self.preprocessing.std,
+            "layers": self.layers,
+            "token_ratio": self.token_ratio,
+            "importance": self.importance,
+        }
+        return {name: _plain(value) for name, value in values.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON values, its sources included; ``from_json`` reads it back."""
+        return self.fingerprint() | {
+            "source": self.source,
+            "checkpoint_path": self.checkpoint_path,
+            "pretrained": self.pretrained,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "FeaturePlan":
+        """Inverse of ``to_json``, and of ``fingerprint`` (without sources)."""
+        try:
+            spec = {
+                field.name: _tupled(values[f"backbone.{field.name}"])
+                for field in dataclasses.fields(BackboneSpec)
+            }
+            return cls(
+                spec=BackboneSpec(**spec),
+                source=str(values.get("source", spec["name"])),
+                checkpoint_path=values.get("checkpoint_path"),
+                pretrained=bool(values.get("pretrained", True)),
+                position_interpolation=values["position_interpolation"],
+                dtype=values["dtype"],
+                preprocessing=Preprocessing(
+                    size=_tupled(values["input_size"]),
+                    mean=_tupled(values["mean"]),
+                    std=_tupled(values["std"]),
+                ),
+                layers=_tupled(values["layers"]),
+                token_ratio=values["token_ratio"],
+                importance=values["importance"],
+            )
+        except KeyError as error:
+            raise ConfigError(
+                f"the recorded feature settings lack {error.args[0]!r}; they were not written by "
+                "this version of fpt-fast: preload again"
+            ) from error
+
+    def frozen_pass(self, backbone: FrozenBackbone) -> FrozenPass:
+        """The frozen pass of this plan on ``backbone``, whose weights must be the recorded ones."""
+        if backbone.spec.weights_hash != self.spec.weights_hash:
+            raise CacheMismatch(
+                f"the frozen model has other weights than those of the features: expected "
+                f"{self.spec.name} with hash {self.spec.weights_hash}, got {backbone.spec.name} "
+                f"with {backbone.spec.weights_hash}; name the right one with --backbone or "
+                "--checkpoint-path"
+            )
+        return FrozenPass(
+            backbone, self.preprocessing, self.layers, self.token_ratio, self.importance
+        )
+
+    def require(self, **wanted: Any) -> None:
+        """Raise ``CacheMismatch`` unless every wanted value (None: not asked) is the recorded one."""
+        have: dict[str, Any] = {
+            "backbone": self.spec.name,
+            "layers": self.layers,
+            "token_ratio": self.token_ratio,
+            "importance": self.importance,
+            "input_size": self.preprocessing.size,
+        }
+        differing = [
+            f"  {name}: the cache has {_shown(name, have[name])}, "
+            f"this run asks for {_shown(name, value)}"
+            for name, value in wanted.items()
+            if value is not None and value != have[name]
+        ]
+        if differing:
+            raise CacheMismatch(
+                "the feature cache was made with other settings:\n"
+                + "\n".join(differing)
+                + "\nleave the setting out, name the cache that fits, or preload into another "
+                "--cache directory"
+            )
+
+
+class FrozenSettings(Protocol):
+    """The part of a command's settings that shapes the features."""
+
+    @property
+    def checkpoint_path(self) -> Path | None: ...
+    @property
+    def pretrained(self) -> bool: ...
+    @property
+    def normalization(self) -> str: ...
+    @property
+    def mean(self) -> tuple[float, float, float] | None: ...
+    @property
+    def std(self) -> tuple[float, float, float] | None: ...
+    @property
+    def position_interpolation(self) -> Any: ...
+    @property
+    def dtype(self) -> Any: ...
+    @property
+    def device(self) -> Any: ...
+    @property
+    def workers(self) -> int: ...
+
+
+def make_plan(
+    settings: FrozenSettings, source: str, input_size: str, method: FptConfig, images: ImageSet
+) -> tuple[FeaturePlan, FrozenBackbone]:
+    """Load the frozen model and settle everything that shapes the features.
+
+    ``normalization="auto"`` measures the training images at the input size.
+    """
+    size = parse_size("input_size", input_size)
+    backbone = load_backbone(
+        source,
+        checkpoint_path=settings.checkpoint_path,
+        pretrained=settings.pretrained,
+        dtype=settings.dtype,
+        device=settings.device,
+        position_interpolation=settings.position_interpolation,
+    )
+    spec = backbone.spec
+    check_divides("input_size", size, spec.patch_size)
+    method.check_against(spec)
+    mean, std = _normalization(settings, spec, size, images)
+    plan = FeaturePlan(
+        spec=spec,
+        source=recorded_source(source),
+        checkpoint_path=(
+            None if settings.checkpoint_path is None else str(settings.checkpoint_path.resolve())
+        ),
+        pretrained=settings.pretrained,
+        position_interpolation=settings.position_interpolation,
+        dtype=str(backbone.dtype).removeprefix("torch."),
+        preprocessing=Preprocessing(size, mean, std),
+        layers=method.resolve_layers(spec.depth),
+        token_ratio=method.token_ratio,
+        importance=method.importance,
+    )
+    log.info(
+        "features: %s, layers %s of %d, %d of %d tokens per head, input %dx%d, %s on %s",
+        spec.name,
+        format_layers(plan.layers),
+        spec.depth,
+        plan.layout.kept,
+        spec.num_tokens(size),
+        *size,
+        plan.dtype,
+        backbone.device,
+    )
+    return plan, backbone
+
+
+def parse_optional_layers(text: str | None) -> tuple[int, ...] | None:
+    """Layers as written on the command line, or None."""
+    return None if text is None else parse_layers(text)
+
+
+def recorded_source(source: str) -> str:
+    """A directory by its absolute path, so that a run finds it from anywhere; a name as it is."""
+    path = Path(source)
+    return str(path.resolve()) if path.is_dir() else source
+
+
+def _normalization(
+    settings: FrozenSettings, spec: BackboneSpec, size: tuple[int, int], images: ImageSet
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    if settings.mean is not None or settings.std is not None:
+        if settings.mean is None or settings.std is None:
+            raise ConfigError("--mean and --std go together; give both or neither")
+        if min(settings.std) <= 0:
+            raise ConfigError(f"std must be above 0 in every channel, got {settings.std}")
+        return settings.mean, settings.std
+    if settings.normalization == "backbone":
+        return spec.mean, spec.std
+    if settings.normalization != "auto":
+        preset = dataset_preset(settings.normalization)
+        return preset.mean, preset.std
+    mean, std = measure_statistics(images.of_split("train"), size=size, workers=settings.workers)
+    if min(std) <= 0:
+        raise ConfigError(
+            f"the training images are constant in a channel (std {std}), so they cannot be "
+            "normalised by measurement; use --normalization backbone, or give --mean and --std"
+        )
+    log.info(
+        "normalisation measured on the training images: mean %s, std %s",
+        " ".join(f"{value:.4f}" for value in mean),
+        " ".join(f"{value:.4f}" for value in std),
+    )
+    return mean, std
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _shown(name: str, value: Any) -> str:
+    if name == "layers":
+        return format_layers(value)
+    if name == "input_size":
+        return f"{value[0]}x{value[1]}"
+    return str(value)

@@ -1,0 +1,61 @@
+"""Importing features that the authors' code preloaded into a cache of ours."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from fpt_fast.cache import CacheWriter
+from fpt_fast.compat.features import REFERENCE_DIFFERENCES, read_reference_features
+from fpt_fast.config import preset
+from fpt_fast.pipeline.data import open_image_set
+from fpt_fast.pipeline.features import make_plan, parse_optional_layers
+from fpt_fast.settings import ImportSettings, PreloadSettings, build_settings
+
+
+@dataclass(frozen=True, slots=True)
+class ImportResult:
+    """How many images were imported, and what differs from features of our own."""
+
+    images: int
+    differences: tuple[str, ...]
+
+
+def import_reference(settings: ImportSettings | None = None, **values: Any) -> ImportResult:
+    """Write the authors' preloaded features into a cache; see ``ImportSettings``.
+
+    Their files do not say what made them: the settings given here are believed, recorded in the
+    cache, and only the shapes are checked against them.
+    """
+    settings = settings or build_settings(ImportSettings, values)
+    images = open_image_set(settings, check=False)
+    method = preset(
+        settings.method,
+        layers=parse_optional_layers(settings.layers),
+        token_ratio=settings.token_ratio,
+        importance=settings.importance,
+    )
+    frozen = build_settings(
+        PreloadSettings,
+        {
+            "data": settings.data,
+            "cache": settings.cache,
+            "backbone": settings.backbone,
+            "checkpoint_path": settings.checkpoint_path,
+            "pretrained": settings.pretrained,
+            "normalization": settings.normalization,
+            "mean": settings.mean,
+            "std": settings.std,
+            # Theirs is an f32 pass with their own interpolation of positions.
+            "position_interpolation": "bicubic_scale",
+            "dtype": "f32",
+            "device": "cpu",
+        },
+    )
+    plan, _ = make_plan(frozen, settings.backbone, settings.input_size, method, images)
+    fingerprint = plan.fingerprint() | {"imported_from": "YijinHuang/FPT preload.py"}
+    keys = [item.key for item in images.items]
+    with CacheWriter(settings.cache, plan.layout, fingerprint, keys) as writer:
+        for position, tokens in read_reference_features(settings.features, images, plan.layout):
+            if not writer.is_done(position):
+                writer.write([position], tokens)
+        writer.finish()
+    return ImportResult(len(keys), REFERENCE_DIFFERENCES)

@@ -1,0 +1,122 @@
+"""Prediction: images in, classes and probabilities out, with no cache."""
+
+import csv
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fpt_fast.backbone import load_backbone
+from fpt_fast.config import ConfigError
+from fpt_fast.files import write_atomically
+from fpt_fast.images import DecodedStore, list_images
+from fpt_fast.loader import FeatureLoader, LiveFeatures, NoFeatures
+from fpt_fast.model import FptModel
+from fpt_fast.pipeline.data import without_unreadable
+from fpt_fast.pipeline.features import FeaturePlan
+from fpt_fast.pipeline.training import BEST
+from fpt_fast.records import UNLABELLED, ImageItem, ImageSet, Predictions, Preprocessing
+from fpt_fast.settings import PredictSettings, build_settings
+from fpt_fast.trainer import predict as predict_batches
+
+log = logging.getLogger("fpt_fast")
+
+
+@dataclass(frozen=True, slots=True)
+class PredictResult:
+    """Predictions of unlabelled images, the class names, and the CSV file that holds them."""
+
+    predictions: Predictions
+    classes: tuple[str, ...]
+    output: Path
+
+
+def predict(settings: PredictSettings | None = None, **values: Any) -> PredictResult:
+    """Classify images with a trained run; see ``PredictSettings`` for the arguments.
+
+    Raises ``CacheMismatch`` where the frozen model found has other weights than the run's.
+    """
+    settings = settings or build_settings(PredictSettings, values)
+    model = FptModel.from_pretrained(settings.run / BEST)
+    try:
+        plan = FeaturePlan.from_json(model.extra["features"])
+        classes = tuple(model.extra["classes"])
+    except KeyError as error:
+        raise ConfigError(
+            f"{settings.run / BEST} lacks {error.args[0]!r}; it was not written by fpt-fast train"
+        ) from error
+    images = _open_images(settings, classes)
+    side = Preprocessing(model.config.side_size, plan.preprocessing.mean, plan.preprocessing.std)
+    loader = FeatureLoader(
+        images.items,
+        LiveFeatures(plan.frozen_pass(_backbone(settings, plan)))
+        if model.config.fusion
+        else NoFeatures(),
+        side,
+        batch_size=settings.batch_size,
+        # Every image is looked at once: nothing is worth keeping.
+        store=DecodedStore(limit_bytes=0),
+        # The frozen pass uses every core itself; a second thread decodes meanwhile.
+        workers=1,
+    )
+    predictions = predict_batches(
+        model,
+        loader,
+        device=settings.device,
+        regression=bool(model.extra.get("regression", False)),
+        progress=True,
+    )
+    _write_csv(settings.output, images.items, predictions, classes)
+    return PredictResult(predictions, classes, settings.output)
+
+
+def _open_images(settings: PredictSettings, classes: tuple[str, ...]) -> ImageSet:
+    paths = list_images(settings.images)
+    items = tuple(
+        ImageItem(key=path.as_posix(), path=path, label=UNLABELLED, split="test") for path in paths
+    )
+    return without_unreadable(
+        ImageSet(root=Path(), classes=classes, items=items),
+        skip=settings.skip_unreadable,
+        workers=settings.workers,
+    )
+
+
+def _backbone(settings: PredictSettings, plan: FeaturePlan) -> Any:
+    source = settings.backbone or plan.source
+    checkpoint = settings.checkpoint_path or (
+        Path(plan.checkpoint_path) if plan.checkpoint_path else None
+    )
+    return load_backbone(
+        source,
+        checkpoint_path=checkpoint,
+        pretrained=plan.pretrained,
+        dtype=settings.dtype,
+        device=settings.device,
+        position_interpolation=plan.position_interpolation,  # type: ignore[arg-type]
+    )
+
+
+def _write_csv(
+    output: Path, items: Sequence[ImageItem], predictions: Predictions, classes: tuple[str, ...]
+) -> None:
+    """Write path, predicted class and one probability per class (a grade for a regression)."""
+    probabilities = predictions.probabilities
+    rows: list[list[str]] = []
+    if probabilities is None:
+        header = ["path", "predicted", "grade"]
+        for item, logit in zip(items, predictions.logits.squeeze(1).tolist(), strict=True):
+            grade = min(max(round(logit), 0), len(classes) - 1)
+            rows.append([str(item.path), classes[grade], f"{logit:.6f}"])
+    else:
+        header = ["path", "predicted", *(f"p_{name}" for name in classes)]
+        best = torch.argmax(probabilities, dim=1).tolist()
+        for item, winner, values in zip(items, best, probabilities.tolist(), strict=True):
+            rows.append([str(item.path), classes[winner], *(f"{value:.6f}" for value in values)])
+    with write_atomically(output) as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)

@@ -1,0 +1,176 @@
+"""Preloading: every image once through the frozen model, selected features into the cache."""
+
+import dataclasses
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from fpt_fast.cache import (
+    CacheReport,
+    CacheWriter,
+    drop_bad_records,
+    forecast,
+    inspect_cache,
+    verify_cache,
+)
+from fpt_fast.config import format_layers, preset
+from fpt_fast.images import iter_image_batches
+from fpt_fast.interrupts import stop_on_signals
+from fpt_fast.pipeline.data import open_image_set
+from fpt_fast.pipeline.features import FeaturePlan, make_plan, parse_optional_layers
+from fpt_fast.records import ImageItem
+from fpt_fast.selection import select_features
+from fpt_fast.settings import PreloadSettings, RepairSettings, build_settings
+
+log = logging.getLogger("fpt_fast")
+
+SHORT_DTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+
+
+@dataclass(frozen=True, slots=True)
+class PreloadResult:
+    """What preloading did: images in the cache, those computed now, bytes, wall seconds."""
+
+    cache: Path
+    images: int
+    computed: int
+    bytes: int
+    seconds: float
+
+
+def preload(settings: PreloadSettings | None = None, **values: Any) -> PreloadResult:
+    """Build, resume or complete a feature cache; see ``PreloadSettings`` for the arguments.
+
+    Raises ``CacheMismatch`` where the directory holds features of other settings,
+    ``UnreadableImages``, ``CacheFull``, and ``Stopped`` after SIGTERM or Ctrl-C; in each case
+    what was finished stays valid and the same call goes on from there.
+    """
+    settings = settings or build_settings(PreloadSettings, values)
+    images = open_image_set(settings)
+    method = preset(
+        settings.method,
+        layers=parse_optional_layers(settings.layers),
+        token_ratio=settings.token_ratio,
+        importance=settings.importance,
+    )
+    plan, backbone = make_plan(settings, settings.backbone, settings.input_size, method, images)
+    expected = forecast(plan.layout, len(images.items), settings.cache)
+    log.info("%s", expected)
+    started = time.monotonic()
+    keys = [item.key for item in images.items]
+    with CacheWriter(settings.cache, plan.layout, plan.fingerprint(), keys) as writer:
+        pending = set(writer.pending)
+        if 0 < len(pending) < len(keys):
+            log.info("resuming: %d of %d images are done", len(keys) - len(pending), len(keys))
+        _fill(writer, images.items, pending, plan, backbone, settings)
+        writer.finish()
+    return PreloadResult(
+        cache=settings.cache,
+        images=len(keys),
+        computed=len(pending),
+        bytes=plan.layout.record_bytes * len(keys),
+        seconds=time.monotonic() - started,
+    )
+
+
+def repair(settings: RepairSettings | None = None, **values: Any) -> tuple[list[str], CacheReport]:
+    """Rebuild only the bad records of a cache; see ``RepairSettings`` for the arguments.
+
+    How the records were made is read from the cache.  Returns the keys that were rebuilt, and the
+    report of a full verification afterwards.
+    """
+    settings = settings or build_settings(RepairSettings, values)
+    before = inspect_cache(settings.cache)
+    plan = FeaturePlan.from_json(before.fingerprint)
+    bad = drop_bad_records(settings.cache)
+    if bad:
+        log.info("rebuilding %d bad records: %s", len(bad), ", ".join(bad[:10]))
+    if bad or not before.complete:
+        shared = {
+            field.name: getattr(settings, field.name)
+            for field in dataclasses.fields(RepairSettings)
+        }
+        preload(
+            **shared,
+            layers=format_layers(plan.layers),
+            token_ratio=plan.token_ratio,
+            importance=plan.importance,
+            input_size="x".join(map(str, plan.preprocessing.size)),
+            mean=plan.preprocessing.mean,
+            std=plan.preprocessing.std,
+            position_interpolation=plan.position_interpolation,
+            dtype=SHORT_DTYPES[plan.dtype],
+        )
+    return bad, verify_cache(settings.cache)
+
+
+def _fill(
+    writer: CacheWriter,
+    items: tuple[ImageItem, ...],
+    pending: set[int],
+    plan: FeaturePlan,
+    backbone: Any,
+    settings: PreloadSettings,
+) -> None:
+    """Compute the pending records, batch by batch.
+
+    Batches lie on a fixed grid over the key list and are computed whole, even where only some of
+    their records are pending: the last bits of a matrix product may depend on the batch it was
+    in, and a resumed cache must equal one built in one go byte for byte.
+    """
+    size = settings.batch_size
+    grid = [range(start, min(start + size, len(items))) for start in range(0, len(items), size)]
+    done = [position for cell in grid if pending.isdisjoint(cell) for position in cell]
+    batches = iter_image_batches(
+        items,
+        plan.preprocessing,
+        batch_size=size,
+        workers=settings.workers,
+        skip_positions=done,
+    )
+    with (
+        stop_on_signals() as stop,
+        tqdm(total=len(pending), desc="preload", unit="image", disable=None) as progress,
+    ):
+        log_line = _LogLines(len(pending), enabled=bool(progress.disable))
+        for positions, batch in batches:
+            tokens = select_features(
+                backbone,
+                batch.pixels,
+                layers=plan.layers,
+                token_ratio=plan.token_ratio,
+                importance=plan.importance,
+            )
+            writer.write(positions, tokens)
+            fresh = sum(position in pending for position in positions)
+            progress.update(fresh)
+            log_line.update(fresh)
+            stop.check("the finished records are kept: run the same command to go on")
+
+
+class _LogLines:
+    """Progress for logs: a line every half minute with rate and remaining time."""
+
+    def __init__(self, total: int, *, enabled: bool) -> None:
+        self._total, self._enabled = total, enabled
+        self._done = 0
+        self._started = self._last = time.monotonic()
+
+    def update(self, count: int) -> None:
+        self._done += count
+        now = time.monotonic()
+        if not self._enabled or (now - self._last < 30 and self._done < self._total):
+            return
+        self._last = now
+        rate = self._done / max(now - self._started, 1e-9)
+        log.info(
+            "preload: %d of %d images, %.2f images/s, %.0f s left",
+            self._done,
+            self._total,
+            rate,
+            (self._total - self._done) / max(rate, 1e-9),
+        )

@@ -1,0 +1,375 @@
+"""Settings of each command: what the user may say by flag, YAML or keyword argument.
+
+Every field is a command-line flag of the same name (``input_size`` is ``--input-size``) and a
+key of a YAML file; the text below a field is its help text.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+
+from fpt_fast.config import ConfigError, Loss, LossWeight
+from fpt_fast.records import Importance, Split
+
+_T = TypeVar("_T")
+
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "f32", "bf16", "f16"]
+
+
+def _default_workers() -> int:
+    return max(1, min(8, os.cpu_count() or 1))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataSettings:
+    """Where the images are and how they are split."""
+
+    data: Path
+    """Folder (train/val/test/class, or class) or CSV list (path, label[, split])."""
+    split_ratios: tuple[float, float, float] = (0.7, 0.1, 0.2)
+    """Shares of train, val and test where the data brings no splits; stratified by class."""
+    split_seed: int = 0
+    """Seed of that split."""
+    path_column: str = "path"
+    """CSV column of the image path, relative to the CSV file."""
+    label_column: str = "label"
+    """CSV column of the class."""
+    split_column: str = "split"
+    """CSV column of the split (train, val, test), if there is one."""
+    skip_unreadable: bool = False
+    """Go on without images that cannot be decoded (they are listed either way)."""
+    workers: int = dataclasses.field(default_factory=_default_workers)
+    """Threads that decode images."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreloadSettings(DataSettings):
+    """Run the frozen model once over every image and keep the selected keys and values on disk."""
+
+    backbone: str
+    """timm model name, or a directory with a Hugging Face ViT (config.json, safetensors)."""
+    cache: Path
+    """Directory of the feature cache; an unfinished one is resumed."""
+    checkpoint_path: Path | None = None
+    """Weights for a timm model name, instead of downloading them."""
+    pretrained: bool = True
+    """Load the weights that timm publishes under that name (False: random weights)."""
+    method: Literal["fpt_plus", "fpt"] = "fpt_plus"
+    """Method whose layers are extracted: FPT+ the last half, FPT all."""
+    layers: str | None = None
+    """Layers to extract instead, 0-based: 6-11 or 0,2,5."""
+    token_ratio: float = 0.2
+    """Share of tokens kept per head, class token counted."""
+    importance: Importance = "global"
+    """Token importance: mean over all queries, or the class token's row of the map."""
+    input_size: str = "512"
+    """Input of the frozen model in pixels: 512, or HEIGHTxWIDTH."""
+    normalization: str = "auto"
+    """auto (measured on the training images), backbone (the model's own), or a data set's preset
+    name (messidor2, ddr, isic2018, ...)."""
+    mean: tuple[float, float, float] | None = None
+    """Channel means in [0, 1], instead of --normalization."""
+    std: tuple[float, float, float] | None = None
+    """Channel standard deviations in [0, 1], with --mean."""
+    position_interpolation: Literal["timm", "bicubic_scale"] = "timm"
+    """How position embeddings are resized; bicubic_scale is the authors' way."""
+    dtype: Dtype = "auto"
+    """Arithmetic of the frozen pass."""
+    device: Device = "auto"
+    """Where it runs."""
+    batch_size: int = 8
+    """Images per frozen pass."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RepairSettings(DataSettings):
+    """Rebuild only the bad records of a feature cache; how they were made, the cache knows."""
+
+    cache: Path
+    """Directory of the cache."""
+    backbone: str
+    """The frozen model that made it: timm name or directory (its weights are checked)."""
+    checkpoint_path: Path | None = None
+    """Weights for a timm model name, instead of downloading them."""
+    pretrained: bool = True
+    """Load the weights that timm publishes under that name."""
+    device: Device = "auto"
+    """Where the frozen pass runs."""
+    batch_size: int = 8
+    """Images per frozen pass."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImportSettings(DataSettings):
+    """Turn features preloaded by the authors' code into a cache; what differs is said."""
+
+    features: Path
+    """Folder with the authors' NAME.safetensors files."""
+    cache: Path
+    """Directory of the cache to write."""
+    backbone: str
+    """The frozen model that made them: timm name, or Hugging Face directory."""
+    checkpoint_path: Path | None = None
+    """Weights for a timm model name, instead of downloading them."""
+    pretrained: bool = True
+    """Load the weights that timm publishes under that name."""
+    method: Literal["fpt_plus", "fpt"] = "fpt_plus"
+    """Method whose layers were extracted."""
+    layers: str | None = None
+    """Layers that were extracted, as layers_to_extract had them, if not the method's own."""
+    token_ratio: float = 0.2
+    """Token ratio that they were made with."""
+    importance: Importance = "global"
+    """Token importance that they were made with."""
+    input_size: str = "512"
+    """Input of the frozen model that they were made at."""
+    normalization: str = "auto"
+    """Normalisation that they were made with: a data set's preset, backbone, or auto."""
+    mean: tuple[float, float, float] | None = None
+    """Channel means that they were made with, instead of --normalization."""
+    std: tuple[float, float, float] | None = None
+    """Channel standard deviations, with --mean."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainSettings(DataSettings):
+    """Train the prompts and the side network from a feature cache, then test the best epoch."""
+
+    cache: str
+    """Directory of the feature cache, or none: a frozen pass for every batch instead."""
+    run: Path
+    """Directory for the run's files: must not exist yet, or see --resume and --overwrite."""
+    resume: bool = False
+    """Continue an interrupted run from its last epoch."""
+    overwrite: bool = False
+    """Replace the files of an earlier run."""
+
+    method: Literal["fpt_plus", "fpt"] = "fpt_plus"
+    """FPT+ or FPT."""
+    layers: str | None = None
+    """Extracted layers; with a cache, must be those it was made with."""
+    token_ratio: float | None = None
+    """Share of tokens kept; with a cache, must be the one it was made with."""
+    importance: Importance | None = None
+    """Token importance; with a cache, must be the one it was made with."""
+    input_size: str | None = None
+    """Input of the frozen model; with a cache, must be the one it was made with."""
+    backbone: str | None = None
+    """Frozen model; needed with --cache none, else must be the one the cache was made with."""
+    checkpoint_path: Path | None = None
+    """Weights for a timm model name (with --cache none)."""
+    pretrained: bool = True
+    """Load published weights (with --cache none)."""
+    normalization: str = "auto"
+    """Normalisation with --cache none; a cache brings its own."""
+    mean: tuple[float, float, float] | None = None
+    """Channel means in [0, 1], instead of --normalization."""
+    std: tuple[float, float, float] | None = None
+    """Channel standard deviations, with --mean."""
+    position_interpolation: Literal["timm", "bicubic_scale"] = "timm"
+    """How position embeddings are resized (with --cache none)."""
+    dtype: Dtype = "auto"
+    """Arithmetic of the frozen pass (with --cache none)."""
+    augment_input: bool = False
+    """Augment the frozen model's input too (only with --cache none)."""
+
+    fusion: bool = True
+    """False trains the side network alone."""
+    num_prompts: int | None = None
+    """Prompts per layer (default 16)."""
+    side_size: str | None = None
+    """Side input in pixels (default 128 for FPT+, 224 for FPT), or HEIGHTxWIDTH."""
+    side_reduction: int | None = None
+    """Frozen width over side width (default 8)."""
+
+    epochs: int = 20
+    """Passes over the training images."""
+    batch_size: int = 16
+    """Images per step."""
+    learning_rate: float | None = None
+    """Peak learning rate (default: that of the preset named by --preset, else 1e-4)."""
+    preset: str | None = None
+    """Data set whose published learning rate to use (messidor2, ddr, isic2018, ...)."""
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    """Optimiser."""
+    weight_decay: float = 0.1
+    """Weight decay."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradient."""
+    warmup_epochs: int = 0
+    """Epochs of linear warm-up."""
+    loss: Loss = "cross_entropy"
+    """Loss; the last three treat the label as a grade with one output."""
+    loss_weight: LossWeight = "none"
+    """Class weights of the cross-entropy."""
+    loss_weights: tuple[float, ...] = ()
+    """One weight per class, with --loss-weight given."""
+    loss_weight_decay: float = 0.9
+    """Factor per epoch from balanced to equal weights, with --loss-weight dynamic."""
+    monitor: str = "auc"
+    """Validation metric that picks the best epoch."""
+    eval_interval: int = 1
+    """Epochs between validations."""
+    augment: bool = True
+    """Augment the side input as published."""
+    seed: int = 0
+    """Seed of weights, order, augmentation and dropout."""
+    device: Device = "auto"
+    """Where training runs."""
+    tensorboard: bool = False
+    """Write TensorBoard files into the run (needs the tensorboard extra)."""
+    report_images: int = 6
+    """Test images drawn in the report with their kept tokens."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateSettings:
+    """Evaluate a trained run on a split of its data."""
+
+    run: Path
+    """Directory of the run."""
+    split: Split = "test"
+    """Split to evaluate."""
+    data: Path | None = None
+    """Other data than the run was trained on (same classes)."""
+    cache: str | None = None
+    """Other feature cache, or none."""
+    device: Device = "auto"
+    """Where it runs."""
+    batch_size: int = 16
+    """Images per step."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictSettings:
+    """Classify images with a trained run; needs no cache."""
+
+    run: Path
+    """Directory of the run."""
+    images: tuple[Path, ...]
+    """Images, folders or a CSV list with a path column."""
+    output: Path
+    """CSV file to write: path, predicted class, one probability per class."""
+    backbone: str | None = None
+    """Where the frozen model is now, if not where it was (its weights are checked)."""
+    checkpoint_path: Path | None = None
+    """Weights for a timm model name, instead of downloading them."""
+    skip_unreadable: bool = False
+    """Go on without images that cannot be decoded."""
+    dtype: Dtype = "auto"
+    """Arithmetic of the frozen pass."""
+    device: Device = "auto"
+    """Where it runs."""
+    batch_size: int = 8
+    """Images per frozen pass."""
+    workers: int = dataclasses.field(default_factory=_default_workers)
+    """Threads that decode images."""
+
+
+def parse_size(name: str, text: str | int) -> tuple[int, int]:
+    """Read ``512`` or ``768x512`` as (height, width) in pixels."""
+    parts = str(text).lower().split("x")
+    if len(parts) in (1, 2) and all(part.isdigit() and int(part) > 0 for part in parts):
+        return int(parts[0]), int(parts[-1])
+    raise ConfigError(f"{name} must be a size like 512 or HEIGHTxWIDTH like 768x512, got {text!r}")
+
+
+def read_yaml(path: Path, settings: type[Any]) -> dict[str, Any]:
+    """Read the keys of ``settings`` from a YAML file; an unknown key is an error."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if values is None:
+        return {}
+    return parse_values(settings, values, str(path))
+
+
+def parse_values(settings: type[Any], values: Any, where: str) -> dict[str, Any]:
+    """Check keys and types of ``values`` read from ``where`` against the fields of ``settings``."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where} must hold keys and values, got {type(values).__name__}")
+    known = {field.name for field in dataclasses.fields(settings)}
+    renamed = {str(key).replace("-", "_"): value for key, value in values.items()}
+    unknown = sorted(set(renamed) - known)
+    if unknown:
+        raise ConfigError(
+            f"{where}: unknown key {', '.join(map(repr, unknown))}; known are "
+            f"{', '.join(sorted(known))}"
+        )
+    hints = get_type_hints(settings)
+    return {key: _from_yaml(key, value, hints[key]) for key, value in renamed.items()}
+
+
+def to_yaml_values(settings: Any) -> dict[str, Any]:
+    """Settings as values that YAML can hold and ``read_yaml`` reads back."""
+    return {
+        field.name: _to_yaml(getattr(settings, field.name))
+        for field in dataclasses.fields(settings)
+    }
+
+
+def build_settings(settings: type[_T], values: Mapping[str, Any]) -> _T:
+    """Make settings from keywords; a missing one is named."""
+    missing = [
+        field.name
+        for field in dataclasses.fields(settings)  # type: ignore[arg-type]
+        if field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+        and field.name not in values
+    ]
+    if missing:
+        raise ConfigError(f"{settings.__name__} needs {', '.join(missing)}")
+    return settings(**values)
+
+
+def _from_yaml(key: str, value: Any, hint: Any) -> Any:
+    """Turn YAML's strings and lists into the paths and tuples of the field."""
+    options = get_args(hint)
+    if value is None:
+        return None
+    if get_origin(hint) is Literal:
+        if value not in options:
+            raise ConfigError(f"{key} must be one of {', '.join(map(str, options))}, got {value!r}")
+        return value
+    if hint is Path or Path in options:
+        return Path(str(value))
+    if isinstance(value, list):
+        inner = Path if Path in _inner(hint) else None
+        return tuple(inner(item) if inner else item for item in value)
+    if hint is str or str in options:
+        return str(value)
+    if hint is bool and not isinstance(value, bool):
+        raise ConfigError(f"{key} must be true or false, got {value!r}")
+    if (hint in (int, float) or int in options or float in options) and not isinstance(
+        value, int | float
+    ):
+        # YAML reads 1e-4 (no dot) as a string.
+        try:
+            return float(value)
+        except ValueError:
+            raise ConfigError(f"{key} must be a number, got {value!r}") from None
+    return value
+
+
+def _inner(hint: Any) -> tuple[Any, ...]:
+    found: tuple[Any, ...] = ()
+    for option in (hint, *get_args(hint)):
+        found += get_args(option)
+    return found
+
+
+def _to_yaml(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple):
+        return [_to_yaml(item) for item in value]
+    return value
