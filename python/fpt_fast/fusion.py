@@ -1,0 +1,113 @@
+"""Fusion of the frozen model's features: learned prompts attend to the kept tokens."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fpt_fast.ops import prompt_attention
+
+# As published: so close to zero that training starts from the plain mean of the kept values.
+_PROMPT_STD = 1e-6
+
+
+class PromptFusion(nn.Module):
+    """Learned prompts ``[L, 1, P, prompt_dim]`` read the kept keys and values of ``L`` layers.
+
+    With ``prompt_dim`` equal to ``frozen_width`` (FPT+) the prompts are added before the output
+    projection: ``out_proj(attention + prompts)``; with any other ``prompt_dim`` (FPT, where it is
+    ``side_width``) after it: ``out_proj(attention) + prompts``.  ``prompt_norm`` normalises the
+    prompts, ``prompt_proj`` projects them to ``frozen_width``, before they become queries.  Norm
+    and projections are shared by all layers.
+
+    Parameter names are those of the published code.  Raises ``ValueError`` for widths that do
+    not fit together.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        frozen_width: int,
+        side_width: int,
+        num_heads: int,
+        num_prompts: int,
+        prompt_dim: int | None = None,
+        prompt_norm: bool = True,
+        prompt_proj: bool = False,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        width = frozen_width if prompt_dim is None else prompt_dim
+        _check_at_least_one(
+            num_layers=num_layers,
+            frozen_width=frozen_width,
+            side_width=side_width,
+            num_heads=num_heads,
+            num_prompts=num_prompts,
+            prompt_dim=width,
+        )
+        if frozen_width % num_heads:
+            raise ValueError(
+                f"num_heads must divide the frozen width {frozen_width}, got {num_heads}"
+            )
+        if width != frozen_width and not prompt_proj:
+            raise ValueError(
+                f"prompt_proj must be True where the prompts' width {width} is not the frozen "
+                f"width {frozen_width}, got False"
+            )
+        self.num_layers = num_layers
+        self.num_heads = num_heads
+        self.num_prompts = num_prompts
+        self.frozen_width = frozen_width
+        self.adds_before_projection = width == frozen_width
+
+        self.prompts = nn.Parameter(torch.empty(num_layers, 1, num_prompts, width))
+        nn.init.normal_(self.prompts, std=_PROMPT_STD)
+        self.layer_norm = nn.LayerNorm(width) if prompt_norm else nn.Identity()
+        self.prompt_proj = nn.Linear(width, frozen_width) if prompt_proj else nn.Identity()
+        self.out_proj = nn.Linear(frozen_width, side_width)
+        self.dropout = nn.Dropout(dropout)
+
+    def queries(self) -> Tensor:
+        """Return the queries ``[L, H, P, D]``, the same for every image of a step."""
+        q: Tensor = self.prompt_proj(self.layer_norm(self.prompts))  # [L, 1, P, C]
+        shape = (self.num_layers, self.num_prompts, self.num_heads, -1)
+        return q.view(shape).transpose(1, 2)
+
+    def forward(self, kv: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return the states ``[L, B, P, S]`` that the side network's layers see.
+
+        ``kv`` [M, L, 2, H, K, D], any dtype that ``fpt_fast.ops.prompt_attention`` reads;
+        ``rows`` [B] picks the batch out of it, None takes all ``M`` in their order.  Raises
+        ``ValueError`` where ``kv`` was not extracted for this module's layers, heads and width.
+        """
+        self._check(kv)
+        return self.project(prompt_attention(self.queries(), kv, rows))
+
+    def project(self, attended: Tensor) -> Tensor:
+        """Add the prompts to ``attended`` [L, B, P, C] and project it: states [L, B, P, S]."""
+        states: Tensor = self.out_proj(attended)
+        if self.adds_before_projection:
+            # W (a + p) + b is (W a + b) + W p: the prompts are projected once, not per image.
+            states = states + functional.linear(self.prompts, self.out_proj.weight)
+        else:
+            states = states + self.prompts
+        dropped: Tensor = self.dropout(states)
+        return dropped
+
+    def _check(self, kv: Tensor) -> None:
+        head_width = self.frozen_width // self.num_heads
+        if kv.ndim != 6:
+            raise ValueError(f"kv must be [M, L, 2, H, K, D], got shape {tuple(kv.shape)}")
+        expected = (self.num_layers, 2, self.num_heads, head_width)
+        if (*kv.shape[1:4], kv.shape[5]) != expected:
+            raise ValueError(
+                f"kv must be [M, {self.num_layers}, 2, {self.num_heads}, K, {head_width}] for this "
+                f"model, got {tuple(kv.shape)}; were the features made with other layers or by "
+                "another frozen model?"
+            )
+
+
+def _check_at_least_one(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
