@@ -1,0 +1,262 @@
+"""Metrics of predictions, with one policy for classes that a split lacks.
+
+Images without a label are left out.  ``f1``, ``precision``, ``recall`` are macro averages over
+the classes with at least one image; ``auc`` is the macro average of one-vs-rest areas over the
+classes with at least one image *and* at least one image of another class.  Classes without an
+image are named in ``Metrics.missing_classes``, and what could not be computed in
+``Metrics.notes``.  A ratio with nothing below the line counts as 0 (scikit-learn's
+``zero_division=0``).
+"""
+
+import math
+from collections.abc import ItemsView, Iterator, KeysView
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fpt_fast.records import UNLABELLED, Predictions
+
+CLASSIFICATION_METRICS = (
+    "auc",
+    "auc_raw_logits",
+    "accuracy",
+    "f1",
+    "precision",
+    "recall",
+    "kappa",
+)
+REGRESSION_METRICS = ("mae", "mse", "accuracy", "f1", "precision", "recall", "kappa")
+LOWER_IS_BETTER = frozenset({"loss", "mae", "mse"})
+
+
+@dataclass(frozen=True, slots=True)
+class ClassMetrics:
+    """One class against the rest; ``auc`` is NaN unless the split has images of both."""
+
+    support: int
+    precision: float
+    recall: float
+    f1: float
+    auc: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Metrics:
+    """Metrics of one split: ``metrics["auc"]``, ``dict(metrics)``; all of them in ``values``.
+
+    ``confusion`` [classes, classes] i64 counts images, row: true class, column: predicted class.
+    ``missing_classes`` are label numbers without an image; ``notes`` say, in words for a user,
+    what is missing and what follows from it.
+    """
+
+    values: dict[str, float]
+    confusion: Tensor
+    per_class: tuple[ClassMetrics, ...]
+    missing_classes: tuple[int, ...]
+    notes: tuple[str, ...]
+
+    def __getitem__(self, name: str) -> float:
+        return self.values[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def keys(self) -> KeysView[str]:
+        """Names of the metrics, in order."""
+        return self.values.keys()
+
+    def items(self) -> ItemsView[str, float]:
+        """Names and values, in order."""
+        return self.values.items()
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain JSON values; what is not a finite number becomes None."""
+        return {
+            "values": {name: finite_or_none(value) for name, value in self.values.items()},
+            "confusion": self.confusion.tolist(),
+            "per_class": [
+                {name: finite_or_none(value) for name, value in asdict(row).items()}
+                for row in self.per_class
+            ],
+            "missing_classes": list(self.missing_classes),
+            "notes": list(self.notes),
+        }
+
+
+def finite_or_none(value: float) -> float | None:
+    """Return ``value``, or None where JSON has no number for it (NaN, infinities)."""
+    return value if math.isfinite(value) else None
+
+
+def metric_names(*, regression: bool = False) -> tuple[str, ...]:
+    """Names in ``compute_metrics(...).values``, in order."""
+    return REGRESSION_METRICS if regression else CLASSIFICATION_METRICS
+
+
+def compute_metrics(predictions: Predictions, num_classes: int) -> Metrics:
+    """Compute all metrics of a split (policy: see the module).
+
+    ``auc`` equals ``sklearn.metrics.roc_auc_score`` on ``predictions.probabilities``: with two
+    classes on the probability of class 1, with more as ``multi_class="ovr", average="macro"``.
+    ``auc_raw_logits`` is what the authors' code reports: one-vs-rest areas over the columns of
+    the logits as they are (with two classes too: the mean over both columns), which ranks
+    images on an unnormalised scale; it is here to be compared with published numbers only.
+    Without probabilities the predictions are of a regression: rounded (halves up) and clipped
+    to a class for ``accuracy``, ``f1``, ``precision``, ``recall``, ``kappa``; no AUC.
+
+    Raises ``ValueError`` for fewer than two classes, shapes that do not fit, labels out of range,
+    logits that are not finite (named by image), or when no image has a label.
+    """
+    labels, logits, probabilities = _checked_arrays(predictions, num_classes)
+    notes: list[str] = []
+    predicted = (
+        _round_to_class(logits[:, 0], num_classes)
+        if probabilities is None
+        else probabilities.argmax(axis=1)
+    )
+    confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
+    np.add.at(confusion, (labels, predicted), 1)
+    support = confusion.sum(axis=1)
+    missing = tuple(int(c) for c in np.flatnonzero(support == 0))
+    if missing:
+        notes.append(
+            f"no image of class {', '.join(map(str, missing))} in this split; "
+            "averages are over the classes present"
+        )
+
+    precision = _ratio(confusion.diagonal(), confusion.sum(axis=0))
+    recall = _ratio(confusion.diagonal(), support)
+    f1 = _ratio(2 * confusion.diagonal(), confusion.sum(axis=0) + support)
+    auc = np.full(num_classes, np.nan)
+    values: dict[str, float] = {}
+    if probabilities is None:
+        error = logits[:, 0].astype(np.float64) - labels
+        values["mae"] = float(np.abs(error).mean())
+        values["mse"] = float(np.square(error).mean())
+    else:
+        auc = _one_vs_rest_auc(labels, probabilities)
+        values["auc"] = float(auc[1]) if num_classes == 2 else _mean_of_finite(auc)
+        values["auc_raw_logits"] = _mean_of_finite(_one_vs_rest_auc(labels, logits))
+        if math.isnan(values["auc"]):
+            notes.append("auc is not defined: all images of this split are of one class")
+    present = support > 0
+    values["accuracy"] = float(confusion.trace() / confusion.sum())
+    values["f1"] = float(f1[present].mean())
+    values["precision"] = float(precision[present].mean())
+    values["recall"] = float(recall[present].mean())
+    values["kappa"] = _quadratic_kappa(confusion)
+    if math.isnan(values["kappa"]):
+        notes.append("kappa is not defined: labels and predictions are all of one class")
+    return Metrics(
+        values=values,
+        confusion=torch.from_numpy(confusion),
+        per_class=tuple(
+            ClassMetrics(
+                int(support[c]), float(precision[c]), float(recall[c]), float(f1[c]), float(auc[c])
+            )
+            for c in range(num_classes)
+        ),
+        missing_classes=missing,
+        notes=tuple(notes),
+    )
+
+
+def predicted_classes(predictions: Predictions, num_classes: int) -> Tensor:
+    """Predicted label of each image, [images] i64: most probable class, or rounded grade."""
+    if predictions.probabilities is not None:
+        return predictions.probabilities.argmax(dim=1)
+    grades = predictions.logits[:, 0].numpy()
+    return torch.from_numpy(_round_to_class(grades, num_classes))
+
+
+def _checked_arrays(
+    predictions: Predictions, num_classes: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32] | None]:
+    """Labels, logits and probabilities of the labelled images, or a ``ValueError``."""
+    if num_classes < 2:
+        raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+    count = len(predictions.keys)
+    outputs = 1 if predictions.probabilities is None else num_classes
+    for name, value, shape in (
+        ("labels", predictions.labels, (count,)),
+        ("logits", predictions.logits, (count, outputs)),
+        ("probabilities", predictions.probabilities, (count, outputs)),
+    ):
+        if value is not None and tuple(value.shape) != shape:
+            raise ValueError(
+                f"predictions.{name} must be {shape} for {count} images and {num_classes} "
+                f"classes, got {tuple(value.shape)}"
+            )
+    finite = predictions.logits.isfinite().all(dim=1)
+    if not bool(finite.all()):
+        bad = [key for key, ok in zip(predictions.keys, finite.tolist(), strict=True) if not ok]
+        raise ValueError(
+            f"logits must be finite, got NaN or infinity for {len(bad)} of {count} images, first "
+            f"{bad[0]!r}: check its features (`fpt-fast cache verify`) and the training loss"
+        )
+    labelled = predictions.labels != UNLABELLED
+    if not bool(labelled.any()):
+        raise ValueError(f"metrics need labelled images, got {count} images without a label")
+    labels = predictions.labels[labelled].numpy()
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f"labels must be in 0..{num_classes - 1}, got {labels.min()}..{labels.max()}"
+        )
+    probabilities = predictions.probabilities
+    return (
+        labels,
+        predictions.logits[labelled].numpy(),
+        None if probabilities is None else probabilities[labelled].numpy(),
+    )
+
+
+def _one_vs_rest_auc(labels: NDArray[np.int64], scores: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Area under the ROC curve of each column against the rest, NaN where it has no meaning."""
+    # scikit-learn brings scipy, a second of import that only metrics need.
+    from sklearn.metrics import roc_auc_score
+
+    areas = np.full(scores.shape[1], np.nan)
+    for column in range(scores.shape[1]):
+        positive = labels == column
+        if positive.any() and not positive.all():
+            areas[column] = roc_auc_score(positive, scores[:, column])
+    return areas
+
+
+def _quadratic_kappa(confusion: NDArray[np.int64]) -> float:
+    """Cohen's kappa with quadratic weights; NaN where chance agreement is complete."""
+    grades = np.arange(len(confusion))
+    weights = np.square(grades[:, None] - grades[None, :]).astype(np.float64)
+    expected = np.outer(confusion.sum(axis=1), confusion.sum(axis=0)) / confusion.sum()
+    disagreement = float((weights * expected).sum())
+    if disagreement == 0.0:
+        return math.nan
+    return 1.0 - float((weights * confusion).sum()) / disagreement
+
+
+def _ratio(above: NDArray[np.int64], below: NDArray[np.int64]) -> NDArray[np.float64]:
+    ratio: NDArray[np.float64] = np.where(below > 0, above / np.maximum(below, 1), 0.0)
+    return ratio
+
+
+def _mean_of_finite(values: NDArray[np.float64]) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else math.nan
+
+
+def _round_to_class(grades: NDArray[np.float32], num_classes: int) -> NDArray[np.int64]:
+    """Nearest class; halves go up, unlike ``round``, as in the authors' thresholds at i - 0.5."""
+    classes: NDArray[np.int64] = np.clip(np.floor(grades + 0.5), 0, num_classes - 1).astype(
+        np.int64
+    )
+    return classes

@@ -1,0 +1,21 @@
+"""Training and prediction of any module called as ``model(batch: FeatureBatch) -> logits``."""
+
+from fpt_fast.trainer.batches import EpochBatches, resolve_device
+from fpt_fast.trainer.checkpoint import CheckpointError, load_weights
+from fpt_fast.trainer.loop import Callback, TrainingError, fit
+from fpt_fast.trainer.prediction import predict
+from fpt_fast.trainer.schedule import learning_rate_at
+from fpt_fast.trainer.validation import monitor_names
+
+__all__ = [
+    "Callback",
+    "CheckpointError",
+    "EpochBatches",
+    "TrainingError",
+    "fit",
+    "learning_rate_at",
+    "load_weights",
+    "monitor_names",
+    "predict",
+    "resolve_device",
+]

@@ -1,0 +1,78 @@
+"""What the trainer asks of a source of batches, and the one place where they change device."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fpt_fast.records import FeatureBatch
+
+
+class EpochBatches(Protocol):
+    """Batches of one split: iterable any number of times, of known length.
+
+    ``set_epoch(e)`` makes the next iteration that of epoch ``e``: order and augmentation must
+    depend on nothing else but the source's own seed, or a resumed run cannot equal an
+    uninterrupted one.
+    """
+
+    def __iter__(self) -> Iterator[FeatureBatch]: ...
+
+    def __len__(self) -> int: ...
+
+    def set_epoch(self, epoch: int) -> None: ...
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Read a device name; ``"auto"`` is the first CUDA device, or else the CPU.
+
+    Raises ``ValueError`` for a name that torch does not know, or CUDA where there is none.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be 'auto' or a torch device, got {device!r}") from error
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device {device!r} needs a CUDA device, and torch {torch.__version__} sees none; "
+            "use device='cpu' or 'auto'"
+        )
+    return resolved
+
+
+def move_batch(batch: FeatureBatch, device: torch.device) -> FeatureBatch:
+    """Return the batch with every tensor on ``device``; itself where they are there already."""
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(device, non_blocking=True)
+
+    return FeatureBatch(
+        side_pixels=move(batch.side_pixels),
+        kv=None if batch.kv is None else move(batch.kv),
+        rows=None if batch.rows is None else move(batch.rows),
+        labels=move(batch.labels),
+        keys=batch.keys,
+    )
+
+
+def check_labels(batch: FeatureBatch, num_classes: int) -> None:
+    """Raise ``ValueError`` naming the first image whose label is not in 0..num_classes - 1."""
+    bad = (batch.labels < 0) | (batch.labels >= num_classes)
+    if bool(bad.any()):
+        first = int(bad.nonzero()[0, 0])
+        raise ValueError(
+            f"labels of training images must be in 0..{num_classes - 1}, got "
+            f"{int(batch.labels[first])} for {batch.keys[first]!r}; label it or leave it out"
+        )
+
+
+def check_logits(logits: Tensor, batch_size: int, outputs: int) -> None:
+    """Raise ``ValueError`` unless logits are [batch_size, outputs]."""
+    if tuple(logits.shape) != (batch_size, outputs):
+        raise ValueError(
+            f"the model must return logits {(batch_size, outputs)} ([B, outputs]), got "
+            f"{tuple(logits.shape)}; a regression loss needs one output, the others one a class"
+        )

@@ -1,0 +1,51 @@
+"""A run's records as JSON, and what differs between two runs' settings."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from fpt_fast.metrics import finite_or_none
+from fpt_fast.records import EpochRecord
+
+
+def record_to_json(record: EpochRecord) -> dict[str, Any]:
+    """An epoch as JSON values; metrics that are not finite become None."""
+    return {
+        "epoch": record.epoch,
+        "loss": record.loss,
+        "learning_rate": record.learning_rate,
+        "seconds": record.seconds,
+        "val": {name: finite_or_none(value) for name, value in record.val.items()},
+    }
+
+
+def record_from_json(values: Mapping[str, Any]) -> EpochRecord:
+    """Inverse of ``record_to_json``; None becomes NaN."""
+    return EpochRecord(
+        epoch=values["epoch"],
+        loss=values["loss"],
+        learning_rate=values["learning_rate"],
+        seconds=values["seconds"],
+        val={name: math.nan if value is None else value for name, value in values["val"].items()},
+    )
+
+
+def describe_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Name every setting that differs, as ``key: before -> now``; empty where none does."""
+    old, new = _flatten(before), _flatten(now)
+    return ", ".join(
+        f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    )
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            # JSON knows lists, not tuples.
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
