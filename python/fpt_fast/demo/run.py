@@ -24,6 +24,7 @@ log = logging.getLogger("fpt_fast")
 BACKBONE = Path(__file__).parent / "backbone"
 INPUT_SIZE = 512
 SIDE_SIZE = 64
+BATCH_SIZE = 8
 LEARNING_RATE = 2e-3
 
 
@@ -95,13 +96,12 @@ def linear_probe_auc(data: Path) -> float:
     preprocessing = Preprocessing((INPUT_SIZE, INPUT_SIZE), backbone.spec.mean, backbone.spec.std)
 
     def features(items: tuple[ImageItem, ...]) -> Tensor:  # [images, C]
-        batches = iter_image_batches(items, preprocessing, batch_size=8)
+        batches = iter_image_batches(items, preprocessing, batch_size=BATCH_SIZE)
+        total = -(-len(items) // BATCH_SIZE)
         return torch.cat(
             [
                 backbone.features(batch.pixels).cpu()
-                for _, batch in tqdm(
-                    batches, total=-(-len(items) // 8), desc="linear probe", disable=None
-                )
+                for _, batch in tqdm(batches, total=total, desc="linear probe", disable=None)
             ]
         )
 

@@ -40,7 +40,7 @@ def open_image_set(settings: DataSettings, *, check: bool = True) -> ImageSet:
 
 
 def without_unreadable(images: ImageSet, *, skip: bool, workers: int) -> ImageSet:
-    """``images`` without those that cannot be decoded; unless ``skip``, their presence is an error."""
+    """``images`` without those that cannot be decoded; an error names them unless ``skip``."""
     unreadable = check_images(images.items, workers=workers)
     if not unreadable:
         return images

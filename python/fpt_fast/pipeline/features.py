@@ -124,7 +124,7 @@ class FeaturePlan:
         )
 
     def require(self, **wanted: Any) -> None:
-        """Raise ``CacheMismatch`` unless every wanted value (None: not asked) is the recorded one."""
+        """Raise ``CacheMismatch`` unless each wanted value is the recorded one (None: any is)."""
         have: dict[str, Any] = {
             "backbone": self.spec.name,
             "layers": self.layers,

@@ -1,4 +1,4 @@
-"""Training and evaluation of a run: from features and labels to a tested classifier and a report."""
+"""Training and evaluation: from features and labels to a tested classifier and a report."""
 
 import dataclasses
 import json

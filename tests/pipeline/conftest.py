@@ -1,0 +1,65 @@
+"""A frozen model on disk and a data set, small enough to run the whole method in a second."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_run import write_backbone
+
+from fpt_fast.pipeline import PreloadSettings, TrainSettings
+from helpers import write_image_set
+
+INPUT = "48"
+
+
+@pytest.fixture
+def backbone(tmp_path: Path) -> Path:
+    return write_backbone(tmp_path / "golden-vit")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """24 images of 3 classes; names repeat between classes and splits."""
+    return write_image_set(tmp_path / "images")
+
+
+@pytest.fixture
+def preload_settings(tmp_path: Path, backbone: Path, data: Path) -> Callable[..., PreloadSettings]:
+    """Settings of a small f32 preload; keyword arguments change them."""
+
+    def make(**changes: Any) -> PreloadSettings:
+        values: dict[str, Any] = {
+            "data": data,
+            "backbone": str(backbone),
+            "cache": tmp_path / "cache",
+            "input_size": INPUT,
+            "normalization": "backbone",
+            "dtype": "f32",
+            "batch_size": 5,
+            "workers": 2,
+        }
+        return PreloadSettings(**{**values, **changes})
+
+    return make
+
+
+@pytest.fixture
+def train_settings(tmp_path: Path, data: Path) -> Callable[..., TrainSettings]:
+    """Settings of a two-epoch run on that cache; keyword arguments change them."""
+
+    def make(**changes: Any) -> TrainSettings:
+        values: dict[str, Any] = {
+            "data": data,
+            "cache": str(tmp_path / "cache"),
+            "run": tmp_path / "run",
+            "side_size": "24",
+            "num_prompts": 3,
+            "epochs": 2,
+            "batch_size": 5,
+            "learning_rate": 1e-2,
+            "workers": 2,
+        }
+        return TrainSettings(**{**values, **changes})
+
+    return make

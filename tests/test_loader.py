@@ -1,0 +1,143 @@
+"""Batches: what they hold depends on seed, epoch and image, and on nothing else."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fpt_fast.config import AugmentConfig
+from fpt_fast.images import DecodedStore, load_image_set
+from fpt_fast.loader import CachedFeatures, FeatureLoader, NoFeatures
+from fpt_fast.records import FeatureBatch, ImageItem, Preprocessing
+
+SIDE = Preprocessing((16, 16), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+
+
+@pytest.fixture
+def items(image_folder: Path) -> tuple[ImageItem, ...]:
+    return load_image_set(image_folder).of_split("train")
+
+
+@pytest.fixture
+def make_loader(items: tuple[ImageItem, ...]) -> Callable[..., FeatureLoader]:
+    def make(**changes: object) -> FeatureLoader:
+        values: dict[str, object] = {
+            "batch_size": 5,
+            "store": DecodedStore(),
+            "augmentation": AugmentConfig(),
+            "shuffle": True,
+            "seed": 3,
+            **changes,
+        }
+        features = values.pop("features", NoFeatures())
+        return FeatureLoader(items, features, SIDE, **values)  # type: ignore[arg-type]
+
+    return make
+
+
+def epoch(loader: FeatureLoader, number: int) -> list[FeatureBatch]:
+    loader.set_epoch(number)
+    return list(loader)
+
+
+def pixels(batches: Sequence[FeatureBatch]) -> Tensor:
+    return torch.cat([batch.side_pixels for batch in batches])
+
+
+def keys(batches: Sequence[FeatureBatch]) -> list[str]:
+    return [key for batch in batches for key in batch.keys]
+
+
+def test_every_image_once_and_the_last_batch_is_kept(
+    make_loader: Callable[..., FeatureLoader], items: tuple[ImageItem, ...]
+) -> None:
+    loader = make_loader()
+    batches = epoch(loader, 0)
+    assert [len(batch.keys) for batch in batches] == [5, 5, 2]
+    assert len(loader) == 3
+    assert sorted(keys(batches)) == [item.key for item in items]
+    label_of = {item.key: item.label for item in items}
+    for batch in batches:
+        assert batch.labels.tolist() == [label_of[key] for key in batch.keys]
+        assert batch.side_pixels.shape == (len(batch.keys), 3, 16, 16)
+        assert batch.kv is None
+
+
+def test_threads_change_nothing(make_loader: Callable[..., FeatureLoader]) -> None:
+    one, many = epoch(make_loader(workers=1), 4), epoch(make_loader(workers=5), 4)
+    assert keys(one) == keys(many)
+    assert torch.equal(pixels(one), pixels(many))
+
+
+def test_epochs_differ_and_repeat(make_loader: Callable[..., FeatureLoader]) -> None:
+    loader = make_loader()
+    first, second, first_again = (epoch(loader, number) for number in (0, 1, 0))
+    assert keys(first) != keys(second)
+    assert keys(first) == keys(first_again)
+    assert torch.equal(pixels(first), pixels(first_again))
+    # The augmentation differs between epochs for one and the same image.
+    at = {key: i for i, key in enumerate(keys(second))}
+    moved = pixels(second)[[at[key] for key in keys(first)]]
+    assert not torch.equal(pixels(first), moved)
+
+
+def test_seeds_differ(make_loader: Callable[..., FeatureLoader]) -> None:
+    assert keys(epoch(make_loader(seed=0), 0)) != keys(epoch(make_loader(seed=1), 0))
+
+
+def test_without_shuffling_and_augmentation_epochs_are_equal(
+    make_loader: Callable[..., FeatureLoader], items: tuple[ImageItem, ...]
+) -> None:
+    loader = make_loader(shuffle=False, augmentation=None)
+    first, second = epoch(loader, 0), epoch(loader, 1)
+    assert keys(first) == [item.key for item in items]
+    assert torch.equal(pixels(first), pixels(second))
+
+
+def test_an_epoch_left_early_stops_its_threads(make_loader: Callable[..., FeatureLoader]) -> None:
+    import threading
+
+    batches = iter(make_loader(batch_size=1))
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    assert not [t for t in threading.enumerate() if t.name.startswith("fpt-loader")]
+
+
+def test_an_unreadable_image_is_named(
+    make_loader: Callable[..., FeatureLoader], items: tuple[ImageItem, ...]
+) -> None:
+    items[3].path.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=items[3].path.name):
+        epoch(make_loader(), 0)
+
+
+def test_features_follow_their_key(
+    make_loader: Callable[..., FeatureLoader], items: tuple[ImageItem, ...]
+) -> None:
+    """A reader whose rows are in another order than the items."""
+
+    class Reader:
+        keys = tuple(reversed([item.key for item in items]))
+
+        def row(self, key: str) -> int:
+            return self.keys.index(key)
+
+        def read(self, rows: Sequence[int]) -> object:
+            class Tokens:
+                kv = torch.tensor(rows, dtype=torch.float16).view(-1, 1, 1, 1, 1, 1)
+
+            return Tokens()
+
+    reader = Reader()
+    for batch in epoch(make_loader(features=CachedFeatures(reader, items)), 0):  # type: ignore[arg-type]
+        assert batch.kv is not None and batch.rows is None
+        assert batch.kv.flatten().tolist() == [reader.keys.index(key) for key in batch.keys]
+
+
+def test_bad_arguments(make_loader: Callable[..., FeatureLoader]) -> None:
+    with pytest.raises(ValueError, match="batch_size"):
+        make_loader(batch_size=0)
+    with pytest.raises(ValueError, match="at least one image"):
+        FeatureLoader((), NoFeatures(), SIDE, batch_size=1, store=DecodedStore())
