@@ -1,0 +1,20 @@
+"""The ops: one name each for schema, oracle, implementations, test, benchmark and docs.
+
+Importing registers their schemas with torch and nothing more; implementations are imported
+when they first run.
+"""
+
+from fpt_fast.ops.attention import attention_with_scores
+from fpt_fast.ops.implementation import explain
+from fpt_fast.ops.prompt_attention import prompt_attention, prompt_attention_indexed
+from fpt_fast.ops.select_tokens import select_tokens
+from fpt_fast.ops.token_scores import token_scores
+
+__all__ = [
+    "attention_with_scores",
+    "explain",
+    "prompt_attention",
+    "prompt_attention_indexed",
+    "select_tokens",
+    "token_scores",
+]

@@ -1,0 +1,99 @@
+"""The oracle of every op: plain torch, in the dtype of its inputs, up to fp64.
+
+Called with fp64 inputs, a function here is what an implementation is measured against;
+called with the implementation's own inputs, it is the plain expression whose error sets
+the budget.  Nothing is blocked, fused or reused: each function reads as its formula.
+"""
+
+import torch
+from torch import Tensor
+
+Scales = tuple[Tensor, Tensor]
+
+
+def token_scores(q: Tensor, k: Tensor, importance: str = "global") -> Tensor:
+    """Importance of every token to its head: q, k [B, H, N, D] -> [B, H, N] of q's dtype.
+
+    ``"global"`` is the mean over all queries of the attention map, ``"class_token"`` the
+    map's first row.
+    """
+    weights = torch.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, dim=-1)  # [B, H, N, N]
+    return weights[:, :, 0] if importance == "class_token" else weights.mean(dim=-2)
+
+
+def select_tokens(scores: Tensor, k: Tensor, v: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    """Keys and values of the ``keep`` highest scores, in ascending token order.
+
+    scores [B, H, N], k, v [B, H, N, D] -> kv [B, 2, H, K, D] of k's dtype, index [B, H, K] i32.
+    Ties go to the lower index; NaN counts as minus infinity.
+    """
+    ranked = torch.where(scores.isnan(), -torch.inf, scores)
+    order = torch.sort(ranked, dim=-1, descending=True, stable=True).indices[..., :keep]
+    index = torch.sort(order, dim=-1).values  # [B, H, K]
+    gather = index.unsqueeze(-1).expand(*index.shape, k.shape[-1])
+    kv = torch.stack([k.gather(2, gather), v.gather(2, gather)], dim=1)
+    return kv, index.to(torch.int32)
+
+
+def prompt_attention(
+    q: Tensor, kv: Tensor, rows: Tensor | None = None, scales: Scales | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention of prompts to the kept tokens of every image.
+
+    q [L, H, P, D], kv [M, L, 2, H, K, D], rows [B] i64, scales ([M, L, H, D], [M, L, H, K])
+    -> out [L, B, P, C] and its row log-sum-exp [L, B, H, P], both of q's dtype.
+    """
+    keys, values = _keys_and_values(q, kv, rows, scales)
+    logits = q @ keys.transpose(-2, -1) * q.shape[-1] ** -0.5  # [B, L, H, P, K]
+    out = torch.softmax(logits, dim=-1) @ values  # [B, L, H, P, D]
+    lse = torch.logsumexp(logits, dim=-1).transpose(0, 1).contiguous()
+    return out.permute(1, 0, 3, 2, 4).flatten(-2), lse
+
+
+def prompt_attention_backward(
+    grad: Tensor, q: Tensor, kv: Tensor, rows: Tensor | None = None, scales: Scales | None = None
+) -> Tensor:
+    """Gradient to q [L, H, P, D] of ``prompt_attention`` for ``grad`` [L, B, P, C]."""
+    keys, values = _keys_and_values(q, kv, rows, scales)
+    layers, heads, prompts, width = q.shape
+    scale = width**-0.5
+    weights = torch.softmax(q @ keys.transpose(-2, -1) * scale, dim=-1)  # [B, L, H, P, K]
+    split = grad.reshape(layers, -1, prompts, heads, width)
+    grad_out = split.permute(1, 0, 3, 2, 4)  # [B, L, H, P, D]
+    grad_weights = grad_out @ values.transpose(-2, -1)
+    mean = (weights * grad_weights).sum(dim=-1, keepdim=True)
+    grad_logits = weights * (grad_weights - mean)
+    return (grad_logits @ keys).sum(dim=0) * scale
+
+
+def prompt_attention_indexed(
+    q: Tensor, k: Tensor, v: Tensor, index: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``prompt_attention`` to tokens ``index`` [B, L, H, K] of k, v [L, B, H, N, D]."""
+    return prompt_attention(q, _gather_tokens(k, v, index))
+
+
+def prompt_attention_indexed_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, index: Tensor
+) -> Tensor:
+    """Gradient to q [L, H, P, D] of ``prompt_attention_indexed`` for ``grad`` [L, B, P, C]."""
+    return prompt_attention_backward(grad, q, _gather_tokens(k, v, index))
+
+
+def _keys_and_values(
+    q: Tensor, kv: Tensor, rows: Tensor | None, scales: Scales | None
+) -> tuple[Tensor, Tensor]:
+    """Dequantised keys and values [B, L, H, K, D] each, of q's dtype."""
+    picked = kv if rows is None else kv[rows]
+    keys, values = picked.to(q.dtype).unbind(dim=2)
+    if scales is None:
+        return keys, values
+    k_scales, v_scales = (s.to(q.dtype) if rows is None else s[rows].to(q.dtype) for s in scales)
+    return keys * k_scales.unsqueeze(-2), values * v_scales.unsqueeze(-1)
+
+
+def _gather_tokens(k: Tensor, v: Tensor, index: Tensor) -> Tensor:
+    """Kept tokens of k, v [L, B, H, N, D] as kv [B, L, 2, H, K, D]."""
+    gather = index.transpose(0, 1).long().unsqueeze(-1).expand(-1, -1, -1, -1, k.shape[-1])
+    kv = torch.stack([k.gather(3, gather), v.gather(3, gather)], dim=2)  # [L, B, 2, H, K, D]
+    return kv.transpose(0, 1)

@@ -1,0 +1,67 @@
+"""Implementation ``reference``: the oracle behind the ops' signatures, in f32 or, for f64, f64."""
+
+import torch
+from torch import Tensor
+
+from fpt_fast.ops import reference
+from fpt_fast.ops.reference import Scales
+
+
+def token_scores(q: Tensor, k: Tensor, importance: str, lse: Tensor | None) -> Tensor:
+    """``reference.token_scores``; ``lse`` would save work that the oracle wants done."""
+    wide = _wide(q)
+    return reference.token_scores(q.to(wide), k.to(wide), importance).float()
+
+
+def select_tokens(
+    scores: Tensor, k: Tensor, v: Tensor, keep: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """``reference.select_tokens``, then one conversion."""
+    kv, index = reference.select_tokens(scores, k, v, keep)
+    return kv.to(dtype), index
+
+
+def prompt_attention(
+    q: Tensor, kv: Tensor, rows: Tensor | None, scales: Scales | None
+) -> tuple[Tensor, Tensor]:
+    """``reference.prompt_attention``."""
+    out, lse = reference.prompt_attention(q.to(_wide(q)), kv, rows, scales)
+    return out.to(q.dtype), lse
+
+
+def prompt_attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    kv: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    rows: Tensor | None,
+    scales: Scales | None,
+) -> Tensor:
+    """``reference.prompt_attention_backward``, which computes ``out`` and ``lse`` anew."""
+    wide = _wide(q)
+    return reference.prompt_attention_backward(grad.to(wide), q.to(wide), kv, rows, scales).to(
+        q.dtype
+    )
+
+
+def prompt_attention_indexed(
+    q: Tensor, k: Tensor, v: Tensor, index: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``reference.prompt_attention_indexed``."""
+    out, lse = reference.prompt_attention_indexed(q.to(_wide(q)), k, v, index)
+    return out.to(q.dtype), lse
+
+
+def prompt_attention_indexed_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, index: Tensor, out: Tensor, lse: Tensor
+) -> Tensor:
+    """``reference.prompt_attention_indexed_backward``, which computes ``out`` and ``lse`` anew."""
+    wide = _wide(q)
+    return reference.prompt_attention_indexed_backward(grad.to(wide), q.to(wide), k, v, index).to(
+        q.dtype
+    )
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
