@@ -1,0 +1,32 @@
+"""Images: data sets, decoding, network input, augmentation, statistics."""
+
+from fpt_fast.images.augmentation import AugmentationDraw, SideAugmentation
+from fpt_fast.images.batches import iter_image_batches
+from fpt_fast.images.csv_list import ImageSetError
+from fpt_fast.images.dataset import EXTENSIONS, list_images, load_image_set
+from fpt_fast.images.decode import ImageError, read_image, read_item
+from fpt_fast.images.presets import DatasetPreset, dataset_preset, preset_names
+from fpt_fast.images.statistics import check_images, format_unreadable, measure_statistics
+from fpt_fast.images.store import DecodedStore
+from fpt_fast.images.transforms import to_network_input
+
+__all__ = [
+    "EXTENSIONS",
+    "AugmentationDraw",
+    "DatasetPreset",
+    "DecodedStore",
+    "ImageError",
+    "ImageSetError",
+    "SideAugmentation",
+    "check_images",
+    "dataset_preset",
+    "format_unreadable",
+    "iter_image_batches",
+    "list_images",
+    "load_image_set",
+    "measure_statistics",
+    "preset_names",
+    "read_image",
+    "read_item",
+    "to_network_input",
+]

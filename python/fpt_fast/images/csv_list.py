@@ -1,0 +1,153 @@
+"""CSV lists of images: path, label and split, checked row by row."""
+
+import csv
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from fpt_fast.records import SPLITS, Split
+
+_DELIMITERS = ",;\t"
+_LISTED = 20
+
+_T = TypeVar("_T")
+
+
+class ImageSetError(ValueError):
+    """A data set that cannot be used; says what is wrong, where, and what to do."""
+
+
+class Row(NamedTuple):
+    """One image before labels are numbered: key, class name, and split where one is given."""
+
+    key: str
+    label: str
+    split: Split | None
+
+
+class _RowError(ValueError):
+    """What is wrong with one row."""
+
+
+def read_labelled_rows(
+    path: Path, columns: tuple[str, str, str], *, split_required: bool
+) -> tuple[list[Row], tuple[str, ...]]:
+    """Read the rows of a list, and its class names in label order.
+
+    ``columns`` name path, label and split; the last may be absent unless ``split_required``.
+    Raises ``ImageSetError`` naming all bad rows by their line numbers (20 at most).
+    """
+    wanted = columns if split_required else columns[:2]
+    path_column, label_column, split_column = columns
+    lines: dict[str, int] = {}
+
+    def parse(cells: dict[str, str], line: int) -> Row:
+        key = _key_inside(path.parent, cells[path_column])
+        if key in lines:
+            raise _RowError(f"{key} is already in row {lines[key]}")
+        lines[key] = line
+        label = cells[label_column]
+        if not label:
+            raise _RowError(f"{key} has no {label_column}")
+        return Row(key, label, _parse_split(cells.get(split_column)))
+
+    rows = _parse_rows(path, wanted, parse)
+    labels = {row.label for row in rows}
+    if all(re.fullmatch(r"[+-]?\d+", label) for label in labels):
+        # "01" and "1" are one class.
+        rows = [row._replace(label=str(int(row.label))) for row in rows]
+        return rows, tuple(map(str, sorted({int(row.label) for row in rows})))
+    return rows, tuple(sorted(labels))
+
+
+def read_paths(path: Path, path_column: str) -> list[Path]:
+    """Read the images of a list, without labels; errors as in ``read_labelled_rows``."""
+
+    def parse(cells: dict[str, str], line: int) -> Path:
+        return path.parent / _key_inside(path.parent, cells[path_column])
+
+    return _parse_rows(path, (path_column,), parse)
+
+
+def _parse_rows(
+    path: Path, wanted: Sequence[str], parse: Callable[[dict[str, str], int], _T]
+) -> list[_T]:
+    parsed = []
+    problems = []
+    for line, cells in _read_cells(path, wanted):
+        try:
+            parsed.append(parse(cells, line))
+        except _RowError as error:
+            problems.append(f"row {line}: {error}")
+    if problems:
+        shown = problems[:_LISTED]
+        if len(problems) > _LISTED:
+            shown.append(f"... and {len(problems) - _LISTED} more")
+        raise ImageSetError(f"{path} has bad rows:\n  " + "\n  ".join(shown))
+    if not parsed:
+        raise ImageSetError(f"{path} lists no images")
+    return parsed
+
+
+def _read_cells(path: Path, wanted: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Return (line number, cells by column) of each row that is not blank."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ImageSetError(f"{path} is not a CSV list in UTF-8") from None
+    except OSError as error:
+        raise ImageSetError(f"{path} cannot be read: {error.strerror}") from None
+    header = text.partition("\n")[0]
+    delimiter = max(_DELIMITERS, key=header.count)
+    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    rows = []
+    try:
+        names = [name.strip() for name in next(reader, [])]
+        missing = [name for name in wanted if name not in names]
+        if missing:
+            raise ImageSetError(
+                f"{path} must have the column {' and '.join(map(repr, missing))}, got "
+                f"{', '.join(map(repr, names)) or 'an empty file'}; name other columns by argument"
+            )
+        repeated = [name for name in wanted if names.count(name) > 1]
+        if repeated:
+            raise ImageSetError(f"{path} has the column {repeated[0]!r} more than once")
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) != len(names):
+                raise ImageSetError(
+                    f"{path}, row {reader.line_num}: expected {len(names)} cells, got {len(cells)}"
+                )
+            stripped = (cell.strip() for cell in cells)
+            rows.append((reader.line_num, dict(zip(names, stripped, strict=True))))
+    except csv.Error as error:
+        raise ImageSetError(f"{path}, row {reader.line_num}: {error}") from None
+    return rows
+
+
+def _key_inside(root: Path, written: str) -> str:
+    """Turn a path as written in a list into a key: relative to ``root``, POSIX, normalised."""
+    if not written:
+        raise _RowError("no path")
+    # Lexically: a link inside the folder that leads out of it is the user's own choice.
+    root = Path(os.path.abspath(root))  # noqa: PTH100
+    full = Path(os.path.normpath(root / written))
+    if Path(written).is_absolute() and not full.is_relative_to(root):
+        root, full = root.resolve(), full.resolve()
+    if not full.is_relative_to(root):
+        raise _RowError(f"{written} is outside {root}")
+    if not full.is_file():
+        raise _RowError(f"{written} is a directory" if full.is_dir() else f"no file {written}")
+    return full.relative_to(root).as_posix()
+
+
+def _parse_split(written: str | None) -> Split | None:
+    if written is None:
+        return None
+    for split in SPLITS:
+        if written.lower() == split:
+            return split
+    raise _RowError(f"split must be one of {', '.join(SPLITS)}, got {written!r}")

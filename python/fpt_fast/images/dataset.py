@@ -1,0 +1,245 @@
+"""Data sets: a folder of splits, a folder of classes, or a CSV list, as one ``ImageSet``."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fpt_fast.images.csv_list import ImageSetError, Row, read_labelled_rows, read_paths
+from fpt_fast.images.splits import Ratios, assign_splits, check_ratios
+from fpt_fast.records import SPLITS, ImageItem, ImageSet, Split
+
+log = logging.getLogger("fpt_fast")
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+
+# Names that people give to splits, and that would make a nonsensical class.
+_LIKE_A_SPLIT = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+def load_image_set(
+    data: str | Path,
+    *,
+    ratios: Sequence[float] = (0.7, 0.1, 0.2),
+    seed: int = 0,
+    path_column: str = "path",
+    label_column: str = "label",
+    split_column: str = "split",
+) -> ImageSet:
+    """List the images of a data set with their classes and splits; nothing is decoded.
+
+    ``data`` is one of
+
+    - a directory with ``train/<class>/...``, and ``val`` and ``test`` likewise if it has them;
+    - a directory ``<class>/...`` without splits;
+    - a CSV file (comma, semicolon or tab) with the columns path, label and, if it has it, split;
+      paths are relative to the file's folder, or absolute inside it.
+
+    Classes of directories are in order of name, as in torchvision's ImageFolder; labels of a list
+    in numerical order if all are integers, else by name.  Folders are searched to any depth;
+    hidden files are passed over, and so are files of other extensions than ``EXTENSIONS``, which
+    are counted in a log message.
+
+    Without splits, each class is divided by ``ratios`` (train, val, test) and ``seed``.  Where
+    there is a train split but no val, val is taken from train in the proportion of the ratios;
+    where there is no test, test stays empty.  Both are logged.
+
+    Raises ``ImageSetError`` naming what is wrong: an empty class, a single class, a class that
+    train lacks, missing or repeated files, paths outside the folder, unknown split names.
+    """
+    try:
+        shares = check_ratios(ratios)
+    except ValueError as error:
+        raise ImageSetError(str(error)) from None
+    root = Path(os.path.abspath(data))  # noqa: PTH100 - resolve() would follow symbolic links
+    if root.is_dir():
+        splits = [split for split in SPLITS if (root / split).is_dir()]
+        rows = _list_splits(root, splits) if "train" in splits else _list_classes(root)
+        classes = tuple(sorted({row.label for row in rows}))
+    elif root.is_file():
+        columns = (path_column, label_column, split_column)
+        rows, classes = read_labelled_rows(root, columns, split_required=split_column != "split")
+        root = root.parent
+    else:
+        raise ImageSetError(f"no such file or directory: {data}")
+    return _make_set(root, rows, classes, shares, seed)
+
+
+def list_images(paths: Sequence[str | Path], *, path_column: str = "path") -> list[Path]:
+    """List image files, unlabelled: each of ``paths`` is an image, a folder, or a CSV list.
+
+    Folders are searched to any depth, in order of name; a path that appears twice is listed once.
+    Raises ``ImageSetError`` for a path that does not exist or gives no images.
+    """
+    found: dict[Path, None] = {}
+    for given in paths:
+        path = Path(given)
+        if path.is_dir():
+            inside = _find_images(path)[0]
+            if not inside:
+                raise ImageSetError(f"no images in {path}; known are {', '.join(EXTENSIONS)}")
+        elif path.suffix.lower() in (".csv", ".tsv"):
+            inside = read_paths(path, path_column)
+        elif path.is_file():
+            inside = [path]
+        else:
+            raise ImageSetError(f"no such file or directory: {path}")
+        found.update(dict.fromkeys(inside))
+    return list(found)
+
+
+def _make_set(
+    root: Path, rows: Sequence[Row], classes: tuple[str, ...], ratios: Ratios, seed: int
+) -> ImageSet:
+    if len(classes) < 2:
+        raise ImageSetError(
+            f"{root} has one class only ({', '.join(classes)}); a classifier needs at least two"
+        )
+    splits = _complete_splits(rows, ratios, seed)
+    trained = {row.label for row in rows if splits[row.key] == "train"}
+    for name in classes:
+        if name not in trained:
+            raise ImageSetError(
+                f"class {name!r} of {root} has no images in the train split; a class that is "
+                "only in val or test cannot be learned"
+            )
+    labels = {name: label for label, name in enumerate(classes)}
+    items = tuple(
+        ImageItem(row.key, root / row.key, labels[row.label], splits[row.key])
+        for row in sorted(rows, key=lambda row: row.key)
+    )
+    counts = {split: sum(item.split == split for item in items) for split in SPLITS}
+    log.info("%s: %d classes, images by split %s", root, len(classes), counts)
+    return ImageSet(root, classes, items)
+
+
+def _complete_splits(rows: Sequence[Row], ratios: Ratios, seed: int) -> dict[str, Split]:
+    """Splits by key: as given, and by ratio and seed where none or no val was given."""
+    given: dict[str, Split] = {row.key: row.split for row in rows if row.split is not None}
+    if not given:
+        log.info("no splits given: divided by ratios %s, seed %d", ratios, seed)
+        return assign_splits(_keys_by_class(rows), ratios, seed)
+    if "train" not in given.values():
+        raise ImageSetError("no image is in the train split")
+    if "test" not in given.values():
+        log.warning("the data set has no test split; it stays empty")
+    train, val, _ = ratios
+    if "val" not in given.values() and val > 0.0:
+        share = val / (train + val)
+        log.warning("the data set has no val split; %.0f %% of train become val", 100 * share)
+        in_train = [row for row in rows if row.split == "train"]
+        shares = (1.0 - share, share, 0.0)
+        given.update(assign_splits(_keys_by_class(in_train), shares, seed))
+    return given
+
+
+def _keys_by_class(rows: Sequence[Row]) -> Mapping[str, list[str]]:
+    keys: dict[str, list[str]] = {}
+    for row in rows:
+        keys.setdefault(row.label, []).append(row.key)
+    return keys
+
+
+def _list_splits(root: Path, splits: Sequence[Split]) -> list[Row]:
+    """Rows of ``root/<split>/<class>/...``."""
+    others = [folder.name for folder in _folders(root) if folder.name not in splits]
+    misnamed = [name for name in others if name.lower() in _LIKE_A_SPLIT]
+    if misnamed:
+        raise ImageSetError(
+            f"{root} has folders {', '.join(misnamed)} beside {', '.join(splits)}; splits are "
+            f"called {', '.join(SPLITS)}: rename or remove them"
+        )
+    if others:
+        log.warning("%s: folders that are no splits are ignored: %s", root, ", ".join(others))
+    rows = []
+    for split in splits:
+        rows += _list_class_folders(root, root / split, split)
+    return rows
+
+
+def _list_classes(root: Path) -> list[Row]:
+    """Rows of ``root/<class>/...``, without splits."""
+    for folder in _folders(root):
+        split = _LIKE_A_SPLIT.get(folder.name.lower())
+        if split is not None:
+            raise ImageSetError(
+                f"{root} has a folder {folder.name!r} but no folder 'train'; if it holds a split, "
+                f"call it {split!r} and have a train split, else rename it"
+            )
+    return _list_class_folders(root, root, None)
+
+
+def _list_class_folders(root: Path, parent: Path, split: Split | None) -> list[Row]:
+    folders = _folders(parent)
+    if not folders:
+        raise ImageSetError(
+            f"{parent} has no class folders; expected train/<class>/<image> (and val, test), "
+            "<class>/<image>, or a CSV list"
+        )
+    rows = []
+    ignored = 0
+    for folder in folders:
+        paths, others = _find_images(folder)
+        ignored += others
+        if not paths:
+            raise ImageSetError(
+                f"class folder {folder} has no images ({others} other files); add images "
+                f"({', '.join(EXTENSIONS)}) or remove the folder"
+            )
+        rows += [Row(path.relative_to(root).as_posix(), folder.name, split) for path in paths]
+    loose = sum(path.is_file() and not path.name.startswith(".") for path in parent.iterdir())
+    if ignored:
+        log.warning("%s: %d files that are not images are ignored", parent, ignored)
+    if loose:
+        log.warning("%s: %d files outside the class folders are ignored", parent, loose)
+    for row in rows:
+        _check_name(root, row.key)
+    return rows
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(
+        path for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
+
+
+def _find_images(folder: Path) -> tuple[list[Path], int]:
+    """Image files at any depth below ``folder``, sorted, and how many other files there are.
+
+    Linked folders are followed, but not back into a folder that they are in.
+    """
+    images: list[Path] = []
+    others = 0
+    pending = [(folder, frozenset({folder.resolve()}))]
+    while pending:
+        current, above = pending.pop()
+        for path in current.iterdir():
+            if path.name.startswith("."):
+                continue
+            if path.is_dir():
+                real = path.resolve()
+                if real not in above:
+                    pending.append((path, above | {real}))
+            elif path.suffix.lower() in EXTENSIONS:
+                images.append(path)
+            else:
+                others += 1
+    return sorted(images, key=lambda path: path.as_posix()), others
+
+
+def _check_name(root: Path, key: str) -> None:
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        raise ImageSetError(
+            f"the name of {root / key!r} is not valid UTF-8; rename the file"
+        ) from None

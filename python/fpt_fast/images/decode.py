@@ -1,0 +1,250 @@
+"""Files to tensors: one image file becomes [3, h, w] u8 or u16, or an ``ImageError``.
+
+JPEG goes through torchvision (twice as fast as Pillow, same pixels), 16-bit colour PNG too
+(Pillow keeps 8 bits of it); everything else goes through Pillow.  A damaged file is always an
+error: a decoder that fills what is missing with grey is found out.
+"""
+
+import io
+import re
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from fpt_fast.images.png16 import decode_colour_png16, is_colour_png16
+from fpt_fast.records import ImageItem
+
+Pixels = npt.NDArray[np.generic]
+
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
+_JPEG_FORMATS = ("JPEG", "MPO")
+_EXIF_ORIENTATION = 0x0112
+_TIFF_BITS_PER_SAMPLE = 258
+_TIFF_PHOTOMETRIC = 262
+_TIFF_SAMPLE_FORMAT = 339
+_U16_MAX = 65535
+_COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV")
+_GREY_MODES = ("1", "L", "LA", "La")
+
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    OverflowError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+class ImageError(ValueError):
+    """An image that cannot be used: ``path``, ``reason``, and its ``key`` in the data set."""
+
+    def __init__(self, path: Path, reason: str, key: str | None = None) -> None:
+        super().__init__(path, reason, key)
+        self.path = path
+        self.reason = reason
+        self.key = str(path) if key is None else key
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+class _RefusedError(ValueError):
+    """A reason that is already fit for the reader."""
+
+
+def read_image(path: str | Path, *, max_pixels: int | None = None) -> Tensor:
+    """Decode the image file at ``path`` to RGB [3, h, w], upright by its EXIF orientation.
+
+    u8, or u16 with the file's own values where it has 16 bits a sample (full scale is 65535).
+    Alpha is dropped, not blended, as ``PIL.Image.convert("RGB")`` does it; of several frames or
+    pages the first is read.  The channels of a grey image share memory: do not write to it.
+
+    ``max_pixels`` refuses larger images; None leaves it to ``PIL.Image.MAX_IMAGE_PIXELS``,
+    which refuses above twice its value.
+
+    Raises ``ImageError`` where the file is missing, empty, damaged, truncated, of another format,
+    too large, or of samples that have no right place in u8 or u16 (floats, negatives).
+    """
+    path = Path(path)
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise RuntimeError(
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES must be False, got True: with it a truncated "
+            "image would be read as half grey; set it back before reading images"
+        )
+    try:
+        with path.open("rb") as file:
+            data = bytearray(file.read())
+        pixels = _decode(data, max_pixels)
+    except _RefusedError as error:
+        raise ImageError(path, str(error)) from None
+    except FileNotFoundError:
+        raise ImageError(path, "no such file") from None
+    except IsADirectoryError:
+        raise ImageError(path, "is a directory, not an image") from None
+    except PermissionError:
+        raise ImageError(path, "may not be read (permission denied)") from None
+    except UnidentifiedImageError:
+        reason = "not an image that can be decoded (PNG, JPEG, TIFF, BMP or WebP)"
+        raise ImageError(path, reason) from None
+    except _DECODE_ERRORS as error:
+        raise ImageError(path, f"damaged or unsupported ({_first_line(error)})") from error
+    return _to_tensor(pixels)
+
+
+def read_item(item: ImageItem) -> Tensor:
+    """``read_image`` of a data set's image; the ``ImageError`` carries the item's key."""
+    try:
+        return read_image(item.path)
+    except ImageError as error:
+        raise ImageError(item.path, error.reason, item.key) from error.__cause__
+
+
+def _decode(data: bytearray, max_pixels: int | None) -> Pixels:
+    """Decode a file's bytes to [h, w, 1 or 3] u8 or u16, upright."""
+    if not data:
+        raise _RefusedError("the file is empty")
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        width, height = image.size
+        if max_pixels is not None and width * height > max_pixels:
+            raise _RefusedError(f"{width} x {height} pixels are more than {max_pixels} allowed")
+        if image.format in _JPEG_FORMATS and image.mode in ("L", "RGB"):
+            pixels = _decode_jpeg(data, grey=image.mode == "L")
+        elif image.format == "PNG" and is_colour_png16(data):
+            pixels = decode_colour_png16(data)
+        else:
+            pixels = _decode_with_pillow(image)
+        # Pillow turns a TIFF upright while loading and then drops the tag: ask afterwards.
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    if pixels.shape[:2] not in ((height, width), (width, height)):
+        raise _RefusedError(f"header says {width} x {height} pixels, data {pixels.shape[:2]}")
+    return _turn_upright(pixels, orientation)
+
+
+def _decode_jpeg(data: bytearray, *, grey: bool) -> Pixels:
+    mode = ImageReadMode.GRAY if grey else ImageReadMode.RGB
+    decoded = decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), mode=mode)
+    pixels: Pixels = decoded.permute(1, 2, 0).numpy()
+    if bool((pixels[-1, -1] == 128).all()) and _jpeg_data_ends_early(data, pixels, mode):
+        raise _RefusedError("the JPEG data end before the image does")
+    return pixels
+
+
+def _jpeg_data_ends_early(data: bytearray, pixels: Pixels, mode: ImageReadMode) -> bool:
+    """Tell whether libjpeg ran out of data and filled the rest of the image with mid-grey.
+
+    It only warns then.  Bytes added at the end of the scan change the picture if and only if
+    the decoder still wanted data there.
+    """
+    end = _first_scan_end(data)
+    filler = bytes((7 * i + 37) % 251 for i in range(256))
+    longer = data[:end] + filler + data[end:]
+    again = decode_jpeg(torch.frombuffer(longer, dtype=torch.uint8), mode=mode)
+    return not np.array_equal(again.permute(1, 2, 0).numpy(), pixels)
+
+
+def _first_scan_end(data: bytearray) -> int:
+    """Return the offset of the marker that ends the first scan's entropy-coded data."""
+    offset = 2
+    while offset + 4 <= len(data):
+        marker, length = struct.unpack_from(">HH", data, offset)
+        if marker == 0xFFFF:  # fill byte
+            offset += 1
+            continue
+        offset += 2 + length
+        if marker == 0xFFDA:
+            found = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]").search(data, offset)
+            return found.start() if found else len(data)
+    raise _RefusedError("the JPEG has no image data")
+
+
+def _decode_with_pillow(image: Image.Image) -> Pixels:
+    image.load()
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        _check_tiff_samples(image)
+    # Alpha is dropped below; a palette's transparency would only make Pillow warn about it.
+    image.info.pop("transparency", None)
+    if image.mode.startswith("I;16"):
+        deep = np.asarray(image).astype(np.uint16)
+        if _is_inverted_tiff(image):
+            deep = _U16_MAX - deep
+        return deep[:, :, None]
+    if image.mode == "I":
+        return _narrow_to_u16(np.asarray(image))[:, :, None]
+    if image.mode in _GREY_MODES:
+        return np.array(image.convert("L"))[:, :, None]
+    if image.mode in _COLOUR_MODES:
+        return np.array(image.convert("RGB"))
+    if image.mode == "F":
+        raise _RefusedError(
+            "floating-point samples have no known range; convert the file to 8 or 16 bits"
+        )
+    raise _RefusedError(f"colour mode {image.mode} is not supported; convert the file to RGB")
+
+
+def _check_tiff_samples(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Refuse TIFF samples that Pillow would silently cut to 8 bits or read with a wrong sign."""
+    bits = max(_as_tuple(image.tag_v2.get(_TIFF_BITS_PER_SAMPLE, 1)))
+    if bits > 8 and image.mode in (*_GREY_MODES, *_COLOUR_MODES):
+        raise _RefusedError(
+            f"{bits}-bit colour TIFF cannot be decoded without loss; convert the file to PNG"
+        )
+    signed = 2 in _as_tuple(image.tag_v2.get(_TIFF_SAMPLE_FORMAT, 1))
+    if signed and image.mode != "I":
+        raise _RefusedError(f"signed {bits}-bit samples; convert the file to unsigned ones")
+
+
+def _is_inverted_tiff(image: Image.Image) -> bool:
+    """16-bit grey with white at 0, which Pillow leaves inverted."""
+    return (
+        isinstance(image, TiffImagePlugin.TiffImageFile)
+        and image.tag_v2.get(_TIFF_PHOTOMETRIC) == 0
+    )
+
+
+def _narrow_to_u16(values: Pixels) -> Pixels:
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > _U16_MAX:
+        raise _RefusedError(
+            f"32-bit samples must lie in 0..{_U16_MAX}, got {low}..{high}; "
+            "convert the file to 16 bits"
+        )
+    return values.astype(np.uint16)
+
+
+def _as_tuple(value: object) -> tuple[int, ...]:
+    return value if isinstance(value, tuple) else (int(str(value)),)
+
+
+def _turn_upright(pixels: Pixels, orientation: object) -> Pixels:
+    """Undo an EXIF orientation (1-8; anything else means none) of [h, w, c]."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+def _to_tensor(pixels: Pixels) -> Tensor:
+    """[h, w, 1 or 3] to [3, h, w], pixel by pixel in memory: the layout that resizes fastest."""
+    tensor = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+    return tensor.expand(3, -1, -1)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0]

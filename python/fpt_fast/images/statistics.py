@@ -1,0 +1,97 @@
+"""Mean and standard deviation of a data set's pixels, and the search for unreadable images."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from fpt_fast.images.decode import ImageError, read_item
+from fpt_fast.images.parallel import ordered_map
+from fpt_fast.images.transforms import FULL_SCALE, merge_grey, resize_levels
+from fpt_fast.records import ImageItem
+
+_LISTED = 20
+
+Channels = tuple[float, float, float]
+_Moments = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+
+
+def check_images(
+    items: Sequence[ImageItem],
+    *,
+    workers: int = 2,
+    on_done: Callable[[int], None] | None = None,
+) -> list[ImageError]:
+    """Decode every image in ``workers`` threads; return what cannot be read, sorted by key.
+
+    ``on_done`` is called with the number of images looked at so far.
+    """
+    errors = []
+    found = ordered_map(_try_to_read, items, workers=workers, ahead=4 * workers)
+    for done, error in enumerate(found, start=1):
+        if error is not None:
+            errors.append(error)
+        if on_done is not None:
+            on_done(done)
+    return sorted(errors, key=lambda error: error.key)
+
+
+def format_unreadable(errors: Sequence[ImageError]) -> str:
+    """One message that names the unreadable images with their reasons, 20 at most, and counts."""
+    noun = "image" if len(errors) == 1 else "images"
+    lines = [f"{len(errors)} {noun} cannot be read:"]
+    lines += [f"  {error.key}: {error.reason}" for error in errors[:_LISTED]]
+    if len(errors) > _LISTED:
+        lines.append(f"  ... and {len(errors) - _LISTED} more")
+    return "\n".join(lines)
+
+
+def measure_statistics(
+    items: Sequence[ImageItem], *, size: tuple[int, int], workers: int = 2
+) -> tuple[Channels, Channels]:
+    """Mean and standard deviation per channel, of values in [0, 1], at ``size`` (height, width).
+
+    Both are over all pixels of all images after resizing: the mean of the images' means, and the
+    root of the mean squared deviation from it.  f64, and bit-equal for any number of workers.
+
+    Raises ``ImageError`` for an unreadable image, ValueError where there are no images or a
+    channel has one value only.
+    """
+    if not items:
+        raise ValueError("mean and std need at least one image, got none")
+    moments = list(
+        ordered_map(
+            lambda item: _image_moments(item, size), items, workers=workers, ahead=4 * workers
+        )
+    )
+    means = np.stack([mean for mean, _ in moments])  # [images, 3]
+    variances = np.stack([variance for _, variance in moments])  # [images, 3]
+    mean = means.mean(axis=0)
+    std = np.sqrt((variances + (means - mean) ** 2).mean(axis=0))
+    if not (std > 0.0).all():
+        raise ValueError(
+            f"all pixels of a channel have one value (std {tuple(std.tolist())}); "
+            "give mean and std instead of measuring them"
+        )
+    return _as_channels(mean), _as_channels(std)
+
+
+def _try_to_read(item: ImageItem) -> ImageError | None:
+    try:
+        read_item(item)
+    except ImageError as error:
+        return error
+    return None
+
+
+def _image_moments(item: ImageItem, size: tuple[int, int]) -> _Moments:
+    """Mean and variance of each channel of one image, [3] f64 both."""
+    image = read_item(item)
+    levels = resize_levels(merge_grey(image), size).numpy().astype(np.float64)
+    levels /= FULL_SCALE[image.dtype]
+    mean, variance = levels.mean(axis=(1, 2)), levels.var(axis=(1, 2))
+    return np.broadcast_to(mean, 3), np.broadcast_to(variance, 3)
+
+
+def _as_channels(values: npt.NDArray[np.float64]) -> Channels:
+    return float(values[0]), float(values[1]), float(values[2])
