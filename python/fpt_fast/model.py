@@ -154,8 +154,8 @@ class FptModel(nn.Module):
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / WEIGHTS_FILE, serialise_tensors(tensors, metadata={"fpt_fast": text}))
-        _replace(folder / CONFIG_FILE, text.encode())
+        replace_file(folder / WEIGHTS_FILE, serialise_tensors(tensors, metadata={"fpt_fast": text}))
+        replace_file(folder / CONFIG_FILE, text.encode())
         self.extra = extra
 
     @classmethod
@@ -242,8 +242,8 @@ def _describe(
         # Imported here: a model made from a cache's description needs no backbone code at all.
         from fpt_fast.backbone import load_backbone
 
-        backbone = load_backbone(backbone)
-    return backbone.spec, backbone.num_parameters
+        backbone = load_backbone(backbone, device="cpu")
+    return backbone.spec, sum(p.numel() for p in backbone.vit.parameters())
 
 
 def _plain_vit_parameters(spec: BackboneSpec) -> int:
@@ -254,7 +254,8 @@ def _plain_vit_parameters(spec: BackboneSpec) -> int:
     return embedding + spec.depth * layer + 2 * width
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
+    """Write ``content`` so that a reader of ``path`` sees the old file or the new one, whole."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
