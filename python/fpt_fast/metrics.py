@@ -80,9 +80,9 @@ class Metrics:
         return self.values.items()
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain JSON values; what is not a finite number becomes None."""
+        """Everything as plain JSON values, the metrics at the top; NaN and infinity become None."""
         return {
-            "values": {name: finite_or_none(value) for name, value in self.values.items()},
+            **{name: finite_or_none(value) for name, value in self.values.items()},
             "confusion": self.confusion.tolist(),
             "per_class": [
                 {name: finite_or_none(value) for name, value in asdict(row).items()}

@@ -12,7 +12,6 @@ import base64
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,18 +102,19 @@ def save_best(run_dir: Path, model: nn.Module, extra: Mapping[str, Any] | None) 
     best = run_dir / "best"
     best.mkdir(parents=True, exist_ok=True)
     save_pretrained: Callable[..., object] | None = getattr(model, "save_pretrained", None)
-    with tempfile.TemporaryDirectory(prefix="best.new-", dir=run_dir) as name:
-        new = Path(name)
-        if save_pretrained is None:
-            _write(new / WEIGHTS_NAME, save(cpu_state(model)))
-        else:
-            save_pretrained(new, extra=None if extra is None else dict(extra))
-            for path in new.iterdir():
-                _sync_file(path)
-        for path in sorted(new.iterdir(), key=lambda path: path.name == WEIGHTS_NAME):
-            path.replace(best / path.name)
+    new = run_dir / "best.new"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    if save_pretrained is None:
+        _write(new / WEIGHTS_NAME, save(cpu_state(model)))
+    else:
+        save_pretrained(new, extra=None if extra is None else dict(extra))
+        for path in new.iterdir():
+            _sync_file(path)
+    for path in sorted(new.iterdir(), key=lambda path: path.name == WEIGHTS_NAME):
+        path.replace(best / path.name)
     sync_directory(best)
-    sync_directory(run_dir)
+    new.rmdir()
 
 
 def load_weights(model: nn.Module, directory: Path) -> None:

@@ -339,5 +339,5 @@ def _describe(run: _Run, record: EpochRecord) -> str:
         parts.append(f"val {run.config.monitor} {record.val[run.config.monitor]:.4f}")
     if run.best_epoch is not None and run.best_value is not None:
         parts.append(f"best {run.best_value:.4f} (epoch {run.best_epoch + 1})")
-    parts.append(format_seconds(record.seconds))
+    parts.append(f"took {format_seconds(record.seconds)}")
     return ", ".join(parts)

@@ -1,0 +1,6 @@
+"""What a run leaves behind for people: tables as files, and one self-contained page."""
+
+from fpt_fast.report.files import write_run_files
+from fpt_fast.report.page import write_report
+
+__all__ = ["write_report", "write_run_files"]

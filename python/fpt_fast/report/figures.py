@@ -1,0 +1,137 @@
+"""Learning curves and ROC curves as SVG."""
+
+import io
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from fpt_fast.metrics import Metrics
+from fpt_fast.records import Predictions, TrainingHistory
+
+# Okabe and Ito's colours, which colour-blind readers tell apart; dashes help in print.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5c5c5c")
+_DASHES = ("-", "--", "-.", ":")
+_GREY = "#6b7280"
+# Any: newer matplotlib types its keys, older does not.
+_STYLE: Any = {
+    "axes.edgecolor": "#9ca3af",
+    "axes.grid": True,
+    "axes.labelcolor": "#374151",
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "font.size": 10,
+    "grid.color": "#e5e7eb",
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    # Text stays text: names in any script show in the reader's own fonts.
+    "svg.fonttype": "none",
+    # Equal runs give equal pages.
+    "svg.hashsalt": "fpt-fast",
+    # A class may be called "$5".
+    "text.parse_math": False,
+    "xtick.color": _GREY,
+    "ytick.color": _GREY,
+}
+
+
+def learning_curves(history: TrainingHistory) -> bytes:
+    """Loss (training, validation) and validation metrics by epoch, the best one marked: SVG."""
+    validated = [record for record in history.epochs if record.val]
+    panels = 2 if validated else 1
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots(1, panels, squeeze=False)[0]
+        epochs = [record.epoch + 1 for record in history.epochs]
+        axes[0].set_title("Loss")
+        _line(axes[0], epochs, [record.loss for record in history.epochs], 0, "training")
+        if validated:
+            at = [record.epoch + 1 for record in validated]
+            _line(axes[0], at, [record.val["loss"] for record in validated], 1, "validation")
+            axes[1].set_title("Validation")
+            others = ("auc", "accuracy", "f1", "kappa", "mae")
+            shown = dict.fromkeys((history.monitor, *others))
+            for number, name in enumerate(
+                n for n in shown if n in validated[0].val and n != "loss"
+            ):
+                _line(axes[1], at, [record.val[name] for record in validated], number, name)
+        for axis in axes:
+            axis.set_xlabel("epoch")
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            if history.best_epoch is not None:
+                axis.axvline(
+                    history.best_epoch + 1, color=_GREY, linewidth=1, linestyle=":", label="best"
+                )
+            axis.legend(loc="best")
+
+    return _render(draw, (4.6 * panels, 3.2))
+
+
+def roc_curves(predictions: Predictions, classes: Sequence[str], metrics: Metrics) -> bytes:
+    """One-vs-rest ROC curve of every class that has one (of two classes, of the second): SVG."""
+    from sklearn.metrics import roc_curve
+
+    if predictions.probabilities is None:
+        raise ValueError("ROC curves need probabilities; a regression has none")
+    labelled = predictions.labels >= 0
+    labels = predictions.labels[labelled].numpy()
+    scores = predictions.probabilities[labelled].numpy()
+    columns = (1,) if len(classes) == 2 else tuple(range(len(classes)))
+
+    def draw(figure: Any) -> None:
+        axis = figure.subplots()
+        axis.plot([0, 1], [0, 1], color="#9ca3af", linewidth=1, linestyle=":")
+        for number, column in enumerate(columns):
+            area = metrics.per_class[column].auc
+            if math.isnan(area):
+                continue
+            false_positive, true_positive, _ = roc_curve(labels == column, scores[:, column])
+            label = f"{_short(classes[column])}  {area:.3f}"
+            _line(axis, false_positive, true_positive, number, label, marker=False)
+        axis.set_xlabel("false positive rate")
+        axis.set_ylabel("true positive rate")
+        axis.set_aspect("equal")
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), title="class  AUC")
+
+    return _render(draw, (6.6, 4.0))
+
+
+def _line(
+    axis: Any, x: Sequence[float], y: Sequence[float], number: int, label: str, marker: bool = True
+) -> None:
+    axis.plot(
+        x,
+        y,
+        color=_COLOURS[number % len(_COLOURS)],
+        linestyle=_DASHES[number // len(_COLOURS) % len(_DASHES)],
+        marker="o" if marker else "",
+        markersize=3.5,
+        # matplotlib hides labels that begin with an underscore.
+        label=f"\u200b{label}" if label.startswith("_") else label,
+    )
+
+
+def _render(draw: Any, size: tuple[float, float]) -> bytes:
+    # matplotlib takes half a second to import; Figure on its own needs no display or backend.
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with rc_context(_STYLE), warnings.catch_warnings():
+        # It measures text with its own font, which lacks many scripts; the reader's does not.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        draw(figure)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def _short(name: str, limit: int = 28) -> str:
+    return name if len(name) <= limit else f"{name[: limit - 1]}…"

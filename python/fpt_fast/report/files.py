@@ -1,0 +1,128 @@
+"""The files of a run folder that other programs read: YAML, JSON and CSV."""
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fpt_fast.files import write_atomically
+from fpt_fast.metrics import Metrics, predicted_classes
+from fpt_fast.records import UNLABELLED, Predictions, TrainingHistory
+
+
+def write_run_files(
+    run_dir: str | Path,
+    *,
+    predictions: Predictions,
+    classes: Sequence[str],
+    metrics: Metrics,
+    history: TrainingHistory | None = None,
+    config: Mapping[str, Any] | None = None,
+    suffix: str = "",
+) -> tuple[Path, ...]:
+    """Write ``metrics.json`` and ``predictions.csv``, and what else is given, into ``run_dir``.
+
+    ``history`` becomes ``history.csv``, ``config`` (nested plain values, paths and tuples)
+    ``config.yaml``.  ``suffix`` goes before the ending, as in ``metrics-val.json``.  Each file
+    is replaced whole.  Returns the paths.  Raises ``ValueError`` where ``classes`` do not fit the
+    predictions.
+    """
+    check_classes(classes, predictions, metrics)
+    folder = Path(run_dir)
+    written = [folder / f"metrics{suffix}.json", folder / f"predictions{suffix}.csv"]
+    _write_metrics(written[0], metrics, classes, history)
+    _write_predictions(written[1], predictions, classes)
+    if history is not None:
+        written.append(folder / f"history{suffix}.csv")
+        _write_history(written[-1], history)
+    if config is not None:
+        written.append(folder / f"config{suffix}.yaml")
+        _write_yaml(written[-1], config)
+    return tuple(written)
+
+
+def check_classes(classes: Sequence[str], predictions: Predictions, metrics: Metrics) -> None:
+    """Raise ``ValueError`` unless there is a name for every class of predictions and metrics."""
+    outputs = len(classes) if predictions.probabilities is not None else 1
+    if predictions.logits.shape[1] != outputs or len(metrics.per_class) != len(classes):
+        raise ValueError(
+            f"classes must name each of {len(metrics.per_class)} classes that predictions and "
+            f"metrics know, got {len(classes)} names and logits "
+            f"{tuple(predictions.logits.shape)}"
+        )
+
+
+def _write_metrics(
+    path: Path, metrics: Metrics, classes: Sequence[str], history: TrainingHistory | None
+) -> None:
+    values = metrics.to_json()
+    values["classes"] = list(classes)
+    values["missing_classes"] = [classes[label] for label in metrics.missing_classes]
+    if history is not None:
+        values["monitor"] = history.monitor
+        values["best_epoch"] = history.best_epoch
+        values["best_value"] = history.best_value
+    with write_atomically(path) as file:
+        json.dump(values, file, allow_nan=False, ensure_ascii=False, indent=2)
+        file.write("\n")
+
+
+def _write_history(path: Path, history: TrainingHistory) -> None:
+    """One row an epoch; an empty cell where a metric was not computed or is not a number."""
+    names = list(dict.fromkeys(name for record in history.epochs for name in record.val))
+    with write_atomically(path) as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(
+            ["epoch", "loss", "learning_rate", "seconds", *(f"val_{name}" for name in names)]
+        )
+        for record in history.epochs:
+            val = [record.val.get(name, math.nan) for name in names]
+            rows.writerow(
+                [
+                    record.epoch,
+                    record.loss,
+                    record.learning_rate,
+                    f"{record.seconds:.3f}",
+                    *("" if math.isnan(value) else value for value in val),
+                ]
+            )
+
+
+def _write_predictions(path: Path, predictions: Predictions, classes: Sequence[str]) -> None:
+    """One row an image: key, label and prediction by name, probabilities or the predicted grade."""
+    predicted = predicted_classes(predictions, len(classes)).tolist()
+    if predictions.probabilities is None:
+        columns, numbers = ["grade"], predictions.logits
+    else:
+        columns = [f"probability_{name}" for name in classes]
+        numbers = predictions.probabilities
+    with write_atomically(path) as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["key", "label", "predicted", *columns])
+        for key, label, guess, values in zip(
+            predictions.keys,
+            predictions.labels.tolist(),
+            predicted,
+            numbers.tolist(),
+            strict=True,
+        ):
+            name = "" if label == UNLABELLED else classes[label]
+            rows.writerow([key, name, classes[guess], *(f"{value:.7g}" for value in values)])
+
+
+def _write_yaml(path: Path, config: Mapping[str, Any]) -> None:
+    import yaml
+
+    with write_atomically(path) as file:
+        yaml.safe_dump(plain_values(config), file, sort_keys=False, allow_unicode=True)
+
+
+def plain_values(value: Any) -> Any:
+    """Turn tuples into lists and paths into text, all the way down, as YAML wants it."""
+    if isinstance(value, Mapping):
+        return {str(key): plain_values(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_values(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,235 @@
+"""``report.html``: one page on a run, which needs no network and no other file."""
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from fpt_fast.files import write_atomically
+from fpt_fast.metrics import Metrics
+from fpt_fast.records import UNLABELLED, Predictions, TokenExample, TrainingHistory
+from fpt_fast.report.figures import learning_curves, roc_curves
+from fpt_fast.report.files import check_classes
+from fpt_fast.report.style import STYLE
+from fpt_fast.report.tokens import draw_tokens
+
+_TITLES = {
+    "auc": "AUC",
+    "auc_raw_logits": "AUC (raw logits)",
+    "accuracy": "Accuracy",
+    "f1": "Macro F1",
+    "precision": "Macro precision",
+    "recall": "Macro recall",
+    "kappa": "Quadratic kappa",
+    "mae": "Mean absolute error",
+    "mse": "Mean square error",
+}
+
+
+def write_report(
+    run_dir: str | Path,
+    *,
+    history: TrainingHistory | None,
+    predictions: Predictions,
+    classes: Sequence[str],
+    metrics: Metrics,
+    examples: Sequence[TokenExample] = (),
+    settings: Mapping[str, Any] | None = None,
+    split: str = "test",
+) -> Path:
+    """Write ``run_dir/report.html`` and return its path.
+
+    The page shows metrics of ``split``, learning curves, ROC curves, the confusion matrix, a
+    table by class, ``examples`` with their kept tokens, and ``settings`` (name to value; a
+    mapping inside becomes dotted names).  Every name is escaped; figures and images are inside.
+    Raises ``ValueError`` where classes, predictions, metrics or examples do not fit together.
+    """
+    check_classes(classes, predictions, metrics)
+    folder = Path(run_dir)
+    name = folder.resolve().name
+    sections = [
+        _header(name, split, len(predictions.keys), classes, history),
+        _summary(metrics),
+        _notes(metrics, classes),
+        _learning(history),
+        _roc(predictions, classes, metrics),
+        _confusion(metrics, classes),
+        _per_class(metrics, classes),
+        _examples(examples, classes, split),
+        _settings(settings or {}),
+    ]
+    path = folder / "report.html"
+    with write_atomically(path) as file:
+        file.write(
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            # The page asks nothing of anybody, and a browser holds it to that.
+            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+            "img-src data:; style-src 'unsafe-inline'\">\n"
+            f"<title>{escape(name)} – fpt-fast</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        )
+        file.write("\n".join(section for section in sections if section))
+        file.write("\n</body>\n</html>\n")
+    return path
+
+
+def _header(
+    name: str,
+    split: str,
+    images: int,
+    classes: Sequence[str],
+    history: TrainingHistory | None,
+) -> str:
+    parts = [f"{images} {escape(split)} images, {len(classes)} classes"]
+    if history is not None and history.epochs:
+        parts.append(f"{len(history.epochs)} epochs trained")
+        if history.best_epoch is not None:
+            value = history.best_value
+            reached = "" if value is None else f" ({escape(history.monitor)} {value:.4f})"
+            parts.append(f"best on validation: epoch {history.best_epoch + 1}{reached}")
+    return f'<header><h1>{escape(name)}</h1><p class="lead">{"; ".join(parts)}</p></header>'
+
+
+def _summary(metrics: Metrics) -> str:
+    cards = "".join(
+        f"<div><dt>{escape(_TITLES.get(name, name))}</dt><dd>{_number(value)}</dd></div>"
+        for name, value in metrics.items()
+        if name != "auc_raw_logits"
+    )
+    page = f'<dl class="cards">{cards}</dl>'
+    if "auc_raw_logits" in metrics:
+        page += (
+            '<p class="soft">AUC on raw logits, as in the published tables: '
+            f"{_number(metrics['auc_raw_logits'])}</p>"
+        )
+    return page
+
+
+def _notes(metrics: Metrics, classes: Sequence[str]) -> str:
+    notes = list(metrics.notes)
+    if metrics.missing_classes:
+        names = ", ".join(classes[label] for label in metrics.missing_classes)
+        notes[0] = f"No image of {names} in this split; averages are over the classes present."
+    if not notes:
+        return ""
+    return '<div class="notes">' + "".join(f"<p>{escape(note)}</p>" for note in notes) + "</div>"
+
+
+def _learning(history: TrainingHistory | None) -> str:
+    if history is None or not history.epochs:
+        return ""
+    picture = _image(learning_curves(history), "svg+xml", "Loss and validation metrics by epoch")
+    return f"<h2>Learning curves</h2><figure>{picture}</figure>"
+
+
+def _roc(predictions: Predictions, classes: Sequence[str], metrics: Metrics) -> str:
+    if predictions.probabilities is None or all(math.isnan(row.auc) for row in metrics.per_class):
+        return ""
+    picture = _image(roc_curves(predictions, classes, metrics), "svg+xml", "ROC curves")
+    versus = "" if len(classes) == 2 else ", each class against the rest"
+    return f"<h2>ROC{versus}</h2><figure>{picture}</figure>"
+
+
+def _confusion(metrics: Metrics, classes: Sequence[str]) -> str:
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in classes)
+    rows = []
+    for name, counts in zip(classes, metrics.confusion.tolist(), strict=True):
+        total = sum(counts)
+        cells = "".join(_shaded(count, count / total if total else 0.0) for count in counts)
+        rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
+    return (
+        '<h2>Confusion matrix</h2><div class="scroll"><table class="confusion">'
+        f'<thead><tr><th class="left soft">true ↓ predicted →</th>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        '<p class="soft">Images; the shade is the share of the row.</p>'
+    )
+
+
+def _shaded(count: int, share: float) -> str:
+    ink = "#fff" if share > 0.55 else "inherit"
+    return f'<td style="background:rgba(0,114,178,{share:.3f});color:{ink}">{count}</td>'
+
+
+def _per_class(metrics: Metrics, classes: Sequence[str]) -> str:
+    columns = ("images", "AUC", "precision", "recall", "F1")
+    head = "".join(f'<th scope="col">{column}</th>' for column in columns)
+    rows = "".join(
+        f'<tr><th scope="row">{escape(name)}</th><td>{row.support}</td><td>{_number(row.auc)}</td>'
+        f"<td>{_number(row.precision)}</td><td>{_number(row.recall)}</td>"
+        f"<td>{_number(row.f1)}</td></tr>"
+        for name, row in zip(classes, metrics.per_class, strict=True)
+    )
+    return (
+        '<h2>By class</h2><div class="scroll"><table><thead><tr><th class="left">class</th>'
+        f"{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _examples(examples: Sequence[TokenExample], classes: Sequence[str], split: str) -> str:
+    if not examples:
+        return ""
+    figures = []
+    for example in examples:
+        picture = draw_tokens(example)
+        figures.append(
+            f'<figure class="example"><h3>{escape(example.key)}</h3><div class="pair">'
+            f"{_image(picture.plain, 'jpeg', 'the image')}"
+            f"{_image(picture.marked, 'png', 'the image with its kept patches')}"
+            f"</div><figcaption>{_verdict(example, classes)} Patches are kept by "
+            f"{picture.lowest:.0%} to {picture.highest:.0%} of layers and heads."
+            "</figcaption></figure>"
+        )
+    first = examples[0]
+    return (
+        "<h2>What the model looks at</h2>"
+        f"<p>Some {escape(split)} images, and beside them what was kept: the colour of a patch is "
+        f"the share of {first.index.shape[0]} layers × {first.index.shape[1]} heads that keep it; "
+        "frames are around the patches kept most often.</p>"
+        '<p class="scale">least kept <span class="bar"></span> most kept</p>' + "".join(figures)
+    )
+
+
+def _verdict(example: TokenExample, classes: Sequence[str]) -> str:
+    """Truth and prediction of an example, as HTML."""
+    guess = int(example.probabilities.argmax())
+    sure = f"{float(example.probabilities[guess]):.1%}"
+    predicted = f"predicted {escape(classes[guess])} ({sure})"
+    if example.label == UNLABELLED:
+        return f"<strong>{predicted}</strong>."
+    mark = "right" if guess == example.label else "wrong"
+    truth = "" if guess == example.label else f"; it is {escape(classes[example.label])}"
+    return f'<strong class="{mark}">{predicted}: {mark}</strong>{truth}.'
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    if not settings:
+        return ""
+    rows = "".join(
+        f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>'
+        for name, value in _flatten(settings)
+    )
+    return f'<h2>Settings</h2><table class="settings"><tbody>{rows}</tbody></table>'
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    flat: list[tuple[str, str]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat += _flatten(value, f"{prefix}{name}.")
+        elif isinstance(value, list | tuple):
+            flat.append((f"{prefix}{name}", ", ".join(map(str, value))))
+        else:
+            flat.append((f"{prefix}{name}", "–" if value is None else str(value)))
+    return flat
+
+
+def _image(content: bytes, kind: str, alternative: str) -> str:
+    # As an image, an SVG can neither run scripts nor clash with another one's names.
+    data = base64.b64encode(content).decode()
+    return f'<img src="data:image/{kind};base64,{data}" alt="{escape(alternative)}">'
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "–"

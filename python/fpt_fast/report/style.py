@@ -1,0 +1,51 @@
+"""Style sheet of the report: one column, light, and fit for paper."""
+
+STYLE = """
+:root { --ink: #1f2937; --soft: #6b7280; --line: #e5e7eb; --blue: 0, 114, 178; }
+* { box-sizing: border-box; }
+html { background: #fff; color: var(--ink); -webkit-text-size-adjust: 100%; }
+body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", "Noto Sans", "DejaVu Sans",
+  sans-serif; max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.5rem 4rem; }
+h1 { font-size: 1.75rem; line-height: 1.25; margin: 0 0 .25rem; font-weight: 650;
+  overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; margin: 2.75rem 0 .75rem; font-weight: 650; }
+p { margin: .5rem 0; max-width: 44rem; }
+.lead, figcaption, .soft { color: var(--soft); }
+.cards { display: flex; flex-wrap: wrap; gap: 1rem 2.75rem; margin: 1.75rem 0 0; padding: 0; }
+.cards div { min-width: 6rem; }
+.cards dt { color: var(--soft); font-size: .875rem; }
+.cards dd { margin: 0; font-size: 1.9rem; line-height: 1.2; font-weight: 600;
+  font-variant-numeric: tabular-nums; }
+.notes { border-left: 4px solid #e69f00; background: #fffbeb; padding: .6rem 1rem;
+  margin: 1.5rem 0 0; }
+.notes p { margin: .2rem 0; max-width: none; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9375rem; }
+th, td { padding: .4rem .8rem; text-align: right; border-bottom: 1px solid var(--line);
+  vertical-align: top; }
+th { font-weight: 600; }
+th[scope=row], .left { text-align: left; overflow-wrap: anywhere; }
+table.settings td { text-align: left; overflow-wrap: anywhere; }
+table.settings th { color: var(--soft); font-weight: 400; white-space: nowrap; }
+table.confusion td { border: 1px solid #fff; text-align: center; min-width: 3.5rem; }
+table.confusion thead th { text-align: center; }
+table.confusion .soft { font-weight: 400; }
+figure { margin: 0 0 2rem; }
+figure > img { display: block; max-width: 100%; height: auto; }
+figcaption { font-size: .9375rem; margin-top: .5rem; }
+.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; }
+.pair img { width: 100%; height: auto; display: block; }
+.example h3 { font-size: 1rem; font-weight: 600; margin: 0 0 .5rem; overflow-wrap: anywhere; }
+.right { color: #00714f; } .wrong { color: #b04a00; }
+.scale { display: flex; align-items: center; gap: .6rem; font-size: .9375rem; margin: 1rem 0; }
+.scale span.bar { width: 10rem; height: .7rem; background: linear-gradient(to right,
+  #000004, #57106e, #bc3754, #f98e09, #fcffa4); }
+@media print {
+  body { padding: 0; max-width: none; font-size: 10.5pt; }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  figure, tr, .cards, .notes { break-inside: avoid; }
+  h2 { break-after: avoid; }
+  .scroll { overflow: visible; }
+}
+@media (max-width: 40rem) { body { padding: 1.25rem 1rem 3rem; } .pair { gap: .5rem; } }
+"""
