@@ -1,0 +1,389 @@
+"""The bytes of a feature cache: record layout, manifest, shard header, journal entries.
+
+``docs/cache-format.md`` shows the format on one screen.  Everything here is a pure function of
+its arguments: no clock, no host name, so that equal features make equal files.
+"""
+
+import json
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from fpt_fast.cache.errors import CacheMismatch, corrupt
+from fpt_fast.cache.storage import opened, read_into
+
+FORMAT_VERSION = 1
+MAGIC = b"FPTCACHE"
+PAGE_BYTES = 4096
+DIGEST_BYTES = 16
+MAX_HEADER_BYTES = 16 * 2**20
+MAX_KEY_BYTES = 4096
+DEFAULT_SHARD_BYTES = 4 * 2**30
+
+MANIFEST_FILE = "manifest.fpt"
+MANIFEST_COPY_FILE = "manifest-copy.fpt"
+PLAN_FILE = "plan.fpt"
+JOURNAL_FILE = "journal.fpt"
+
+# 8-bit forms will add their names here; a reader refuses a name that it does not know.
+DTYPES = {"float16": 2}
+
+_PREFIX = struct.Struct("<8sII")  # magic, format version, bytes of the JSON header
+_JOURNAL_ENTRY = struct.Struct("<4sIQ16s")  # magic, zero, row, digest of the record
+_JOURNAL_MAGIC = b"DONE"
+JOURNAL_ENTRY_BYTES = _JOURNAL_ENTRY.size + DIGEST_BYTES
+
+Kind = Literal["manifest", "plan"]
+
+
+def digest(*parts: bytes | bytearray | memoryview) -> bytes:
+    """xxh3-128 of the parts one after the other, 16 bytes in canonical (big-endian) order."""
+    state = xxhash.xxh3_128()
+    for part in parts:
+        state.update(part)
+    return state.digest()
+
+
+def canonical_json(value: Any, name: str) -> bytes:
+    """The one spelling of a JSON value; raises ``ValueError`` for what JSON cannot hold."""
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{name} must be made of JSON values (finite numbers, strings, booleans, None, lists, "
+            f"string-keyed mappings): {error}"
+        ) from error
+    return text.encode()
+
+
+@dataclass(frozen=True, slots=True)
+class RecordLayout:
+    """One image's record: ``kv`` [L, 2, H, K, D] of ``dtype``, then ``index`` [L, H, K] i32.
+
+    Padded with zeros to ``record_bytes``, a multiple of 4096.  Raises ``ValueError`` for an axis
+    that is not an integer of 1 to 2^20, and for a dtype that this version does not know.
+    """
+
+    layers: int
+    heads: int
+    kept: int
+    head_width: int
+    dtype: str = "float16"
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "heads", "kept", "head_width"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 2**20:
+                raise ValueError(f"{name} must be an integer of 1 to {2**20}, got {value!r}")
+        if self.dtype not in DTYPES:
+            raise ValueError(
+                f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}; "
+                "another version of fpt-fast may know it"
+            )
+
+    @property
+    def kv_shape(self) -> tuple[int, int, int, int, int]:
+        """``(L, 2, H, K, D)``."""
+        return (self.layers, 2, self.heads, self.kept, self.head_width)
+
+    @property
+    def index_shape(self) -> tuple[int, int, int]:
+        """``(L, H, K)``."""
+        return (self.layers, self.heads, self.kept)
+
+    @property
+    def index_bytes(self) -> int:
+        """Bytes of ``index``."""
+        return 4 * self.layers * self.heads * self.kept
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of ``kv``."""
+        return 2 * self.layers * self.heads * self.kept * self.head_width * DTYPES[self.dtype]
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of ``kv`` and ``index``, without the padding."""
+        return self.kv_bytes + self.index_bytes
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of a record on disk, padding included."""
+        return -(-self.payload_bytes // PAGE_BYTES) * PAGE_BYTES
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, by field name."""
+        return {
+            "layers": self.layers,
+            "heads": self.heads,
+            "kept": self.kept,
+            "head_width": self.head_width,
+            "dtype": self.dtype,
+        }
+
+
+def default_records_per_shard(layout: RecordLayout) -> int:
+    """Records that fit in 4 GiB, at least one: a small data set is one shard."""
+    return max(1, DEFAULT_SHARD_BYTES // layout.record_bytes)
+
+
+def check_keys(keys: Iterable[str]) -> tuple[str, ...]:
+    """Return the keys; raise ``ValueError`` for one that is not a unique relative POSIX path."""
+    checked = tuple(keys)
+    if not checked:
+        raise ValueError("keys must name at least one image, got none")
+    first_at: dict[str, int] = {}
+    for position, key in enumerate(checked):
+        if not isinstance(key, str):
+            raise ValueError(f"keys must be strings, got {key!r} at position {position}")
+        if set(key.split("/")) & {"", ".", ".."} or "\0" in key:
+            raise ValueError(
+                f"keys must be relative POSIX paths without '.', '..' or empty parts, got {key!r} "
+                f"at position {position}"
+            )
+        if len(_key_bytes(key)) > MAX_KEY_BYTES:
+            raise ValueError(
+                f"keys must have at most {MAX_KEY_BYTES} bytes, got {key[:80]!r}... "
+                f"at position {position}"
+            )
+        if first_at.setdefault(key, position) != position:
+            raise ValueError(
+                f"keys must be unique, got {key!r} at positions {first_at[key]} and {position}; "
+                "list each image once, by its path relative to the data set"
+            )
+    return checked
+
+
+def _key_bytes(key: str) -> bytes:
+    # File names on POSIX are bytes; Python shows those that are not UTF-8 as surrogates.
+    return key.encode("utf-8", "surrogateescape")
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """Everything about a cache but its features.
+
+    Row *i*, the features of ``keys[i]``, is record ``i % records_per_shard`` of shard
+    ``i // records_per_shard``.  ``checksums`` u8 [M, 16] holds the digest of each record; None in
+    a plan, the manifest of an unfinished build.
+    """
+
+    layout: RecordLayout
+    fingerprint: dict[str, Any]
+    keys: tuple[str, ...]
+    records_per_shard: int
+    checksums: NDArray[np.uint8] | None = None
+
+    @property
+    def shard_count(self) -> int:
+        """Number of shards."""
+        return -(-len(self.keys) // self.records_per_shard)
+
+    @cached_property
+    def identity(self) -> bytes:
+        """Digest of what every record has in common; ties shards and journal to this cache."""
+        return digest(canonical_json(self.common(), "fingerprint"))
+
+    def common(self) -> dict[str, Any]:
+        """What must be equal for two caches to share records, as JSON values."""
+        return {
+            "fingerprint": self.fingerprint,
+            "layout": self.layout.to_json(),
+            "records_per_shard": self.records_per_shard,
+        }
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """Shard and byte offset of a row."""
+        shard, place = divmod(row, self.records_per_shard)
+        return shard, PAGE_BYTES + place * self.layout.record_bytes
+
+    def shard_rows(self, shard: int) -> range:
+        """Rows of a shard."""
+        first = shard * self.records_per_shard
+        return range(first, min(first + self.records_per_shard, len(self.keys)))
+
+    def shard_bytes(self, shard: int) -> int:
+        """Exact file size of a shard."""
+        return PAGE_BYTES + len(self.shard_rows(shard)) * self.layout.record_bytes
+
+
+def shard_file(shard: int, *, finished: bool) -> str:
+    """File name of a shard; a build keeps its shards under another name until it is finished."""
+    return f"shard-{shard:05d}.{'fpt' if finished else 'partial'}"
+
+
+def shard_header(manifest: Manifest, shard: int) -> bytes:
+    """The first page of a shard: prefix, JSON, zeros, and the digest of these."""
+    header = canonical_json(
+        {
+            "identity": manifest.identity.hex(),
+            "kind": "shard",
+            "layout": manifest.layout.to_json(),
+            "record_bytes": manifest.layout.record_bytes,
+            "shard": shard,
+        },
+        "header",
+    )
+    page = _PREFIX.pack(MAGIC, FORMAT_VERSION, len(header)) + header
+    page = page.ljust(PAGE_BYTES - DIGEST_BYTES, b"\0")
+    return page + digest(page)
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Bytes of a manifest, or of a plan where ``checksums`` is None.
+
+    Raises ``ValueError`` where the fingerprint takes the header above 16 MB.
+    """
+    keys = b"".join(_key_bytes(key) + b"\0" for key in manifest.keys)
+    header = canonical_json(
+        {
+            **manifest.common(),
+            "keys_bytes": len(keys),
+            "kind": "plan" if manifest.checksums is None else "manifest",
+            "records": len(manifest.keys),
+        },
+        "fingerprint",
+    )
+    if len(header) > MAX_HEADER_BYTES:
+        raise ValueError(
+            f"fingerprint must fit in a header of {MAX_HEADER_BYTES} bytes, got {len(header)}; "
+            "record hashes of large values, not the values"
+        )
+    table = b"" if manifest.checksums is None else manifest.checksums.tobytes()
+    body = _PREFIX.pack(MAGIC, FORMAT_VERSION, len(header)) + header + table + keys
+    return body + digest(body)
+
+
+def read_manifest(file: Path, kind: Kind) -> Manifest:
+    """Read and check a manifest or plan.
+
+    No count is believed before it agrees with the file's size.  Raises ``CacheCorrupt`` for
+    bytes that are not what was written, ``CacheMismatch`` for another format version or dtype,
+    and ``FileNotFoundError`` where there is no such file.
+    """
+    with opened(file) as (fd, size):
+        header = _read_header(file, fd, size)
+        header_end = _PREFIX.size + header["header_bytes"]
+        records, keys_bytes = header["records"], header["keys_bytes"]
+        table_bytes = DIGEST_BYTES * records if kind == "manifest" else 0
+        expected = header_end + table_bytes + keys_bytes + DIGEST_BYTES
+        if size != expected:
+            raise corrupt(file, f"has {size} bytes, its header describes {expected}")
+        data = _read_bytes(file, fd, size)
+    body = memoryview(data)[:-DIGEST_BYTES]
+    if digest(body) != data[-DIGEST_BYTES:]:
+        raise corrupt(file, "does not match its own checksum")
+    if header["kind"] != kind:
+        raise corrupt(file, f"is a {header['kind']!r}, expected a {kind!r}")
+    keys_at = header_end + table_bytes
+    table = np.frombuffer(body[header_end:keys_at], np.uint8)
+    return Manifest(
+        layout=_parse_layout(file, header["layout"]),
+        fingerprint=header["fingerprint"],
+        keys=_parse_keys(file, bytes(body[keys_at:]), records),
+        records_per_shard=header["records_per_shard"],
+        checksums=table.reshape(records, DIGEST_BYTES) if kind == "manifest" else None,
+    )
+
+
+def _read_header(file: Path, fd: int, size: int) -> dict[str, Any]:
+    if size < _PREFIX.size + DIGEST_BYTES:
+        raise corrupt(file, f"is cut short: {size} bytes")
+    magic, version, header_bytes = _PREFIX.unpack(_read_bytes(file, fd, _PREFIX.size))
+    if magic != MAGIC:
+        raise corrupt(file, f"does not start with {MAGIC!r}, so it is no file of a feature cache")
+    if version != FORMAT_VERSION:
+        raise CacheMismatch(
+            f"{file}: has format version {version}, this fpt-fast reads {FORMAT_VERSION}; use the "
+            "fpt-fast that made it, or another --cache directory; if it was this one, the file is "
+            f"damaged: run `fpt-fast cache repair` on {file.parent}"
+        )
+    if header_bytes > min(MAX_HEADER_BYTES, size - _PREFIX.size - DIGEST_BYTES):
+        raise corrupt(file, f"claims a header of {header_bytes} bytes in a file of {size}")
+    data = _read_bytes(file, fd, _PREFIX.size + header_bytes)
+    return {**_parse_header(file, data[_PREFIX.size :]), "header_bytes": header_bytes}
+
+
+def _read_bytes(file: Path, fd: int, count: int) -> bytes:
+    data = bytearray(count)
+    if read_into(fd, memoryview(data), 0) < count:
+        raise corrupt(file, "became shorter while it was read")
+    return bytes(data)
+
+
+def _parse_header(file: Path, data: bytes) -> dict[str, Any]:
+    try:
+        header = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise corrupt(file, f"has a header that is not JSON ({error})") from None
+    expected: dict[str, type] = {
+        "fingerprint": dict,
+        "keys_bytes": int,
+        "kind": str,
+        "layout": dict,
+        "records": int,
+        "records_per_shard": int,
+    }
+    if not isinstance(header, dict) or set(header) != set(expected):
+        raise corrupt(file, f"must have a header of {', '.join(expected)}")
+    for name, kind in expected.items():
+        value = header[name]
+        if type(value) is not kind or (isinstance(value, int) and value < 1):
+            raise corrupt(file, f"has a header with {name} = {str(value)[:80]}")
+    return header
+
+
+def _parse_layout(file: Path, values: Mapping[str, Any]) -> RecordLayout:
+    dtype = values.get("dtype")
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise CacheMismatch(
+            f"{file}: has features of dtype {dtype!r}, this fpt-fast reads {', '.join(DTYPES)}; "
+            "use a newer fpt-fast, or another --cache directory"
+        )
+    try:
+        return RecordLayout(**values)
+    except (TypeError, ValueError) as error:
+        raise corrupt(file, f"describes an impossible layout ({error})") from None
+
+
+def _parse_keys(file: Path, data: bytes, records: int) -> tuple[str, ...]:
+    if data.count(b"\0") != records or not data.endswith(b"\0"):
+        raise corrupt(file, f"must list {records} keys, lists {data.count(bytes(1))}")
+    try:
+        return check_keys(key.decode("utf-8", "surrogateescape") for key in data.split(b"\0")[:-1])
+    except ValueError as error:
+        raise corrupt(file, f"has a list of keys that cannot be ({error})") from None
+
+
+def encode_journal_entry(manifest: Manifest, row: int, record_digest: bytes) -> bytes:
+    """48 bytes that say: this row's record is on disk and has this digest."""
+    entry = _JOURNAL_ENTRY.pack(_JOURNAL_MAGIC, 0, row, record_digest)
+    return entry + digest(manifest.identity, entry)
+
+
+def decode_journal(manifest: Manifest, data: bytes) -> dict[int, bytes]:
+    """Digest by row, of the entries whose own checksum is right; the last of a row counts.
+
+    A torn tail, a flipped byte or the journal of another cache costs the entries it touches.
+    """
+    done: dict[int, bytes] = {}
+    for at in range(0, len(data) - JOURNAL_ENTRY_BYTES + 1, JOURNAL_ENTRY_BYTES):
+        entry = data[at : at + _JOURNAL_ENTRY.size]
+        if digest(manifest.identity, entry) != data[at + len(entry) : at + JOURNAL_ENTRY_BYTES]:
+            continue
+        _, _, row, record_digest = _JOURNAL_ENTRY.unpack(entry)
+        if row < len(manifest.keys):
+            done[row] = record_digest
+    return done
+
+
+def checksum_table(digests: Sequence[bytes]) -> NDArray[np.uint8]:
+    """u8 [M, 16] of M digests."""
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), DIGEST_BYTES)

@@ -1,0 +1,293 @@
+"""Writing a cache: open, resume, extend or reuse; batches are the unit of commit."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fpt_fast.cache.build import Build, leftovers, remove_leftovers, reopen, start
+from fpt_fast.cache.errors import (
+    CacheCorrupt,
+    CacheMismatch,
+    FeatureValueError,
+    corrupt,
+    differences,
+    mismatch,
+)
+from fpt_fast.cache.format import (
+    MANIFEST_COPY_FILE,
+    MANIFEST_FILE,
+    PLAN_FILE,
+    Manifest,
+    RecordLayout,
+    canonical_json,
+    check_keys,
+    default_records_per_shard,
+    read_manifest,
+)
+from fpt_fast.cache.shards import shard_files, shard_problems
+from fpt_fast.cache.storage import DirectoryLock
+from fpt_fast.records import SelectedTokens
+
+Fingerprint = Mapping[str, Any]
+
+_KV_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class CacheWriter:
+    """Builds the cache in directory ``path``, one record for each of ``keys``.
+
+    ``fingerprint``: JSON values of all that shaped the features.  What the directory holds
+    decides what happens:
+
+    - nothing: a new build;
+    - an unfinished build with this layout and fingerprint: it is resumed, and finished records
+      are not asked for again.  Keys that it lacks are appended;
+    - a finished cache with this layout and fingerprint: it is reused, and where it lacks keys,
+      reopened as an unfinished build and extended by them.
+
+    ``records_per_shard``: default as many as fit in 4 GiB, or what the directory has already.
+    ``sync_every``: each ``write`` survives the death of the process; every ``sync_every``-th also
+    makes all before it survive a power loss, at the price of waiting for the disk.
+
+    Use as a context manager: leaving the block keeps what was written and lets others build; only
+    ``finish`` makes a cache that a ``CacheReader`` accepts.
+
+    Raises ``CacheMismatch`` (listing each differing field), ``CacheCorrupt``, ``CacheBusy`` where
+    another process is building it, ``CacheFull`` where the disk cannot hold the whole cache, and
+    ``ValueError`` for keys that are not unique relative POSIX paths.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        layout: RecordLayout,
+        fingerprint: Fingerprint,
+        keys: Sequence[str],
+        *,
+        records_per_shard: int | None = None,
+        sync_every: int = 1,
+    ) -> None:
+        for name, value in (("records_per_shard", records_per_shard), ("sync_every", sync_every)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.path = Path(path)
+        self.keys = check_keys(keys)
+        self.layout = layout
+        self.fingerprint = normalised(fingerprint)
+        self._records_per_shard = records_per_shard
+        self._build: Build | None = None
+        self._closed = False
+        self.path.mkdir(parents=True, exist_ok=True)
+        manifest = self._reusable()
+        if manifest is None:
+            manifest = self._open_locked(sync_every)
+        row_of = {key: row for row, key in enumerate(manifest.keys)}
+        self._rows = [row_of[key] for key in self.keys]
+        self._layer_names: list[Any] = list(range(layout.layers))
+        names = self.fingerprint.get("layers")
+        if isinstance(names, list) and len(names) == layout.layers:
+            self._layer_names = names
+
+    def is_done(self, position: int) -> bool:
+        """True where the record of ``keys[position]`` is in the cache."""
+        return self._build is None or self._rows[position] in self._build.digests
+
+    @property
+    def pending(self) -> list[int]:
+        """Positions in ``keys`` whose records are still to be written, ascending."""
+        return [position for position in range(len(self.keys)) if not self.is_done(position)]
+
+    def write(self, positions: Sequence[int], tokens: SelectedTokens) -> None:
+        """Write the records of ``keys[p] for p in positions``; all or, on an error, none counts.
+
+        ``tokens.kv`` [B, L, 2, H, K, D] f16, bf16, f32 or f64 (stored as f16) and ``tokens.index``
+        [B, L, H, K] i32, on any device.  Records that are done already are left as they are.
+        Raises ``FeatureValueError`` naming image and layer for NaN, infinity, and values that
+        overflow f16; ``ValueError`` for shapes and dtypes; ``CacheFull``, with what was written
+        before intact.
+        """
+        self._check_tokens(positions, tokens)
+        fresh = [b for b, position in enumerate(positions) if not self.is_done(position)]
+        if self._build is None or not fresh:
+            return
+        kv, index = tokens.kv.detach(), tokens.index.detach()
+        if len(fresh) < len(positions):
+            kv, index = kv[fresh], index[fresh]
+        half = kv.to(torch.float16)
+        rows = [positions[b] for b in fresh]
+        if not bool(torch.isfinite(half).all()):
+            raise self._value_error(rows, kv, half)
+        self._build.commit(self._records([self._rows[p] for p in rows], half, index))
+
+    def finish(self) -> None:
+        """Complete the cache and close the writer; raises ``CacheUnfinished`` if records lack."""
+        self._check_open()
+        if self._build is not None:
+            self._build.finish()
+            self._build = None
+        self._closed = True
+
+    def close(self) -> None:
+        """Keep what was written, resumable, and let others build; harmless when called again."""
+        self._closed = True
+        if self._build is not None:
+            self._build.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _reusable(self) -> Manifest | None:
+        """The manifest of a finished cache that has every key, and no trace of a killed build."""
+        try:
+            manifest = read_manifest(self.path / MANIFEST_FILE, "manifest")
+        except FileNotFoundError:
+            return None
+        self._refuse_difference(manifest)
+        if not set(self.keys) <= set(manifest.keys) or leftovers(self.path, lock=True):
+            return None
+        self._refuse_damage(manifest)
+        return manifest
+
+    def _open_locked(self, sync_every: int) -> Manifest:
+        lock = DirectoryLock(self.path)
+        try:
+            if (self.path / MANIFEST_FILE).exists():
+                manifest = read_manifest(self.path / MANIFEST_FILE, "manifest")
+                self._refuse_difference(manifest)
+                self._refuse_damage(manifest)
+                remove_leftovers(self.path)
+                if set(self.keys) <= set(manifest.keys):
+                    lock.release()
+                    return manifest
+                reopen(self.path, manifest, range(len(manifest.keys)))
+            elif not (self.path / PLAN_FILE).exists():
+                self._start()
+            build = Build(self.path, lock, sync_every=sync_every)
+            self._refuse_difference(build.plan)
+            self._cover(build)
+            build.allocate()
+        except BaseException:
+            lock.release()
+            raise
+        self._build = build
+        return build.plan
+
+    def _start(self) -> None:
+        for file in (self.path / MANIFEST_COPY_FILE, *shard_files(self.path)):
+            if os.path.lexists(file):
+                raise corrupt(self.path / MANIFEST_FILE, f"is missing, but {file.name} is there")
+        size = self._records_per_shard or default_records_per_shard(self.layout)
+        start(self.path, Manifest(self.layout, self.fingerprint, self.keys, size))
+
+    def _cover(self, build: Build) -> None:
+        """Make the build's keys cover ours; its own that are pending must be among ours."""
+        ours = set(self.keys)
+        orphans = [
+            build.plan.keys[row] for row in build.missing if build.plan.keys[row] not in ours
+        ]
+        if orphans:
+            shown = ", ".join(map(repr, orphans[:5])) + (", ..." if len(orphans) > 5 else "")
+            raise CacheMismatch(
+                f"{self.path}: {len(orphans)} images of the unfinished build are not among the "
+                f"{len(self.keys)} asked for ({shown}); preload the data set that it was begun "
+                "with, or use another --cache directory"
+            )
+        known = set(build.plan.keys)
+        if added := [key for key in self.keys if key not in known]:
+            build.extend(added)
+
+    def _refuse_difference(self, manifest: Manifest) -> None:
+        fields = differences(manifest.fingerprint, self.fingerprint)
+        fields += differences(
+            {"layout": manifest.layout.to_json()}, {"layout": self.layout.to_json()}
+        )
+        asked = self._records_per_shard
+        if asked is not None and asked != manifest.records_per_shard:
+            fields.append(("records_per_shard", manifest.records_per_shard, asked))
+        if fields:
+            raise mismatch(self.path, fields)
+
+    def _refuse_damage(self, manifest: Manifest) -> None:
+        if problems := shard_problems(self.path, manifest):
+            raise CacheCorrupt(problems[0])
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("this CacheWriter is closed; open another one to go on")
+
+    def _check_tokens(self, positions: Sequence[int], tokens: SelectedTokens) -> None:
+        self._check_open()
+        if len(set(positions)) != len(positions):
+            raise ValueError(f"positions must not repeat, got {list(positions)}")
+        for position in positions:
+            if not 0 <= position < len(self.keys):
+                raise ValueError(
+                    f"positions must be 0 to {len(self.keys) - 1}, one for each key, got {position}"
+                )
+        kv_shape = (len(positions), *self.layout.kv_shape)
+        if tuple(tokens.kv.shape) != kv_shape or tokens.kv.dtype not in _KV_DTYPES:
+            raise ValueError(
+                f"kv must be [B, L, 2, H, K, D] = {kv_shape} of f16, bf16, f32 or f64, got "
+                f"{tuple(tokens.kv.shape)} of {tokens.kv.dtype}"
+            )
+        index_shape = (len(positions), *self.layout.index_shape)
+        if tuple(tokens.index.shape) != index_shape or tokens.index.dtype != torch.int32:
+            raise ValueError(
+                f"index must be [B, L, H, K] = {index_shape} of torch.int32, got "
+                f"{tuple(tokens.index.shape)} of {tokens.index.dtype}"
+            )
+
+    def _value_error(self, positions: Sequence[int], kv: Tensor, half: Tensor) -> FeatureValueError:
+        bad = ~torch.isfinite(half).flatten(2).all(dim=-1)  # [B, L]
+        image, layer = (int(i) for i in bad.nonzero()[0])
+        where = (
+            f"the features of {self.keys[positions[image]]!r}, layer {self._layer_names[layer]} "
+            f"(and {int(bad.sum()) - 1} more layers of this batch)"
+        )
+        values = kv[image, layer]
+        if bool(torch.isfinite(values).all()):
+            return FeatureValueError(
+                f"{where}: reach {float(values.abs().max()):.4g}, and f16 ends at 65504; the "
+                "frozen model's weights are not what the cache can hold: check the checkpoint"
+            )
+        return FeatureValueError(
+            f"{where}: hold {int((~torch.isfinite(values)).sum())} NaN or infinite values; run "
+            "the frozen model in f32 or bf16, and check the checkpoint and the image"
+        )
+
+    def _records(
+        self, rows: Iterable[int], half: Tensor, index: Tensor
+    ) -> Iterator[tuple[int, memoryview]]:
+        """Bytes of each record; the buffer is the same one each time."""
+        kv_end, payload_end = self.layout.kv_bytes, self.layout.payload_bytes
+        record = np.zeros(self.layout.record_bytes, np.uint8)
+        kv_all, index_all = half.cpu().numpy(), index.cpu().numpy()
+        for b, row in enumerate(rows):
+            record[:kv_end] = np.ascontiguousarray(kv_all[b]).reshape(-1).view(np.uint8)
+            record[kv_end:payload_end] = (
+                np.ascontiguousarray(index_all[b]).reshape(-1).view(np.uint8)
+            )
+            yield row, record.data
+
+
+def normalised(fingerprint: Fingerprint) -> dict[str, Any]:
+    """The fingerprint as it comes back from a manifest: tuples are lists, mappings are dicts."""
+    if not isinstance(fingerprint, Mapping):
+        raise ValueError(f"fingerprint must be a mapping, got {type(fingerprint).__name__}")
+    values: dict[str, Any] = json.loads(canonical_json(dict(fingerprint), "fingerprint"))
+    return values
