@@ -15,7 +15,8 @@ from fpt_fast.cache.errors import (
     CacheUnfinished,
     FeatureValueError,
 )
-from fpt_fast.cache.format import FORMAT_VERSION, RecordLayout
+from fpt_fast.cache.format import FORMAT_VERSION
+from fpt_fast.cache.layout import RecordLayout
 from fpt_fast.cache.reader import CacheReader
 from fpt_fast.cache.tools import (
     CacheReport,

@@ -21,7 +21,6 @@ from fpt_fast.cache.format import (
     JOURNAL_FILE,
     MANIFEST_COPY_FILE,
     MANIFEST_FILE,
-    PAGE_BYTES,
     PLAN_FILE,
     Manifest,
     checksum_table,
@@ -33,6 +32,7 @@ from fpt_fast.cache.format import (
     shard_file,
     shard_header,
 )
+from fpt_fast.cache.layout import PAGE_BYTES
 from fpt_fast.cache.shards import find_bad_rows
 from fpt_fast.cache.storage import (
     LOCK_FILE,

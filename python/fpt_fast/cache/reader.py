@@ -26,15 +26,14 @@ from fpt_fast.cache.format import (
     JOURNAL_FILE,
     MANIFEST_COPY_FILE,
     MANIFEST_FILE,
-    PAGE_BYTES,
     PLAN_FILE,
     Manifest,
-    RecordLayout,
     decode_journal,
     digest,
     read_manifest,
     shard_file,
 )
+from fpt_fast.cache.layout import PAGE_BYTES, RecordLayout
 from fpt_fast.cache.shards import open_shard, shard_files
 from fpt_fast.cache.storage import is_network_file_system, read_into, read_optional
 from fpt_fast.cache.writer import Fingerprint, normalised

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fpt_fast.cache.errors import CacheCorrupt, corrupt
-from fpt_fast.cache.format import PAGE_BYTES, Manifest, digest, shard_file, shard_header
+from fpt_fast.cache.format import Manifest, digest, shard_file, shard_header
+from fpt_fast.cache.layout import PAGE_BYTES
 from fpt_fast.cache.storage import open_regular, opened, read_into
 
 

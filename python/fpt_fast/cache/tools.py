@@ -13,16 +13,14 @@ from fpt_fast.cache.format import (
     JOURNAL_FILE,
     MANIFEST_COPY_FILE,
     MANIFEST_FILE,
-    PAGE_BYTES,
     PLAN_FILE,
     Manifest,
-    RecordLayout,
     decode_journal,
-    default_records_per_shard,
     encode_manifest,
     read_manifest,
     shard_file,
 )
+from fpt_fast.cache.layout import PAGE_BYTES, RecordLayout, default_records_per_shard
 from fpt_fast.cache.reader import open_manifest
 from fpt_fast.cache.shards import find_bad_rows, shard_files, shard_problems
 from fpt_fast.cache.storage import (

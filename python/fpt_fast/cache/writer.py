@@ -25,12 +25,10 @@ from fpt_fast.cache.format import (
     MANIFEST_FILE,
     PLAN_FILE,
     Manifest,
-    RecordLayout,
     canonical_json,
-    check_keys,
-    default_records_per_shard,
     read_manifest,
 )
+from fpt_fast.cache.layout import RecordLayout, check_keys, default_records_per_shard
 from fpt_fast.cache.shards import shard_files, shard_problems
 from fpt_fast.cache.storage import DirectoryLock
 from fpt_fast.records import SelectedTokens
