@@ -96,7 +96,9 @@ def roc_curves(predictions: Predictions, classes: Sequence[str], metrics: Metric
         axis.set_ylabel("true positive rate")
         axis.set_aspect("equal")
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), title="class  AUC")
+            axis.legend(
+                loc="upper left", bbox_to_anchor=(1.02, 1.0), title="class, AUC", alignment="left"
+            )
 
     return _render(draw, (6.6, 4.0))
 

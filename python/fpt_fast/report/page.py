@@ -87,7 +87,11 @@ def _header(
         parts.append(f"{len(history.epochs)} epochs trained")
         if history.best_epoch is not None:
             value = history.best_value
-            reached = "" if value is None else f" ({escape(history.monitor)} {value:.4f})"
+            reached = (
+                ""
+                if value is None
+                else f" ({escape(_TITLES.get(history.monitor, history.monitor))} {value:.3f})"
+            )
             parts.append(f"best on validation: epoch {history.best_epoch + 1}{reached}")
     return f'<header><h1>{escape(name)}</h1><p class="lead">{"; ".join(parts)}</p></header>'
 
@@ -110,7 +114,7 @@ def _summary(metrics: Metrics) -> str:
 def _notes(metrics: Metrics, classes: Sequence[str]) -> str:
     notes = list(metrics.notes)
     if metrics.missing_classes:
-        names = ", ".join(classes[label] for label in metrics.missing_classes)
+        names = ", ".join(f"“{classes[label]}”" for label in metrics.missing_classes)
         notes[0] = f"No image of {names} in this split; averages are over the classes present."
     if not notes:
         return ""
@@ -157,8 +161,11 @@ def _per_class(metrics: Metrics, classes: Sequence[str]) -> str:
     head = "".join(f'<th scope="col">{column}</th>' for column in columns)
     rows = "".join(
         f'<tr><th scope="row">{escape(name)}</th><td>{row.support}</td><td>{_number(row.auc)}</td>'
-        f"<td>{_number(row.precision)}</td><td>{_number(row.recall)}</td>"
-        f"<td>{_number(row.f1)}</td></tr>"
+        + "".join(
+            f"<td>{_number(value if row.support else math.nan)}</td>"
+            for value in (row.precision, row.recall, row.f1)
+        )
+        + "</tr>"
         for name, row in zip(classes, metrics.per_class, strict=True)
     )
     return (
@@ -183,7 +190,7 @@ def _examples(examples: Sequence[TokenExample], classes: Sequence[str], split: s
         )
     first = examples[0]
     return (
-        "<h2>What the model looks at</h2>"
+        "<h2>Kept tokens</h2>"
         f"<p>Some {escape(split)} images, and beside them what was kept: the colour of a patch is "
         f"the share of {first.index.shape[0]} layers × {first.index.shape[1]} heads that keep it; "
         "frames are around the patches kept most often.</p>"

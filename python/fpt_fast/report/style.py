@@ -9,7 +9,8 @@ body { font: 16px/1.55 system-ui, -apple-system, "Segoe UI", "Noto Sans", "DejaV
 h1 { font-size: 1.75rem; line-height: 1.25; margin: 0 0 .25rem; font-weight: 650;
   overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 2.75rem 0 .75rem; font-weight: 650; }
-p { margin: .5rem 0; max-width: 44rem; }
+p { margin: .5rem 0; max-width: 46rem; }
+.lead { max-width: none; }
 .lead, figcaption, .soft { color: var(--soft); }
 .cards { display: flex; flex-wrap: wrap; gap: 1rem 2.75rem; margin: 1.75rem 0 0; padding: 0; }
 .cards div { min-width: 6rem; }
@@ -24,6 +25,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: .4rem .8rem; text-align: right; border-bottom: 1px solid var(--line);
   vertical-align: top; }
 th { font-weight: 600; }
+th:first-child { padding-left: 0; }
 th[scope=row], .left { text-align: left; overflow-wrap: anywhere; }
 table.settings td { text-align: left; overflow-wrap: anywhere; }
 table.settings th { color: var(--soft); font-weight: 400; white-space: nowrap; }

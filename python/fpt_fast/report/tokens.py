@@ -85,11 +85,10 @@ def _overlay(
     column_of = np.arange(width) * share.shape[1] // width
     spread = float(share.max() - share.min())
     heat = (share - share.min()) / spread if spread > 0 else np.zeros_like(share)
-    heat = heat[row_of][:, column_of][..., None]
     grey = pixels.mean(axis=2, keepdims=True)
-    colour = np.asarray(colormaps["inferno"](heat[..., 0]))[..., :3] * 255
+    colour = np.asarray(colormaps["inferno"](heat[row_of][:, column_of]))[..., :3] * 255
     # Half colour, half brightness of the image, so that its detail stays visible everywhere.
-    out = 0.5 * colour + (0.25 + 0.25 * heat) * grey
+    out = 0.5 * colour + 0.5 * grey
     out[_outlines(top[row_of][:, column_of])] = (255, 255, 255)
     drawn: NDArray[np.uint8] = out.clip(0, 255).astype(np.uint8)
     return drawn
