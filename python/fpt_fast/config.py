@@ -1,4 +1,4 @@
-"""Configuration of the method and of training: presets, validation with reasons, JSON round trip."""
+"""Configuration of method and training: presets, validation with reasons, JSON round trip."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -277,7 +277,7 @@ def format_layers(layers: tuple[int, ...]) -> str:
 
 
 def check_divides(name: str, size: tuple[int, int], patch: tuple[int, int]) -> None:
-    """Raise ``ConfigError`` unless patches of ``patch`` tile an input of ``size`` (height, width)."""
+    """Raise ``ConfigError`` unless ``patch`` (height, width) tiles an input of ``size``."""
     if size[0] % patch[0] or size[1] % patch[1] or min(size) <= 0:
         near = tuple(max(p, round(s / p) * p) for s, p in zip(size, patch, strict=True))
         raise ConfigError(
