@@ -91,7 +91,9 @@ class ViTForImageClassification(ViTClassifier):
             # The head reads the class token alone; only scores need the last layer's other queries.
             q, k, v = layer.project(tokens, 1 if last and not extracted else length)
             if extracted and not last and self.token_imp == "global":
-                attended, scores, _ = attention_with_scores(q, k, v)
+                output, scores, _ = attention_with_scores(q, k, v)
+                assert output is not None  # asked for, by default
+                attended = output
             else:
                 attended = layer.attend(q[:, :, :1] if last else q, k, v)
                 scores = token_scores(q, k, importance=self.token_imp) if extracted else None

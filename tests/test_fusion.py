@@ -1,0 +1,146 @@
+"""The fusion module against its formula, in fp64, and its checks."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fpt_fast.fusion import PromptFusion
+
+LAYERS, HEADS, WIDTH, SIDE, PROMPTS, KEPT, BATCH = 3, 4, 24, 8, 5, 7, 2
+
+
+def fusion(method: str, dropout: float = 0.0) -> PromptFusion:
+    plus = method == "fpt_plus"
+    module = PromptFusion(
+        num_layers=LAYERS,
+        frozen_width=WIDTH,
+        side_width=SIDE,
+        num_heads=HEADS,
+        num_prompts=PROMPTS,
+        prompt_dim=WIDTH if plus else SIDE,
+        prompt_norm=plus,
+        prompt_proj=not plus,
+        dropout=dropout,
+    )
+    # Prompts near zero would hide a forgotten addition.
+    torch.nn.init.normal_(module.prompts)
+    return module
+
+
+def features(images: int = BATCH) -> Tensor:
+    return torch.randn(images, LAYERS, 2, HEADS, KEPT, WIDTH // HEADS)
+
+
+def formula(module: PromptFusion, kv: Tensor, method: str) -> Tensor:
+    """DESIGN.md section 2.5, image by image, layer by layer, head by head."""
+    states = torch.empty(LAYERS, len(kv), PROMPTS, SIDE, dtype=kv.dtype)
+    head = WIDTH // HEADS
+    for layer in range(LAYERS):
+        prompts = module.prompts[layer, 0]
+        if method == "fpt_plus":
+            norm = module.layer_norm
+            q = functional.layer_norm(prompts, (WIDTH,), norm.weight, norm.bias, norm.eps)
+        else:
+            q = prompts @ module.prompt_proj.weight.T + module.prompt_proj.bias
+        for image in range(len(kv)):
+            heads = []
+            for h in range(HEADS):
+                k, v = kv[image, layer, 0, h], kv[image, layer, 1, h]
+                scores = q[:, h * head : (h + 1) * head] @ k.T / head**0.5
+                heads.append(scores.softmax(-1) @ v)
+            out = torch.cat(heads, dim=-1)
+            if method == "fpt_plus":
+                out = module.out_proj(out + prompts)
+            else:
+                out = module.out_proj(out) + prompts
+            states[layer, image] = out
+    return states
+
+
+@pytest.mark.parametrize("method", ["fpt_plus", "fpt"])
+def test_formula_and_gradients(method: str) -> None:
+    module = fusion(method).double()
+    kv = features().double()
+    out, expected = module(kv), formula(module, kv, method)
+    assert out.shape == (LAYERS, BATCH, PROMPTS, SIDE)
+    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
+    weight = torch.randn_like(out)
+    parameters = list(module.parameters())
+    got = torch.autograd.grad((out * weight).sum(), parameters)
+    wanted = torch.autograd.grad((expected * weight).sum(), parameters)
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", ["fpt_plus", "fpt"])
+def test_rows_pick_images(method: str) -> None:
+    module = fusion(method)
+    kv = features(images=4)
+    rows = torch.tensor([2, 0, 2])
+    torch.testing.assert_close(module(kv, rows), module(kv[rows]), rtol=1e-6, atol=1e-6)
+
+
+def test_half_precision_features_keep_the_module_in_f32() -> None:
+    module = fusion("fpt_plus")
+    kv = features().half()
+    out = module(kv)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, module(kv.float()), rtol=1e-3, atol=1e-3)
+
+
+def test_queries_do_not_grow_with_the_batch() -> None:
+    assert fusion("fpt").queries().shape == (LAYERS, HEADS, PROMPTS, WIDTH // HEADS)
+
+
+def test_published_start() -> None:
+    module = PromptFusion(LAYERS, WIDTH, SIDE, HEADS, 200)
+    assert module.prompts.shape == (LAYERS, 1, 200, WIDTH)
+    assert float(module.prompts.detach().std()) == pytest.approx(1e-6, rel=0.05)
+    assert module.dropout.p == 0.5
+
+
+def test_dropout_only_while_training() -> None:
+    module = fusion("fpt_plus", dropout=0.5)
+    kv = features()
+    dropped = module(kv)
+    share = float((dropped == 0).float().mean())
+    assert 0.25 < share < 0.75
+    module.eval()
+    kept = dropped != 0
+    torch.testing.assert_close(dropped[kept], 2 * module(kv)[kept], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_heads": 5}, "num_heads must divide"),
+        ({"prompt_dim": SIDE}, "prompt_proj must be True"),
+        ({"num_prompts": 0}, "num_prompts must be at least 1"),
+        ({"num_layers": 0}, "num_layers must be at least 1"),
+    ],
+)
+def test_widths_that_do_not_fit(changes: dict[str, int], message: str) -> None:
+    widths = {
+        "num_layers": LAYERS,
+        "frozen_width": WIDTH,
+        "side_width": SIDE,
+        "num_heads": HEADS,
+        "num_prompts": PROMPTS,
+    }
+    with pytest.raises(ValueError, match=message):
+        PromptFusion(**{**widths, **changes})
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (BATCH, LAYERS + 1, 2, HEADS, KEPT, WIDTH // HEADS),
+        (BATCH, LAYERS, 2, HEADS + 1, KEPT, WIDTH // HEADS),
+        (BATCH, LAYERS, 2, HEADS, KEPT, WIDTH),
+        (LAYERS, 2, HEADS, KEPT, WIDTH // HEADS),
+    ],
+)
+def test_features_of_another_model_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="kv must be"):
+        fusion("fpt")(torch.zeros(shape))
