@@ -19,7 +19,7 @@ def keep_count(token_ratio: float, num_tokens: int) -> int:
     if not 1 <= keep <= num_tokens:
         raise ValueError(
             f"token_ratio {token_ratio} keeps {keep} of {num_tokens} tokens, and must keep at "
-            f"least one and at most all: use a ratio of {1 / num_tokens:.4g} to 1, or a larger input"
+            f"least one, at most all: use a ratio of {1 / num_tokens:.4g} to 1, or a larger input"
         )
     return keep
 
