@@ -19,7 +19,7 @@ from fpt_fast.records import Importance, Split
 _T = TypeVar("_T")
 
 Device = Literal["auto", "cpu", "cuda"]
-Dtype = Literal["auto", "f32", "bf16", "f16"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def _default_workers() -> int:

@@ -35,7 +35,7 @@ def preload_settings(tmp_path: Path, backbone: Path, data: Path) -> Callable[...
             "cache": tmp_path / "cache",
             "input_size": INPUT,
             "normalization": "backbone",
-            "dtype": "f32",
+            "dtype": "float32",
             "batch_size": 5,
             "workers": 2,
         }

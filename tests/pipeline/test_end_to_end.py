@@ -58,7 +58,7 @@ def test_the_four_calls(
     # Prediction from the files alone gives the probabilities of the cached features.
     test_images = sorted((data / "test").rglob("*.png"))
     predicted = predict(
-        run=run, images=(data / "test",), output=tmp_path / "out.csv", dtype="f32", batch_size=4
+        run=run, images=(data / "test",), output=tmp_path / "out.csv", dtype="float32", batch_size=4
     )
     with (run / "predictions.csv").open() as file:
         trained = {row["key"]: row for row in csv.DictReader(file)}
@@ -79,7 +79,7 @@ def test_images_of_one_name_keep_their_own_features(
 ) -> None:
     settings = preload_settings()
     preload(settings)
-    backbone = load_backbone(settings.backbone, dtype="f32")
+    backbone = load_backbone(settings.backbone, dtype="float32")
     with CacheReader(settings.cache) as reader:
         plan = FeaturePlan.from_json(reader.fingerprint)
         frozen = plan.frozen_pass(backbone)
@@ -118,7 +118,7 @@ def test_without_a_cache_the_trainer_sees_the_same(
             backbone=str(backbone),
             input_size="48",
             normalization="backbone",
-            dtype="f32",
+            dtype="float32",
         )
     )
     for a, b in zip(cached.history.epochs, live.history.epochs, strict=True):
@@ -202,8 +202,6 @@ def test_corrupt_images_are_named_together_and_can_be_skipped(
 
 
 def test_nan_features_name_the_image(preload_settings: MakePreload, tmp_path: Path) -> None:
-    from tests_pipeline_backbone import write_backbone
-
     def poison(weights: dict[str, torch.Tensor]) -> None:
         weights["vit.encoder.layer.3.attention.attention.value.bias"][5] = float("nan")
 

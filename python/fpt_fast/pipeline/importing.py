@@ -46,7 +46,7 @@ def import_reference(settings: ImportSettings | None = None, **values: Any) -> I
             "std": settings.std,
             # Theirs is an f32 pass with their own interpolation of positions.
             "position_interpolation": "bicubic_scale",
-            "dtype": "f32",
+            "dtype": "float32",
             "device": "cpu",
         },
     )

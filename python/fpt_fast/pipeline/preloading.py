@@ -28,8 +28,6 @@ from fpt_fast.settings import PreloadSettings, RepairSettings, build_settings
 
 log = logging.getLogger("fpt_fast")
 
-SHORT_DTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
-
 
 @dataclass(frozen=True, slots=True)
 class PreloadResult:
@@ -103,7 +101,7 @@ def repair(settings: RepairSettings | None = None, **values: Any) -> tuple[list[
             mean=plan.preprocessing.mean,
             std=plan.preprocessing.std,
             position_interpolation=plan.position_interpolation,
-            dtype=SHORT_DTYPES[plan.dtype],
+            dtype=plan.dtype,
         )
     return bad, verify_cache(settings.cache)
 

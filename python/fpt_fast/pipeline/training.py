@@ -152,13 +152,8 @@ def evaluate(settings: EvaluateSettings | None = None, **values: Any) -> Metrics
     model = FptModel.from_pretrained(settings.run / BEST)
     recipe = _recipe(trained)
     with ExitStack() as stack:
-        inputs, _ = _open_inputs(trained, stack, method=model.config)
         recorded = tuple(model.extra["classes"])
-        if inputs.images.classes != recorded:
-            raise ConfigError(
-                f"the data has the classes {list(inputs.images.classes)}, but the run was trained "
-                f"on {list(recorded)}; evaluate on data with the same classes"
-            )
+        inputs, _ = _open_inputs(trained, stack, trained_model=model)
         items = inputs.images.of_split(settings.split)
         if not items:
             raise ConfigError(
@@ -221,12 +216,15 @@ def _claim_run(settings: TrainSettings) -> None:
 
 
 def _open_inputs(
-    settings: TrainSettings, stack: ExitStack, method: FptConfig | None = None
+    settings: TrainSettings, stack: ExitStack, trained_model: FptModel | None = None
 ) -> tuple[_Inputs, FptConfig]:
-    """Open data and features; ``method`` is given when the model exists already."""
+    """Open data and features: those of a model's own method where one is trained already."""
     live = settings.cache == "none"
     # With a cache every image was readable when it was made; a live pass has nobody to vouch.
     images = open_image_set(settings, check=live)
+    if trained_model is not None:
+        _require_classes(images, tuple(trained_model.extra["classes"]))
+    method = None if trained_model is None else trained_model.config
     store = DecodedStore()
     if live:
         return _open_live(settings, images, store, method)
@@ -248,6 +246,14 @@ def _open_inputs(
     )
     side = dataclasses.replace(plan.preprocessing, size=method.side_size)
     return _Inputs(images, plan, features, None, side, store, reader), method
+
+
+def _require_classes(images: ImageSet, trained: tuple[str, ...]) -> None:
+    if images.classes != trained:
+        raise ConfigError(
+            f"the data has the classes {', '.join(images.classes)}, but the run was trained on "
+            f"{', '.join(trained)}; evaluate on data with the same classes"
+        )
 
 
 def _require_layers(plan: FeaturePlan, method: FptConfig) -> None:
