@@ -291,6 +291,17 @@ def one_op_one_name(root: Path) -> Iterator[str]:
                 yield f"{path.relative_to(root)}: kernel of no op"
 
 
+def layout_is_documented(root: Path) -> Iterator[str]:
+    """Every module and package directly below fpt_fast stands in the layout of DESIGN.md."""
+    design = (root / "DESIGN.md").read_text(encoding="utf-8")
+    layout = design.partition("## 3.")[2].partition("## 4.")[0]
+    for path in sorted((root / "python" / "fpt_fast").iterdir()):
+        is_package = path.is_dir() and any(path.glob("*.py"))
+        name = f"{path.name}/" if is_package else path.name
+        if (is_package or path.suffix == ".py") and not re.search(rf"[ \n]{name}[ \n]", layout):
+            yield f"{name} is not in section 3 of DESIGN.md"
+
+
 def contributing_paths(root: Path) -> Iterator[str]:
     """Every path in CONTRIBUTING.md exists; ``<op>`` stands for the file of any op."""
     text = (root / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -314,5 +325,6 @@ RULES: tuple[Rule, ...] = (
     bans,
     records,
     one_op_one_name,
+    layout_is_documented,
     contributing_paths,
 )

@@ -21,6 +21,7 @@ from architecture import (
     docstrings,
     import_table,
     kernels_stay_behind_the_library,
+    layout_is_documented,
     one_op_one_name,
     python_files,
     records,
@@ -145,3 +146,14 @@ def test_path_that_does_not_exist_is_caught(tmp_path: Path) -> None:
     assert list(contributing_paths(tmp_path)) == []
     contributing.write_text("See `docs/missing.md`, `benchmarks/plain_<op>.py`.")
     assert len(list(contributing_paths(tmp_path))) == 2
+
+
+def test_module_that_design_does_not_know_is_caught(tmp_path: Path) -> None:
+    folder = tmp_path / "python" / "fpt_fast"
+    (folder / "cache").mkdir(parents=True)
+    (folder / "cache" / "reader.py").touch()
+    (folder / "fusion.py").touch()
+    (tmp_path / "DESIGN.md").write_text("## 3. Layout\ncache/  features\nfusion.py\n## 4. Ops\n")
+    assert list(layout_is_documented(tmp_path)) == []
+    (folder / "fission.py").touch()
+    assert len(list(layout_is_documented(tmp_path))) == 1
