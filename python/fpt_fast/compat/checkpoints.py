@@ -1,7 +1,6 @@
 """Weights of the authors' code, as ``.pt`` state dicts, to and from ``FptModel``."""
 
 import io
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,7 +75,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read a ``.pt`` file of the authors' code: its tensors, by name, on the CPU."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle can raise anything
         raise CheckpointError(f"{path} is not a file of plain tensors: {error}") from error
     if isinstance(content, Mapping) and "state_dict" in content:
         content = content["state_dict"]

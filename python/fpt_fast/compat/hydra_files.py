@@ -32,11 +32,11 @@ def compose(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
             if entry == "_self_":
                 _merge(merged, tree)
             elif isinstance(entry, str):
-                _merge(merged, _read(folder / f"{entry}.yaml"))
+                _merge(merged, _read(folder / f"{_plain(entry)}.yaml"))
             else:
                 ((group, choice),) = entry.items()
-                chosen = choices.get(group, choice)
-                _merge(merged, {group: _read(folder / group / f"{chosen}.yaml")})
+                chosen = _plain(choices.get(group, choice))
+                _merge(merged, {group: _read(folder / _plain(group) / f"{chosen}.yaml")})
         tree = merged if "_self_" in defaults else _merge(merged, tree)
     for key, value in changes:
         _set(tree, key, value)
@@ -58,6 +58,12 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ReferenceConfigError(f"{path} must hold names with values, got {values!r}")
     return values
+
+
+def _plain(name: object) -> str:
+    if not isinstance(name, str) or Path(name).name != name:
+        raise ReferenceConfigError(f"a group or choice must be a plain name, got {name!r}")
+    return name
 
 
 def _check_defaults(defaults: object, path: Path) -> list[Any]:
