@@ -124,7 +124,7 @@ def _parse(given: list[str]) -> Any:
             settings, args=rest, default=default, prog=f"fpt-fast {given[0]}", config=_TYRO
         )
     return tyro.cli(
-        Command,  # type: ignore[arg-type]
+        Command,
         args=given,
         prog="fpt-fast",
         description="Fine-grained Prompt Tuning, FPT and FPT+; every command takes --help.",

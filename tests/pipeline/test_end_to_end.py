@@ -28,6 +28,7 @@ from fpt_fast.pipeline import (
 )
 from fpt_fast.pipeline.features import FeaturePlan
 from helpers import class_image, write_image, write_image_set
+from small_run import write_backbone
 
 MakePreload = Callable[..., PreloadSettings]
 MakeTrain = Callable[..., TrainSettings]

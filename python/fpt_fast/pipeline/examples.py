@@ -50,4 +50,5 @@ def token_examples(
 def _as_seen(image: Tensor, size: tuple[int, int]) -> Tensor:
     """The image at the frozen model's input size, 8 bit: [3, h, w] u8."""
     resized = F.resize(image, list(size), antialias=True)
-    return F.to_dtype(resized, torch.uint8, scale=True)
+    seen: Tensor = F.to_dtype(resized, torch.uint8, scale=True)
+    return seen

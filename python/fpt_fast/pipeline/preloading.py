@@ -82,12 +82,13 @@ def repair(settings: RepairSettings | None = None, **values: Any) -> tuple[list[
     report of a full verification afterwards.
     """
     settings = settings or build_settings(RepairSettings, values)
-    before = inspect_cache(settings.cache)
-    plan = FeaturePlan.from_json(before.fingerprint)
+    # First, since it also puts a damaged manifest right, which could not be inspected.
     bad = drop_bad_records(settings.cache)
+    remaining = inspect_cache(settings.cache)
+    plan = FeaturePlan.from_json(remaining.fingerprint)
     if bad:
         log.info("rebuilding %d bad records: %s", len(bad), ", ".join(bad[:10]))
-    if bad or not before.complete:
+    if remaining.state != "finished":
         shared = {
             field.name: getattr(settings, field.name)
             for field in dataclasses.fields(RepairSettings)
