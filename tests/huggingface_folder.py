@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers import Golden
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
+
+from helpers import Golden
 
 
 def write_folder(
@@ -17,7 +18,7 @@ def write_folder(
     tensors: dict[str, Tensor],
     processor: dict[str, Any] | None = None,
 ) -> Path:
-    """Write ``config.json``, ``model.safetensors`` and, where given, ``preprocessor_config.json``."""
+    """Write ``config.json``, ``model.safetensors`` and what the preprocessor says, if anything."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     save_file({k: v.contiguous().clone() for k, v in tensors.items()}, folder / "model.safetensors")

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Golden, relative_error
 from huggingface_folder import golden_folder
 
 from benchmarks.plain.frozen_pass import PlainFrozenVit
 from fpt_fast.backbone import FrozenBackbone, load_backbone
 from fpt_fast.ops import token_scores
 from fpt_fast.selection import keep_count, select_features
+from helpers import Golden, relative_error
 
 TOLERANCE = 1e-5
 

@@ -94,10 +94,7 @@ class PlainFrozenVit(nn.Module):
         return x + self._linear(F.gelu(hidden), f"{name}.output.dense"), kept
 
     def _select(self, attention: Tensor, key: Tensor, value: Tensor) -> PlainLayer:
-        if self.importance == "global":
-            importance = attention.mean(dim=2)
-        else:
-            importance = attention[:, :, 0]
+        importance = attention.mean(dim=2) if self.importance == "global" else attention[:, :, 0]
         keep = int(self.token_ratio * importance.shape[-1])
         index = importance.topk(keep, dim=-1).indices
         where = index[..., None].expand(-1, -1, -1, key.shape[-1])
