@@ -9,7 +9,7 @@ import pytest
 from images.files import png16, png_file
 from PIL import Image, ImageFile
 
-from fpt_fast.images import ImageError, read_image, read_item
+from fpt_fast.images import ImageError, jpeg, read_image, read_item
 from fpt_fast.records import ImageItem
 
 
@@ -43,10 +43,17 @@ def test_truncated(tmp_path: Path, name: str, share: float) -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"progressive": True}, {"quality": 100}])
 @pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("decoder", ["torchvision", "pillow"])
 def test_truncated_jpeg_with_an_end_marker(
-    tmp_path: Path, settings: dict[str, object], grey: bool
+    tmp_path: Path,
+    settings: dict[str, object],
+    grey: bool,
+    decoder: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """libjpeg only warns here, and fills the lower half with grey."""
+    """libjpeg only warns here, and fills the lower half with grey or a blur."""
+    if decoder == "pillow":
+        monkeypatch.setattr(jpeg, "decode_jpeg", None)
     path = write(tmp_path / "x.jpg", noisy()[..., 0] if grey else None, **settings)
     data = path.read_bytes()
     for share in (0.3, 0.5, 0.8):

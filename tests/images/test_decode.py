@@ -9,7 +9,7 @@ import torch
 from images.files import BLACK_IS_ZERO, CIELAB, FLOAT, RGB, SIGNED, WHITE_IS_ZERO, png16, write_tiff
 from PIL import Image, ImageOps
 
-from fpt_fast.images import ImageError, read_image
+from fpt_fast.images import ImageError, jpeg, read_image
 from fpt_fast.images.transforms import merge_grey
 
 HEIGHT, WIDTH = 20, 31
@@ -88,6 +88,15 @@ def test_one_bit(tmp_path: Path) -> None:
     np.testing.assert_array_equal(decoded(path), expected)
 
 
+@pytest.fixture(params=["torchvision", "pillow"])
+def jpeg_decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both decoders of JPEG; torchvision has announced that it drops its own."""
+    if request.param == "pillow":
+        monkeypatch.setattr(jpeg, "decode_jpeg", None)
+    return request.param
+
+
+@pytest.mark.usefixtures("jpeg_decoder")
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 @pytest.mark.parametrize("settings", [{}, {"progressive": True}, {"subsampling": 0}])
 def test_jpeg_agrees_with_pillow(tmp_path: Path, mode: str, settings: dict[str, object]) -> None:

@@ -45,7 +45,8 @@ def assign_splits(
 def split_counts(total: int, ratios: Ratios) -> list[int]:
     """Divide ``total`` images by largest remainders, then see to the minimum of each split."""
     counts = [int(total * ratio + 1e-9) for ratio in ratios]
-    by_remainder = sorted(range(3), key=lambda i: counts[i] - total * ratios[i])
+    # Rounded, so that equal remainders are equal: then the earlier split comes first.
+    by_remainder = sorted(range(3), key=lambda i: round(counts[i] - total * ratios[i], 9))
     for i in by_remainder[: total - sum(counts)]:
         counts[i] += 1
     wanted = [i for i in range(3) if ratios[i] > 0.0]
