@@ -11,12 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-
-from fpt_fast.config import ConfigError
-from fpt_fast.records import UNLABELLED, FeatureBatch
-from fpt_fast.trainer import TrainingError, fit, learning_rate_at, load_weights, predict
-from fpt_fast.trainer import loop as training_loop
-from fpt_fast.trainer.validation import is_better
 from toy_training import (
     CLASSES,
     Recorder,
@@ -27,6 +21,12 @@ from toy_training import (
     weights_of,
     without_seconds,
 )
+
+from fpt_fast.config import ConfigError
+from fpt_fast.records import UNLABELLED, FeatureBatch
+from fpt_fast.trainer import TrainingError, fit, learning_rate_at, load_weights, predict
+from fpt_fast.trainer import loop as training_loop
+from fpt_fast.trainer.validation import is_better
 
 
 def test_fit_is_the_published_recipe(tmp_path: Path) -> None:

@@ -1,0 +1,323 @@
+"""Run files and the report page: what they say, that they stand alone, that names stay names."""
+
+import base64
+import csv
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from fpt_fast.metrics import compute_metrics
+from fpt_fast.records import (
+    UNLABELLED,
+    EpochRecord,
+    Predictions,
+    TokenExample,
+    TrainingHistory,
+)
+from fpt_fast.report import write_report, write_run_files
+from fpt_fast.report.tokens import draw_tokens, kept_share
+
+CLASSES = ("gesund", "轻度 $2^x$", "_<script>alert('x')</script>", 'a, "b" & c')
+
+
+def make_predictions(count: int = 40, classes: int = 4, present: int = 4) -> Predictions:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % present
+    logits = torch.randn(count, classes, generator=generator)
+    logits[torch.arange(count), labels] += 1
+    keys = tuple(f"test/<b>{i}</b>, ü.png" for i in range(count))
+    return Predictions(keys, labels, logits, logits.softmax(dim=1))
+
+
+def make_history(*, val: bool = True) -> TrainingHistory:
+    records = tuple(
+        EpochRecord(
+            epoch=e,
+            loss=1.0 / (e + 1),
+            learning_rate=1e-3,
+            seconds=1.25,
+            val={"loss": 2.0, "auc": math.nan if e == 0 else 0.5 + e / 10} if val else {},
+        )
+        for e in range(3)
+    )
+    return TrainingHistory(records, "auc", 2, 0.7 if val else None)
+
+
+def make_example(**changes: Any) -> TokenExample:
+    """16x24 pixels, 2x3 patches and one class token; two layers of two heads keep two tokens."""
+    values: dict[str, Any] = {
+        "key": "test/<img src=x onerror=alert(1)>.png",
+        "pixels": torch.full((3, 16, 24), 100, dtype=torch.uint8),
+        "index": torch.tensor([[[0, 1], [1, 6]], [[1, 2], [1, 6]]], dtype=torch.int32),
+        "layers": (2, 3),
+        "grid": (2, 3),
+        "prefix_tokens": 1,
+        "label": 2,
+        "probabilities": torch.tensor([0.1, 0.2, 0.6, 0.1]),
+    }
+    return TokenExample(**{**values, **changes})
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page, as a browser sees them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def images(self, kind: str) -> list[bytes]:
+        head = f"data:image/{kind};base64,"
+        return [
+            base64.b64decode(value.removeprefix(head))
+            for tag, name, value in self.attributes
+            if (tag, name) == ("img", "src") and value.startswith(head)
+        ]
+
+
+def report(folder: Path, **changes: Any) -> Page:
+    predictions = changes.pop("predictions", make_predictions())
+    classes = changes.pop("classes", CLASSES)
+    values: dict[str, Any] = {
+        "history": make_history(),
+        "predictions": predictions,
+        "classes": classes,
+        "metrics": changes.get("metrics") or compute_metrics(predictions, len(classes)),
+        "examples": [make_example()],
+        "settings": {"data": "<i>data</i>", "layers": [6, 7], "nested": {"seed": 3, "none": None}},
+        **changes,
+    }
+    path = write_report(folder, **values)
+    assert path == folder / "report.html"
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_run_files(tmp_path: Path) -> None:
+    predictions = make_predictions(present=3)
+    metrics = compute_metrics(predictions, 4)
+    config = {"layers": (6, 7), "path": tmp_path, "größe": {"x": None, "y": 1e-4}}
+    paths = write_run_files(
+        tmp_path,
+        predictions=predictions,
+        classes=CLASSES,
+        metrics=metrics,
+        history=make_history(),
+        config=config,
+    )
+    assert sorted(path.name for path in paths) == sorted(p.name for p in tmp_path.iterdir())
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8")) == {
+        "layers": [6, 7],
+        "path": str(tmp_path),
+        "größe": {"x": None, "y": 1e-4},
+    }
+    values = json.loads(
+        (tmp_path / "metrics.json").read_text(encoding="utf-8"),
+        parse_constant=lambda text: pytest.fail(f"{text} is not JSON"),
+    )
+    assert values["auc"] == metrics["auc"]
+    assert values["per_class"][3]["auc"] is None
+    assert values["missing_classes"] == [CLASSES[3]]
+    assert values["classes"] == list(CLASSES)
+    assert values["best_epoch"] == 2
+    assert np.sum(values["confusion"]) == 40
+
+    with (tmp_path / "history.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    assert [row["val_auc"] for row in rows] == ["", "0.6", "0.7"]
+    assert float(rows[1]["loss"]) == 0.5
+
+    with (tmp_path / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert predictions.probabilities is not None
+    assert [row["key"] for row in rows] == list(predictions.keys)
+    assert [row["label"] for row in rows] == [CLASSES[i] for i in predictions.labels]
+    assert [row["predicted"] for row in rows] == [CLASSES[i] for i in predictions.logits.argmax(1)]
+    for number, name in enumerate(CLASSES):
+        column = [float(row[f"probability_{name}"]) for row in rows]
+        assert column == pytest.approx(predictions.probabilities[:, number].tolist(), rel=1e-6)
+
+
+def test_run_files_of_another_split_and_without_labels(tmp_path: Path) -> None:
+    known = make_predictions()
+    labels = known.labels.clone()
+    labels[3] = UNLABELLED
+    predictions = Predictions(known.keys, labels, known.logits, known.probabilities)
+    metrics = compute_metrics(predictions, 4)
+    write_run_files(
+        tmp_path, predictions=predictions, classes=CLASSES, metrics=metrics, suffix="-val"
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics-val.json", "predictions-val.csv"]
+    with (tmp_path / "predictions-val.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["label"] for row in csv.DictReader(file)][2:4] == [CLASSES[2], ""]
+
+
+def test_run_files_of_a_regression(tmp_path: Path) -> None:
+    predictions = Predictions(
+        ("a", "b"), torch.tensor([0, 2]), torch.tensor([[0.25], [1.75]]), None
+    )
+    metrics = compute_metrics(predictions, 3)
+    write_run_files(tmp_path, predictions=predictions, classes=("x", "y", "z"), metrics=metrics)
+    assert (tmp_path / "predictions.csv").read_text() == (
+        "key,label,predicted,grade\na,x,x,0.25\nb,z,z,1.75\n"
+    )
+    page = report(
+        tmp_path,
+        predictions=predictions,
+        classes=("x", "y", "z"),
+        examples=(),
+        history=None,
+        settings=None,
+    )
+    assert "Mean absolute error" in page.text
+    assert "ROC" not in page.text
+    assert "Learning curves" not in page.text
+    assert "img" not in page.tags
+
+
+def test_names_must_fit(tmp_path: Path) -> None:
+    predictions = make_predictions()
+    metrics = compute_metrics(predictions, 4)
+    with pytest.raises(ValueError, match="got 3 names"):
+        write_run_files(tmp_path, predictions=predictions, classes=CLASSES[:3], metrics=metrics)
+    with pytest.raises(ValueError, match="got 3 names"):
+        report(tmp_path, predictions=predictions, classes=CLASSES[:3], metrics=metrics)
+
+
+def test_report_says_what_happened(tmp_path: Path) -> None:
+    predictions = make_predictions(present=3)
+    metrics = compute_metrics(predictions, 4)
+    page = report(tmp_path / "my run", predictions=predictions)
+    for name in CLASSES:
+        assert page.text.count(name) >= 3
+    for value in ("auc", "accuracy", "f1", "kappa", "auc_raw_logits"):
+        assert f"{metrics[value]:.3f}" in page.text
+    assert "my run" in page.text
+    assert "40 test images, 4 classes; 3 epochs trained" in page.text
+    assert "best on validation: epoch 3 (AUC 0.700)" in page.text
+    assert f"No image of “{CLASSES[3]}” in this split" in page.text
+    assert f"predicted {CLASSES[2]} (60.0%): right" in page.text
+    assert "2 layers × 2 heads" in page.text
+    for setting in ("<i>data</i>", "6, 7", "nested.seed"):
+        assert setting in page.text
+    # Learning curves and ROC; the image, and the image with its tokens.
+    assert [len(page.images(kind)) for kind in ("svg+xml", "jpeg", "png")] == [2, 1, 1]
+
+
+def test_report_stands_alone_and_names_stay_names(tmp_path: Path) -> None:
+    page = report(tmp_path / "<script>run")
+    assert not {"script", "link", "iframe", "b", "i"} & set(page.tags)
+    for tag, name, value in page.attributes:
+        assert not name.startswith("on")
+        assert name not in ("src", "href") or value.startswith("data:image/"), (tag, name, value)
+    style = re.search(
+        r"<style>(.*?)</style>", (tmp_path / "<script>run/report.html").read_text(), re.S
+    )
+    assert style is not None
+    assert "url(" not in style[1]
+    assert "@import" not in style[1]
+
+
+def test_figures_are_valid_svg_with_every_name(tmp_path: Path) -> None:
+    page = report(tmp_path)
+    curves, roc = (ElementTree.fromstring(image) for image in page.images("svg+xml"))
+    text = "".join(roc.itertext())
+    assert "轻度 $2^x$" in text
+    assert "<script>" in text
+    assert "validation" in "".join(curves.itertext())
+    for figure in (curves, roc):
+        assert not any(element.tag.endswith("script") for element in figure.iter())
+
+
+def test_equal_runs_give_equal_pages(tmp_path: Path) -> None:
+    report(tmp_path / "a" / "run")
+    report(tmp_path / "b" / "run")
+    assert (tmp_path / "a/run/report.html").read_bytes() == (
+        tmp_path / "b/run/report.html"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 0, 0], [0, 1, 0, 1]])
+def test_report_of_few_classes(tmp_path: Path, labels: list[int]) -> None:
+    logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0], [1.0, 3.0]])
+    predictions = Predictions(tuple("abcd"), torch.tensor(labels), logits, logits.softmax(dim=1))
+    page = report(
+        tmp_path,
+        predictions=predictions,
+        classes=("x", "y"),
+        examples=(),
+        history=make_history(val=False),
+    )
+    one_class = len(set(labels)) == 1
+    assert ("auc is not defined" in page.text) == one_class
+    assert len(page.images("svg+xml")) == (1 if one_class else 2)
+
+
+def test_kept_share_counts_layers_and_heads() -> None:
+    share = kept_share(make_example())
+    assert share.tolist() == [[1.0, 0.25, 0.0], [0.0, 0.0, 0.5]]
+    none = kept_share(make_example(prefix_tokens=0, grid=(1, 7)))
+    assert none.tolist() == [[0.25, 1.0, 0.25, 0.0, 0.0, 0.0, 0.5]]
+
+
+def test_tokens_are_drawn_where_they_are() -> None:
+    picture = draw_tokens(make_example())
+    plain = np.asarray(Image.open(io.BytesIO(picture.plain)).convert("RGB"))
+    marked = np.asarray(Image.open(io.BytesIO(picture.marked)).convert("RGB")).astype(int)
+    assert plain.shape == marked.shape == (16, 24, 3)
+    assert (picture.lowest, picture.highest, picture.outlined) == (0.0, 1.0, 1)
+    brightness = marked.sum(axis=2)[4::8, 4::8]  # the middle of each patch
+    order = np.argsort(-brightness, axis=None)
+    assert order[:3].tolist() == [0, 5, 1]
+    assert len({int(brightness[i]) for i in ((0, 2), (1, 0), (1, 1))}) == 1
+    # The frame of the one patch kept most: white on its border, not in its middle.
+    white = (marked == 255).all(axis=2)
+    assert white[0, :8].all()
+    assert white[:8, 0].all()
+    assert white[7, :8].all()
+    assert white[:8, 7].all()
+    assert white.sum() == 28
+
+
+def test_large_and_odd_images_are_drawn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (3, 700, 1111), generator=generator).to(torch.uint8)
+    picture = draw_tokens(make_example(pixels=pixels))
+    assert max(Image.open(io.BytesIO(picture.marked)).size) == 512
+    even = torch.arange(1, 7, dtype=torch.int32).repeat(2, 2, 1)
+    assert draw_tokens(make_example(index=even)).outlined == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"index": torch.tensor([[[7]]])}, r"tokens in 0..6 .* in 7..7"),
+        ({"index": torch.tensor([[[-1]]])}, r"in -1..-1"),
+        ({"index": torch.zeros(1, 1, 0, dtype=torch.int32)}, r"got \(1, 1, 0\) values"),
+        ({"pixels": torch.zeros(3, 4, 4)}, "u8, got .* torch.float32"),
+        ({"pixels": torch.zeros(4, 4, dtype=torch.uint8)}, r"\[3, h, w\] u8, got \(4, 4\)"),
+    ],
+)
+def test_examples_must_fit(changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        draw_tokens(make_example(**changes))
