@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from toy_training import (
 )
 
 from fpt_fast.config import TrainConfig
-from fpt_fast.records import TrainingHistory
+from fpt_fast.interrupts import Stopped
+from fpt_fast.records import FeatureBatch, TrainingHistory
 from fpt_fast.trainer import CheckpointError, fit, load_weights
 from fpt_fast.trainer.checkpoint import Checkpoint, load_last, save_best, save_last
 
@@ -99,6 +100,26 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, changes: dict[str, Any], s
     ]  # fmt: skip
     for name in names[:3]:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_cleanly_within_an_epoch(tmp_path: Path, number: signal.Signals) -> None:
+    class Signalling(ToyBatches):
+        def __iter__(self) -> Iterator[FeatureBatch]:
+            for step, batch in enumerate(super().__iter__()):
+                if (self.epoch, step) == (1, 2):
+                    signal.raise_signal(number)
+                yield batch
+
+    def run(folder: str, batches: ToyBatches, **changes: Any) -> dict[str, torch.Tensor]:
+        model = toy_model()
+        fit(model, batches, None, toy_config(), run_dir=tmp_path / folder, **changes)
+        return weights_of(model)
+
+    with pytest.raises(Stopped, match=rf"{number.name}; 1 of 3 epochs .*last; resume"):
+        run("parts", Signalling(), num_classes=CLASSES)
+    resumed = run("parts", ToyBatches(), num_classes=CLASSES, resume=True)
+    assert_equal_weights(resumed, run("whole", ToyBatches(), num_classes=CLASSES))
 
 
 def test_resuming_a_finished_run_gives_its_history(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fpt_fast.config import ConfigError, TrainConfig
+from fpt_fast.interrupts import StopRequest, stop_on_signals
 from fpt_fast.losses import EpochLoss, build_loss
 from fpt_fast.records import EpochRecord, FeatureBatch, TrainingHistory
 from fpt_fast.trainer.batches import (
@@ -79,6 +80,7 @@ class _Run:
     best_epoch: int | None = None
     best_value: float | None = None
     labels_checked: bool = False
+    stop: StopRequest = field(default_factory=StopRequest)
 
 
 def fit(
@@ -113,7 +115,8 @@ def fit(
 
     Raises ``ConfigError`` for settings that cannot work, ``CheckpointError`` where ``run_dir``
     holds a run that is not to be or cannot be resumed, ``ValueError`` for labels or logits that do
-    not fit, ``TrainingError`` for a loss that is not finite, naming epoch and step.
+    not fit, ``Stopped`` after Ctrl-C or SIGTERM, and ``TrainingError`` for a loss that is not
+    finite, naming epoch and step.
     """
     target = resolve_device(device)
     _check_setup(train_batches, config, num_classes)
@@ -138,9 +141,12 @@ def fit(
         torch.manual_seed(config.seed)
         _resume_run(run, resume)
         done = len(run.records)
-        with open_progress(
-            "train", steps * config.epochs, enabled=progress, done=steps * done
-        ) as bar:
+        with (
+            stop_on_signals() as run.stop,
+            open_progress(
+                "train", steps * config.epochs, enabled=progress, done=steps * done
+            ) as bar,
+        ):
             for epoch in range(done, config.epochs):
                 record = _run_epoch(run, epoch, bar)
                 bar.message(_describe(run, record))
@@ -268,6 +274,10 @@ def _train_epoch(run: _Run, epoch: int, bar: Progress) -> tuple[float, float]:
         learning_rate = learning_rate_at(epoch + step / steps, run.config)
         losses[step] = _train_step(run, batch, learning_rate)
         sizes.append(len(batch.keys))
+        run.stop.check(
+            f"{epoch} of {run.config.epochs} epochs are in {run.run_dir / 'last'}; "
+            "resume the run to go on from there"
+        )
         if step + 1 - checked == _STEPS_BETWEEN_CHECKS or step + 1 == steps:
             mean = _check_losses(losses[checked : step + 1], epoch, checked, run.config)
             checked, detail = step + 1, f"epoch {epoch + 1}, loss {mean:.4f}"
