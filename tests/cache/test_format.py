@@ -20,11 +20,11 @@ from fpt_fast.cache.format import (
     digest,
     encode_journal_entry,
     encode_manifest,
+    normalised,
     read_manifest,
     shard_header,
 )
 from fpt_fast.cache.layout import RecordLayout, check_keys, default_records_per_shard
-from fpt_fast.cache.writer import normalised
 
 
 def manifest_of(names: list[str]) -> Manifest:

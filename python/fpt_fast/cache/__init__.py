@@ -15,7 +15,7 @@ from fpt_fast.cache.errors import (
     CacheUnfinished,
     FeatureValueError,
 )
-from fpt_fast.cache.format import FORMAT_VERSION
+from fpt_fast.cache.format import FORMAT_VERSION, Fingerprint
 from fpt_fast.cache.layout import RecordLayout
 from fpt_fast.cache.reader import CacheReader
 from fpt_fast.cache.tools import (
@@ -26,7 +26,7 @@ from fpt_fast.cache.tools import (
     inspect_cache,
     verify_cache,
 )
-from fpt_fast.cache.writer import CacheWriter, Fingerprint
+from fpt_fast.cache.writer import CacheWriter
 
 __all__ = [
     "FORMAT_VERSION",

@@ -68,7 +68,9 @@ class Build:
         self._sync_every = sync_every
         self._unsynced_commits = 0
         self._unsynced_shards: set[int] = set()
-        self._adopt_shards()
+        self.digests: dict[int, bytes] = {}
+        with self._report_full_disk(PAGE_BYTES):
+            self._adopt_shards()
         claimed = decode_journal(self.plan, read_optional(directory / JOURNAL_FILE))
         self.lost = find_bad_rows(self._partial, self.plan, claimed)
         lost = set(self.lost)
@@ -108,7 +110,7 @@ class Build:
                     if page != header:
                         write_all(fd, header, 0)
                     os.fsync(fd)
-        sync_directory(self.directory)
+            sync_directory(self.directory)
 
     def commit(self, records: Iterable[tuple[int, memoryview]]) -> None:
         """Write records, then the journal entries that make them count; see ``sync_every``.
@@ -152,17 +154,19 @@ class Build:
         data = encode_manifest(manifest)
         with self._report_full_disk(2 * len(data)):
             self._sync_shards()
+            self._unsynced_commits = 0
             temporaries = [
                 (write_temporary(self.directory / name, data), self.directory / name)
                 for name in (MANIFEST_COPY_FILE, MANIFEST_FILE)
             ]
             for shard in range(manifest.shard_count):
-                self._partial(shard).replace(self.directory / shard_file(shard, finished=True))
+                if self._partial(shard).exists():  # else an earlier, failed finish() got so far
+                    self._partial(shard).replace(self.directory / shard_file(shard, finished=True))
             sync_directory(self.directory)
             for temporary, file in temporaries:
                 temporary.replace(file)
             sync_directory(self.directory)
-        remove_leftovers(self.directory)
+            remove_leftovers(self.directory)
         self._lock.release()
         return manifest
 
@@ -239,8 +243,8 @@ def reopen(directory: Path, manifest: Manifest, good_rows: Iterable[int]) -> Non
     with report_full_disk(directory, len(journal) + len(data), "the cache is as it was"):
         write_atomic(directory / JOURNAL_FILE, journal)
         write_atomic(directory / PLAN_FILE, data)
-    (directory / MANIFEST_FILE).unlink()
-    sync_directory(directory)
+        (directory / MANIFEST_FILE).unlink()
+        sync_directory(directory)
     (directory / MANIFEST_COPY_FILE).unlink(missing_ok=True)
 
 
@@ -259,9 +263,10 @@ def leftovers(directory: Path, *, lock: bool = False) -> list[Path]:
 
 def remove_leftovers(directory: Path) -> None:
     """Remove ``leftovers`` of a finished cache; the caller holds its lock."""
-    for file in leftovers(directory):
-        file.unlink()
-    sync_directory(directory)
+    with report_full_disk(directory, 1, "the cache is whole"):
+        for file in leftovers(directory):
+            file.unlink()
+        sync_directory(directory)
 
 
 def _encode_journal(plan: Manifest, digests: Iterable[tuple[int, bytes]]) -> bytes:

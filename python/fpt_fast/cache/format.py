@@ -36,6 +36,7 @@ _JOURNAL_MAGIC = b"DONE"
 JOURNAL_ENTRY_BYTES = _JOURNAL_ENTRY.size + DIGEST_BYTES
 
 Kind = Literal["manifest", "plan"]
+Fingerprint = Mapping[str, Any]
 
 
 def digest(*parts: bytes | bytearray | memoryview) -> bytes:
@@ -56,6 +57,14 @@ def canonical_json(value: Any, name: str) -> bytes:
             f"string-keyed mappings): {error}"
         ) from error
     return text.encode()
+
+
+def normalised(fingerprint: Fingerprint) -> dict[str, Any]:
+    """The fingerprint as it comes back from a manifest: tuples are lists, mappings are dicts."""
+    if not isinstance(fingerprint, Mapping):
+        raise ValueError(f"fingerprint must be a mapping, got {type(fingerprint).__name__}")
+    values: dict[str, Any] = json.loads(canonical_json(dict(fingerprint), "fingerprint"))
+    return values
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,16 +27,17 @@ from fpt_fast.cache.format import (
     MANIFEST_COPY_FILE,
     MANIFEST_FILE,
     PLAN_FILE,
+    Fingerprint,
     Manifest,
     decode_journal,
     digest,
+    normalised,
     read_manifest,
     shard_file,
 )
 from fpt_fast.cache.layout import PAGE_BYTES, RecordLayout
 from fpt_fast.cache.shards import open_shard, shard_files
 from fpt_fast.cache.storage import is_network_file_system, read_into, read_optional
-from fpt_fast.cache.writer import Fingerprint, normalised
 from fpt_fast.records import SelectedTokens
 
 ReadMode = Literal["auto", "mmap", "pread"]
@@ -91,10 +92,14 @@ class CacheReader:
         try:
             for shard in range(self._manifest.shard_count):
                 fd = open_shard(self.path, self._manifest, shard)
-                self._fds.append(fd)
-                if mode == "mmap":
+                if mode == "pread":
+                    self._fds.append(fd)
+                    continue
+                try:
                     size = self._manifest.shard_bytes(shard)
                     self._maps.append(mmap.mmap(fd, size, access=mmap.ACCESS_READ))
+                finally:  # the map keeps a descriptor of its own
+                    os.close(fd)
         except BaseException:
             self.close()
             raise
@@ -163,12 +168,16 @@ class CacheReader:
         if self._view is None:
             if self._verify:
                 self._each(self._check_mapped, range(len(self)))
-            mapped = mmap.mmap(
-                self._fds[0],
-                self._manifest.shard_bytes(0),
-                flags=mmap.MAP_PRIVATE | _MAP_NORESERVE,
-                prot=mmap.PROT_READ | mmap.PROT_WRITE,
-            )
+            fd = open_shard(self.path, self._manifest, 0)
+            try:
+                mapped = mmap.mmap(
+                    fd,
+                    self._manifest.shard_bytes(0),
+                    flags=mmap.MAP_PRIVATE | _MAP_NORESERVE,
+                    prot=mmap.PROT_READ | mmap.PROT_WRITE,
+                )
+            finally:
+                os.close(fd)
             self._view = torch.from_numpy(_strided(mapped, len(self), self.layout))
         return self._view
 
@@ -210,10 +219,12 @@ class CacheReader:
 
     def _check_sizes(self, shards: Iterable[int]) -> None:
         """Raise where a shard has become shorter: reading its map would kill the process."""
-        if not self._fds:
+        if not self._fds and not self._maps:
             raise ValueError("this CacheReader is closed; open another one")
         for shard in shards:
-            size, expected = os.fstat(self._fds[shard]).st_size, self._manifest.shard_bytes(shard)
+            mapped = self.mode == "mmap"
+            size = self._maps[shard].size() if mapped else os.fstat(self._fds[shard]).st_size
+            expected = self._manifest.shard_bytes(shard)
             if size < expected:
                 raise corrupt(self._file(shard), f"has {size} bytes, was opened with {expected}")
 
@@ -226,7 +237,7 @@ class CacheReader:
             shard, offset = self._manifest.locate(row)
             start = offset - offset % mmap.PAGESIZE
             length = offset + self.layout.record_bytes - start
-            if self.mode == "mmap" and hasattr(mmap, "MADV_WILLNEED"):
+            if self.mode == "mmap":
                 self._maps[shard].madvise(mmap.MADV_WILLNEED, start, length)
             elif hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(self._fds[shard], start, length, os.POSIX_FADV_WILLNEED)

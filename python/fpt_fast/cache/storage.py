@@ -220,6 +220,14 @@ class DirectoryLock:
     def __init__(self, directory: Path) -> None:
         self._file = directory / LOCK_FILE
         self._fd = -1
+        try:
+            with report_full_disk(directory, 1, "nothing was changed"):
+                self._open()
+        except BaseException:
+            self.release()
+            raise
+
+    def _open(self) -> None:
         while self._fd < 0:
             fd, _ = open_regular(self._file, os.O_RDWR | os.O_CREAT)
             try:
@@ -231,10 +239,8 @@ class DirectoryLock:
                 self._fd = fd
             else:  # the last owner removed the file between our open and our lock
                 os.close(fd)
-        owner = f"{os.getpid()} {socket.gethostname()}\n".encode()
-        with report_full_disk(directory, len(owner), "nothing was changed"):
-            os.ftruncate(self._fd, 0)
-            write_all(self._fd, owner, 0)
+        os.ftruncate(self._fd, 0)
+        write_all(self._fd, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
 
     def _acquire(self, fd: int) -> None:
         try:

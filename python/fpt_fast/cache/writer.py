@@ -1,8 +1,7 @@
 """Writing a cache: open, resume, extend or reuse; batches are the unit of commit."""
 
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,16 +23,15 @@ from fpt_fast.cache.format import (
     MANIFEST_COPY_FILE,
     MANIFEST_FILE,
     PLAN_FILE,
+    Fingerprint,
     Manifest,
-    canonical_json,
+    normalised,
     read_manifest,
 )
 from fpt_fast.cache.layout import RecordLayout, check_keys, default_records_per_shard
 from fpt_fast.cache.shards import shard_files, shard_problems
-from fpt_fast.cache.storage import DirectoryLock
+from fpt_fast.cache.storage import DirectoryLock, report_full_disk
 from fpt_fast.records import SelectedTokens
-
-Fingerprint = Mapping[str, Any]
 
 _KV_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -82,7 +80,10 @@ class CacheWriter:
         self._records_per_shard = records_per_shard
         self._build: Build | None = None
         self._closed = False
-        self.path.mkdir(parents=True, exist_ok=True)
+        with report_full_disk(
+            self.path, layout.record_bytes * len(self.keys), "nothing exists yet"
+        ):
+            self.path.mkdir(parents=True, exist_ok=True)
         manifest = self._reusable()
         if manifest is None:
             manifest = self._open_locked(sync_every)
@@ -281,11 +282,3 @@ class CacheWriter:
                 np.ascontiguousarray(index_all[b]).reshape(-1).view(np.uint8)
             )
             yield row, record.data
-
-
-def normalised(fingerprint: Fingerprint) -> dict[str, Any]:
-    """The fingerprint as it comes back from a manifest: tuples are lists, mappings are dicts."""
-    if not isinstance(fingerprint, Mapping):
-        raise ValueError(f"fingerprint must be a mapping, got {type(fingerprint).__name__}")
-    values: dict[str, Any] = json.loads(canonical_json(dict(fingerprint), "fingerprint"))
-    return values
