@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from fpt_fast.ops.blocks import attend_in_blocks
+from fpt_fast.ops import cpu
 from fpt_fast.ops.checks import (
     FLOAT_DTYPES,
     check_axes,
@@ -20,9 +20,11 @@ def attention_with_scores(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Attention ``softmax(q kᵀ / √D) v`` of a frozen layer together with its global token scores.
 
-    On a CPU one product ``q kᵀ`` and one pass of exponentials serve both; on other devices
-    the attention is torch's own and the scores are ``token_scores``.  No path stores a map
-    of N x N: the scratch of the CPU path is at most 24 MB at any N up to 32,768.
+    On a CPU either one product ``q kᵀ`` and one pass of exponentials serve both, in blocks, or
+    torch's fused attention runs twice (bf16 in hardware), whichever is faster; on other
+    devices the attention is torch's own and the scores are ``token_scores``.  No path stores a
+    map of N x N: beyond copies of its inputs and outputs, the scratch of the CPU path is at
+    most 16 MB (f64: 32 MB), whatever N.
 
     Args:
         q: queries [B, H, N, D], f16, bf16, f32 or f64, any strides.
@@ -52,6 +54,6 @@ def attention_with_scores(
     if not need_output and not need_scores:
         raise ValueError("need_output or need_scores must be True, got False for both")
     if q.device.type == "cpu":
-        return attend_in_blocks(q, k, v if need_output else None, need_scores=need_scores)
+        return cpu.attention_with_scores(q, k, v, need_output, need_scores)
     out = F.scaled_dot_product_attention(q, k, v) if need_output else None
     return out, token_scores(q, k) if need_scores else None, None

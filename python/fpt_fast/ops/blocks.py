@@ -1,22 +1,21 @@
 """Softmax attention in blocks of queries: scratch of a fixed size, whatever the number of tokens.
 
 A block of logits is made once and then serves everything that depends on it: attention
-output, row log-sum-exp and column means.  Products run in the input's dtype where the
-machine is fast at it; exponentials and sums are in f32 (f64 for f64).  No atomics and a fixed
-order of blocks: results are bit-equal from run to run.
+output, row log-sum-exp and column means.  Products run in f32 on a CPU and in the input's dtype
+elsewhere; exponentials and sums are in f32 (f64 for f64).  No atomics and a fixed order of
+blocks: results are bit-equal from run to run.
 """
 
 from collections.abc import Iterator
-from functools import cache
 
 import torch
 from torch import Tensor
 
 # A block of logits should stay in the second-level cache between the passes over it ...
-_BLOCK_BYTES = 2 << 20
+_BLOCK_BYTES = 1 << 20
 # ... unless that leaves so few queries that packing the keys costs more than the product.
 _MIN_ROWS = 128
-# Hard bound on the logits of one block, in f32; half as much again goes to bf16 products.
+# Bound on the wide logits of one block at any number of tokens that leaves a row of them.
 _MAX_BLOCK_BYTES = 16 << 20
 
 
@@ -31,28 +30,36 @@ def attend_in_blocks(
     """
     batch, heads, queries, _ = q.shape
     tokens = k.shape[2]
-    out = None if v is None else q.new_empty(q.shape)
-    scores = q.new_empty((batch, heads, tokens), dtype=torch.float32) if need_scores else None
-    lse = q.new_empty((batch, heads, queries), dtype=torch.float32)
     scratch = Scratch(q, queries, tokens, heads)
+    out = None if v is None else q.new_empty(q.shape, dtype=scratch.compute)
+    sums = q.new_zeros((batch, heads, 1, tokens), dtype=scratch.wide) if need_scores else None
+    top = q.new_empty((batch, heads, queries, 1), dtype=scratch.wide)
+    total = torch.empty_like(top)
     for image, group in scratch.head_groups(batch, heads):
         keys = scratch.load(k[image, group]).transpose(1, 2)  # [G, D, N]
         values = None if v is None else scratch.load(v[image, group])  # [G, N, D]
-        sums = keys.new_zeros((keys.shape[0], 1, tokens), dtype=scratch.wide)
         for rows in scratch.row_blocks(queries):
-            weights, logits = scratch.logits(q[image, group, rows], keys)  # [G, R, N]
-            top = weights.amax(dim=-1, keepdim=True)
-            weights.sub_(top).exp_()
-            total = weights.sum(dim=-1, keepdim=True)  # [G, R, 1]
-            lse[image, group, rows] = top.add_(total.log()).squeeze(-1)
-            if scores is not None:
-                sums.baddbmm_(total.reciprocal().transpose(1, 2), weights)
+            at = (image, group, rows)
+            weights, logits = scratch.logits(q[at], keys)  # [G, R, N]
+            torch.amax(weights, dim=-1, keepdim=True, out=top[at])
+            weights.sub_(top[at]).exp_()
+            torch.sum(weights, dim=-1, keepdim=True, out=total[at])
+            if sums is not None:
+                sums[image, group].baddbmm_(total[at].reciprocal().transpose(1, 2), weights)
             if out is not None and values is not None:
-                product = torch.bmm(scratch.narrow(weights, logits), values)  # [G, R, D]
-                out[image, group, rows] = product / total
-        if scores is not None:
-            scores[image, group] = sums.squeeze(1) / queries
-    return out, scores, lse
+                out[at] = torch.bmm(scratch.narrow(weights, logits), values)
+        if out is not None:
+            out[image, group] /= total[image, group]
+    lse = top.add_(total.log_()).squeeze(-1).float()
+    scores = None if sums is None else sums.squeeze(2).div_(queries).float()
+    return None if out is None else out.to(q.dtype), scores, lse
+
+
+def mean_weights(q: Tensor, k: Tensor) -> Tensor:
+    """Mean over the queries q [B, H, Q, D] of their attention to k [B, H, N, D]: [B, H, N] f32."""
+    _, scores, _ = attend_in_blocks(q, k, None, need_scores=True)
+    assert scores is not None
+    return scores
 
 
 def scores_from_lse(q: Tensor, k: Tensor, lse: Tensor) -> Tensor:
@@ -95,9 +102,10 @@ class Scratch:
                 yield image, slice(head, min(head + self.heads, heads))
 
     def row_blocks(self, rows: int) -> Iterator[slice]:
-        """All rows in blocks."""
-        for row in range(0, rows, self.rows):
-            yield slice(row, min(row + self.rows, rows))
+        """All rows, in blocks of as equal a size as can be."""
+        count = -(-rows // self.rows)
+        for block in range(count):
+            yield slice(block * rows // count, (block + 1) * rows // count)
 
     def load(self, heads: Tensor) -> Tensor:
         """Heads [G, R, D] in the dtype of products, contiguous."""
@@ -132,13 +140,7 @@ def block_size(rows: int, tokens: int, heads: int) -> tuple[int, int]:
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """Dtype of products with ``tensor``: its own where the device is fast at it, else f32."""
-    if tensor.dtype in (torch.float32, torch.float64) or tensor.device.type != "cpu":
-        return tensor.dtype
-    # f16 products are slower than f32 ones on every CPU tried, AVX512-FP16 included.
-    return torch.bfloat16 if tensor.dtype == torch.bfloat16 and _has_fast_bf16() else torch.float32
-
-
-@cache
-def _has_fast_bf16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    """Dtype of products with ``tensor``: f32 on a CPU, whose f16 products are slower than that."""
+    if tensor.dtype in (torch.float16, torch.bfloat16) and tensor.device.type == "cpu":
+        return torch.float32
+    return tensor.dtype

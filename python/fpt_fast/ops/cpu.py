@@ -3,21 +3,31 @@
 import torch
 from torch import Tensor
 
-from fpt_fast.ops import prompt_blocks
-from fpt_fast.ops.blocks import attend_in_blocks, scores_from_lse
+from fpt_fast.ops import blocks, fused, prompt_blocks
 from fpt_fast.ops.prompt_blocks import IndexedTokens, StoredTokens
 from fpt_fast.ops.reference import Scales
 
 
+def attention_with_scores(
+    q: Tensor, k: Tensor, v: Tensor, need_output: bool, need_scores: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """Output, scores and row log-sum-exp, by whichever way is faster for q's dtype."""
+    if fused.is_faster(q):
+        out, lse = fused.attend(q, k, v)
+        scores = fused.scores_from_lse(q, k, lse) if need_scores else None
+        return out if need_output else None, scores, lse
+    return blocks.attend_in_blocks(q, k, v if need_output else None, need_scores=need_scores)
+
+
 def token_scores(q: Tensor, k: Tensor, importance: str, lse: Tensor | None) -> Tensor:
-    """Scores [B, H, N] f32 in blocks of queries; in one pass of blocks of keys given lse."""
+    """Scores [B, H, N] f32; a first pass only where lse is not given."""
     if importance == "class_token":
-        q = q[:, :, :1]
-    elif lse is not None:
-        return scores_from_lse(q, k, lse)
-    _, scores, _ = attend_in_blocks(q, k, None, need_scores=True)
-    assert scores is not None
-    return scores
+        return blocks.mean_weights(q[:, :, :1], k)
+    if fused.is_faster(q):
+        return fused.scores_from_lse(q, k, fused.attend(q, k, k)[1] if lse is None else lse)
+    if lse is None:
+        return blocks.mean_weights(q, k)
+    return blocks.scores_from_lse(q, k, lse)
 
 
 def select_tokens(

@@ -63,7 +63,8 @@ def prompt_attention_backward(
     grad_weights = grad_out @ values.transpose(-2, -1)
     mean = (weights * grad_weights).sum(dim=-1, keepdim=True)
     grad_logits = weights * (grad_weights - mean)
-    return (grad_logits @ keys).sum(dim=0) * scale
+    grad_q: Tensor = (grad_logits @ keys).sum(dim=0) * scale
+    return grad_q
 
 
 def prompt_attention_indexed(
