@@ -194,3 +194,10 @@ def test_reads_like_a_dict() -> None:
 def test_what_cannot_be_measured(predictions: Predictions, classes: int, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         compute_metrics(predictions, classes)
+
+
+def test_metrics_as_text() -> None:
+    predictions = make([0, 1, 0], [[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.5]])
+    text = str(compute_metrics(predictions, 3))
+    assert text.splitlines()[0].startswith("auc 1.0000, auc_raw_logits")
+    assert any(line.startswith("note: ") for line in text.splitlines()[1:])

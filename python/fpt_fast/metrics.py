@@ -59,6 +59,11 @@ class Metrics:
     missing_classes: tuple[int, ...]
     notes: tuple[str, ...]
 
+    def __str__(self) -> str:
+        """The values on one line, and the notes below it."""
+        line = ", ".join(f"{name} {value:.4f}" for name, value in self.values.items())
+        return "\n".join([line, *(f"note: {note}" for note in self.notes)])
+
     def __getitem__(self, name: str) -> float:
         return self.values[name]
 

@@ -212,8 +212,8 @@ class TrainSettings(DataSettings):
     """One weight per class, with --loss-weight given."""
     loss_weight_decay: float = 0.9
     """Factor per epoch from balanced to equal weights, with --loss-weight dynamic."""
-    monitor: str = "auc"
-    """Validation metric that picks the best epoch."""
+    monitor: str | None = None
+    """Validation metric that picks the best epoch (default auc; mae where the label is a grade)."""
     eval_interval: int = 1
     """Epochs between validations."""
     augment: bool = True

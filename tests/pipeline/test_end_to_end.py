@@ -136,7 +136,7 @@ def test_without_a_cache_the_trainer_sees_the_same(
         {"cache": "none", "augment_input": True},
         {"cache": "none", "importance": "class_token", "layers": "0,2"},
         {"augment": False, "loss": "focal"},
-        {"loss": "mean_square_error", "monitor": "mae"},
+        {"loss": "mean_square_error"},
         {"loss_weight": "balance"},
     ],
     ids=str,

@@ -15,6 +15,7 @@ import yaml
 from fpt_fast.backbone import backbone_name
 from fpt_fast.cache import CacheMismatch, CacheReader
 from fpt_fast.config import (
+    REGRESSION_LOSSES,
     AugmentConfig,
     ConfigError,
     FptConfig,
@@ -313,12 +314,17 @@ def _recipe(settings: TrainSettings) -> TrainConfig:
     rate = settings.learning_rate
     if rate is None:
         rate = 1e-4 if settings.preset is None else dataset_preset(settings.preset).learning_rate
+    monitor = settings.monitor
+    if monitor is None:
+        # A grade has no AUC.
+        monitor = "mae" if settings.loss in REGRESSION_LOSSES else "auc"
     return TrainConfig(
         learning_rate=rate,
+        monitor=monitor,
         **{
             field.name: getattr(settings, field.name)
             for field in dataclasses.fields(TrainConfig)
-            if field.name != "learning_rate" and hasattr(settings, field.name)
+            if field.name not in ("learning_rate", "monitor") and hasattr(settings, field.name)
         },
     )
 
@@ -408,6 +414,7 @@ def _write_results(
         classes=classes,
         metrics=metrics,
         examples=examples,
+        split=split,
         settings={key: value for key, value in to_yaml_values(settings).items() if value != []},
     )
 
