@@ -44,12 +44,13 @@ def attend_in_blocks(
             torch.amax(weights, dim=-1, keepdim=True, out=top[at])
             weights.sub_(top[at]).exp_()
             torch.sum(weights, dim=-1, keepdim=True, out=total[at])
+            # Normalised before they are added up: a matrix product would add the rows one after
+            # the other, and lose two bits that the pairwise sum keeps.
+            weights.mul_(total[at].reciprocal())
             if sums is not None:
-                sums[image, group].baddbmm_(total[at].reciprocal().transpose(1, 2), weights)
+                sums[image, group] += weights.sum(dim=-2, keepdim=True)
             if out is not None and values is not None:
                 out[at] = torch.bmm(scratch.narrow(weights, logits), values)
-        if out is not None:
-            out[image, group] /= total[image, group]
     lse = top.add_(total.log_()).squeeze(-1).float()
     scores = None if sums is None else sums.squeeze(2).div_(queries).float()
     return None if out is None else out.to(q.dtype), scores, lse
