@@ -3,6 +3,7 @@
 import contextlib
 import mmap
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -44,7 +45,7 @@ ReadMode = Literal["auto", "mmap", "pread"]
 READ_MODES: tuple[ReadMode, ...] = ("auto", "mmap", "pread")
 
 # Linux's value where Python does not name it (before 3.13): no swap is set aside for the map.
-_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
+_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
 class CacheReader:

@@ -30,7 +30,7 @@ from fpt_fast.cache.format import (
 )
 from fpt_fast.cache.layout import RecordLayout, check_keys, default_records_per_shard
 from fpt_fast.cache.shards import shard_files, shard_problems
-from fpt_fast.cache.storage import DirectoryLock, report_full_disk
+from fpt_fast.cache.storage import DirectoryLock, report_full_disk, sync_directory
 from fpt_fast.records import SelectedTokens
 
 _KV_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -83,7 +83,10 @@ class CacheWriter:
         with report_full_disk(
             self.path, layout.record_bytes * len(self.keys), "nothing exists yet"
         ):
-            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.path.is_dir():
+                self.path.mkdir(parents=True, exist_ok=True)
+                # Without this a power loss could take the directory and all that is in it.
+                sync_directory(self.path.parent)
         manifest = self._reusable()
         if manifest is None:
             manifest = self._open_locked(sync_every)
