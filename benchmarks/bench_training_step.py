@@ -1,0 +1,136 @@
+"""One training step: forward, loss, backward, clipping and AdamW, against the plain baseline.
+
+``pytest --benchmark-only benchmarks/bench_training_step.py`` measures tiny models, ``--full``
+ViT-B at batch 16.  Ours reads f16 features as the cache holds them, the baseline f32 keys and
+values as the published code does.
+"""
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks.plain.model import PlainFpt, PlainSizes
+from fpt_fast.compat.checkpoints import to_reference
+from fpt_fast.config import FptConfig, preset
+from fpt_fast.model import FptModel, create_model
+from fpt_fast.records import BackboneSpec, FeatureBatch
+
+METHODS = ("fpt_plus", "fpt")
+BATCH, OUTPUTS = 16, 5
+
+
+def spec(full: bool) -> BackboneSpec:
+    return BackboneSpec(
+        name="vit_base_patch16_384" if full else "tiny",
+        weights_hash="",
+        hidden_size=768 if full else 96,
+        num_heads=12,
+        depth=12 if full else 4,
+        patch_size=(16, 16) if full else (8, 8),
+        prefix_tokens=1,
+        has_class_token=True,
+        image_size=(384, 384) if full else (32, 32),
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+    )
+
+
+def method_config(method: str, full: bool) -> FptConfig:
+    if full:
+        return preset(method)
+    # The side width must stay a multiple of 12 heads.
+    return preset(method, side_size=(32, 32), num_prompts=4)
+
+
+def optimizer_of(module: torch.nn.Module) -> torch.optim.AdamW:
+    return torch.optim.AdamW(module.parameters(), lr=1e-4, weight_decay=0.1)
+
+
+def make_step(
+    module: torch.nn.Module, logits: Callable[[], Tensor], labels: Tensor
+) -> Callable[[], Tensor]:
+    """One step as the published recipe does it; returns the loss before it."""
+    optimizer = optimizer_of(module)
+
+    def step() -> Tensor:
+        loss = functional.cross_entropy(logits(), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def make_batch(model: FptModel, kept: int) -> FeatureBatch:
+    width = model.spec.head_width
+    kv = torch.randn(BATCH, len(model.layers), 2, model.spec.num_heads, kept, width).half()
+    pixels = torch.randn(BATCH, 3, *model.config.side_size)
+    labels = torch.randint(OUTPUTS, (BATCH,))
+    return FeatureBatch(pixels, kv, None, labels, tuple(str(i) for i in range(BATCH)))
+
+
+def plain_model(model: FptModel) -> PlainFpt:
+    """The baseline with ``model``'s weights."""
+    spec, config = model.spec, model.config
+    side_width = spec.hidden_size // config.side_reduction
+    plain = PlainFpt(
+        PlainSizes(
+            layers=len(model.layers),
+            frozen_width=spec.hidden_size,
+            side_width=side_width,
+            heads=spec.num_heads,
+            prompts=config.num_prompts,
+            prompt_dim=spec.hidden_size if config.prompt_dim == "frozen" else side_width,
+            patch=spec.patch_size[0],
+            side_size=config.side_size[0],
+            outputs=model.num_outputs,
+        )
+    )
+    plain.load_state_dict(to_reference(model))
+    return plain
+
+
+def steps_of(method: str, full: bool) -> tuple[Callable[[], Tensor], Callable[[], Tensor], int]:
+    """Our step, the plain step on the same data and weights, and the bytes of features read."""
+    model = create_model(
+        method_config(method, full), backbone=spec(full), num_classes=OUTPUTS
+    ).eval()  # dropout would keep the two from agreeing
+    batch = make_batch(model, kept=205 if full else 9)
+    assert batch.kv is not None
+    plain = plain_model(model).eval()
+    keys, values = (batch.kv[:, :, i].transpose(0, 1).float().contiguous() for i in (0, 1))
+    ours = make_step(model, lambda: model(batch), batch.labels)
+    theirs = make_step(plain, lambda: plain(batch.side_pixels, keys, values), batch.labels)
+    return ours, theirs, batch.kv.nbytes
+
+
+@pytest.mark.parametrize("method", METHODS)
+def bench_training_step(benchmark: Any, method: str, full: bool) -> None:
+    torch.manual_seed(0)
+    ours, theirs, feature_bytes = steps_of(method, full)
+    for _ in range(3):  # they agree as they learn
+        torch.testing.assert_close(ours(), theirs(), rtol=1e-4, atol=1e-5)
+
+    plain_seconds: list[float] = []
+
+    def plain_between() -> None:
+        """Alternate, so that a busy machine slows both."""
+        start = time.perf_counter()
+        theirs()
+        plain_seconds.append(time.perf_counter() - start)
+
+    loss = benchmark.pedantic(ours, setup=plain_between, rounds=9 if full else 5)
+    assert bool(loss.isfinite())
+    benchmark.extra_info["method"] = method
+    benchmark.extra_info["feature_bytes"] = feature_bytes
+    benchmark.extra_info["plain_seconds"] = median(plain_seconds)
+    if benchmark.enabled:
+        benchmark.extra_info["ratio"] = median(plain_seconds) / benchmark.stats.stats.median
