@@ -27,6 +27,7 @@ from fpt_fast.images.transforms import (
 from fpt_fast.records import Preprocessing
 
 _CROP_ATTEMPTS = 10
+_CHUNK_BYTES = 1 << 17
 # ITU-R 601, as Pillow and torchvision turn colour to grey.
 _GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])
 
@@ -180,5 +181,11 @@ def _apply_tones(image: Tensor, tones: list[_Tone]) -> Tensor:
         return levels
     table = levels.round_().to(torch.uint8).numpy().tobytes()
     pixels = image.permute(1, 2, 0).numpy()
-    mapped = bytearray(pixels.tobytes()).translate(table)
-    return torch.frombuffer(mapped, dtype=torch.uint8).view(pixels.shape).permute(2, 0, 1)
+    mapped = np.empty(pixels.shape, np.uint8)
+    # A few rows at a time: they stay in the processor's cache, and memory is allocated once.
+    step = max(1, _CHUNK_BYTES // pixels[0].size)
+    for start in range(0, pixels.shape[0], step):
+        rows = pixels[start : start + step]
+        translated = np.frombuffer(rows.tobytes().translate(table), np.uint8)
+        mapped[start : start + step] = translated.reshape(rows.shape)
+    return torch.from_numpy(mapped).permute(2, 0, 1)

@@ -4,10 +4,10 @@ JPEG and 16-bit colour PNG have files of their own; everything else goes through
 damaged file is an error, never half an image.
 """
 
-import io
 import struct
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from fpt_fast.images.jpeg import decode_whole_jpeg
-from fpt_fast.images.png16 import decode_colour_png16, is_colour_png16
+from fpt_fast.images.png16 import HEADER_BYTES, decode_colour_png16, is_colour_png16
 from fpt_fast.records import ImageItem
 
 Pixels = npt.NDArray[np.generic]
@@ -84,8 +84,7 @@ def read_image(path: str | Path, *, max_pixels: int | None = None) -> Tensor:
         )
     try:
         with path.open("rb") as file:
-            data = bytearray(file.read())
-        pixels = _decode(data, max_pixels)
+            pixels = _decode(file, max_pixels)
     except _RefusedError as error:
         raise ImageError(path, str(error)) from None
     except FileNotFoundError:
@@ -110,18 +109,19 @@ def read_item(item: ImageItem) -> Tensor:
         raise ImageError(item.path, error.reason, item.key) from error.__cause__
 
 
-def _decode(data: bytearray, max_pixels: int | None) -> Pixels:
-    """Decode a file's bytes to [h, w, 1 or 3] u8 or u16, upright."""
-    if not data:
+def _decode(file: BinaryIO, max_pixels: int | None) -> Pixels:
+    """Decode an open file to [h, w, 1 or 3] u8 or u16, upright."""
+    if not file.read(1):
         raise _RefusedError("the file is empty")
-    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+    file.seek(0)
+    with Image.open(file, formats=_FORMATS) as image:
         width, height = image.size
         if max_pixels is not None and width * height > max_pixels:
             raise _RefusedError(f"{width} x {height} pixels are more than {max_pixels} allowed")
         if image.format in _JPEG_FORMATS and image.mode in ("L", "RGB"):
-            pixels = decode_whole_jpeg(data, grey=image.mode == "L")
-        elif image.format == "PNG" and is_colour_png16(data):
-            pixels = decode_colour_png16(data)
+            pixels = decode_whole_jpeg(_read_all(file), grey=image.mode == "L")
+        elif image.format == "PNG" and is_colour_png16(_read_start(file)):
+            pixels = decode_colour_png16(_read_all(file))
         else:
             pixels = _decode_with_pillow(image)
         # Pillow turns a TIFF upright while loading and then drops the tag: ask afterwards.
@@ -129,6 +129,20 @@ def _decode(data: bytearray, max_pixels: int | None) -> Pixels:
     if pixels.shape[:2] not in ((height, width), (width, height)):
         raise _RefusedError(f"header says {width} x {height} pixels, data {pixels.shape[:2]}")
     return _turn_upright(pixels, orientation)
+
+
+def _read_all(file: BinaryIO) -> bytearray:
+    file.seek(0)
+    return bytearray(file.read())
+
+
+def _read_start(file: BinaryIO) -> bytes:
+    """Read the first bytes, and leave the file where Pillow left it."""
+    place = file.tell()
+    file.seek(0)
+    start = file.read(HEADER_BYTES)
+    file.seek(place)
+    return start
 
 
 def _decode_with_pillow(image: Image.Image) -> Pixels:
@@ -145,14 +159,19 @@ def _decode_with_pillow(image: Image.Image) -> Pixels:
     if image.mode == "I":
         return _narrow_to_u16(np.asarray(image))[:, :, None]
     if image.mode in _GREY_MODES:
-        return np.array(image.convert("L"))[:, :, None]
+        return _as_array(image, "L")[:, :, None]
     if image.mode in _COLOUR_MODES:
-        return np.array(image.convert("RGB"))
+        return _as_array(image, "RGB")
     if image.mode == "F":
         raise _RefusedError(
             "floating-point samples have no known range; convert the file to 8 or 16 bits"
         )
     raise _RefusedError(f"colour mode {image.mode} is not supported; convert the file to RGB")
+
+
+def _as_array(image: Image.Image, mode: str) -> Pixels:
+    # convert() would copy an image that has the mode already.
+    return np.array(image if image.mode == mode else image.convert(mode))
 
 
 def _check_tiff_samples(image: TiffImagePlugin.TiffImageFile) -> None:

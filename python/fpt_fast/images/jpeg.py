@@ -37,12 +37,12 @@ class _Scans:
     """What the scans of a file deliver.
 
     ``low_bit`` is, by component, the lowest bit that has come of each of its 64 coefficients
-    (0: all of it); ``data_end`` is where the last scan's entropy-coded data end.
+    (0: all of it); ``data_start`` is where the last scan's entropy-coded data begin.
     """
 
     progressive: bool = False
     count: int = 0
-    data_end: int = 0
+    data_start: int = 0
     low_bit: dict[int, list[int]] = field(default_factory=dict)
 
 
@@ -54,7 +54,7 @@ def decode_whole_jpeg(data: bytearray, *, grey: bool) -> Pixels:
         raise ValueError("the JPEG lacks scans that its header announces")
     # A sequential image that was cut ends in exact mid-grey; other kinds do not show it.
     suspicious = scans.progressive or scans.count > 1 or bool((pixels[-1, -1] == 128).all())
-    if suspicious and _wants_more_data(data, scans.data_end, pixels):
+    if suspicious and _wants_more_data(data, scans.data_start, pixels):
         raise ValueError("the JPEG data end before the image does")
     return pixels
 
@@ -70,8 +70,13 @@ def _decode(data: bytearray, grey: bool) -> Pixels:
     return pixels
 
 
-def _wants_more_data(data: bytearray, end: int, pixels: Pixels) -> bool:
-    """Tell whether bytes added at ``end`` change the picture: the decoder had run out of them."""
+def _wants_more_data(data: bytearray, start: int, pixels: Pixels) -> bool:
+    """Tell whether the decoder ran out of the entropy-coded data that begin at ``start``.
+
+    It did if bytes added at their end change the picture.
+    """
+    found = _MARKER_AFTER_DATA.search(data, start)
+    end = len(data) if found is None else found.start()
     filler = bytes((7 * i + 37) % 251 for i in range(256))
     longer = data[:end] + filler + data[end:]
     return not np.array_equal(_decode(longer, pixels.shape[2] == 1), pixels)
@@ -93,9 +98,13 @@ def _read_scans(data: bytearray) -> _Scans:
             # Depth, height and width come first; three bytes a component, its name the first.
             scans.low_bit = {name: [_MISSING] * _COEFFICIENTS for name in segment[6::3]}
         if marker == _START_OF_SCAN:
+            if not scans.low_bit:
+                raise ValueError("only Huffman-coded JPEG of 8 bits is supported")
             _note_scan(scans, segment)
+            scans.data_start = stop
+            if not scans.progressive and segment[0] == len(scans.low_bit):
+                break  # the only scan of a sequential image: spare the search through its data
             found = _MARKER_AFTER_DATA.search(data, stop)
-            scans.data_end = len(data) if found is None else found.start()
         else:
             found = _MARKER.search(data, stop)
     return scans
@@ -109,6 +118,5 @@ def _note_scan(scans: _Scans, segment: bytearray) -> None:
         first, last, bits = 0, _COEFFICIENTS - 1, 0
     scans.count += 1
     for name in segment[1 : 1 + 2 * components : 2]:
-        covered = range(first, min(last, _COEFFICIENTS - 1) + 1)
-        for k in covered:
+        for k in range(first, min(last, _COEFFICIENTS - 1) + 1):
             scans.low_bit[name][k] = bits & 0x0F

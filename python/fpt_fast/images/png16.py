@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+HEADER_BYTES = 33
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {2: 3, 4: 2, 6: 4}
 # Adam7: first column, first row, column step, row step of each pass.
@@ -28,10 +29,13 @@ Bytes = npt.NDArray[np.uint8]
 Signed = npt.NDArray[np.int16]  # u8 values with room for the sums of the filters
 
 
-def is_colour_png16(data: bytearray) -> bool:
-    """Tell a PNG of 16-bit RGB, RGBA or grey with alpha by its header."""
+def is_colour_png16(start: bytes) -> bool:
+    """Tell a PNG of 16-bit RGB, RGBA or grey with alpha by its first ``HEADER_BYTES``."""
     return (
-        len(data) >= 33 and data.startswith(_SIGNATURE) and data[24] == 16 and data[25] in _CHANNELS
+        len(start) == HEADER_BYTES
+        and start.startswith(_SIGNATURE)
+        and start[24] == 16
+        and start[25] in _CHANNELS
     )
 
 
