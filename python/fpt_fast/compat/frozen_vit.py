@@ -158,13 +158,14 @@ def important_token_selection(
     return kv[:, 0], kv[:, 1]
 
 
-def read_config_file(folder: str | Path) -> SimpleNamespace:
-    """Read ``config.json`` of a Hugging Face ViT directory into an object with its attributes.
+def read_config_file(path: str | Path) -> SimpleNamespace:
+    """Read ``config.json`` of a Hugging Face ViT into a fresh object with its attributes.
 
-    ``num_labels`` is counted from ``id2label``.  Raises ``FileNotFoundError``, or ``ValueError``
-    where it is not a ViT's configuration.
+    ``path`` is a directory or a hub name, as for ``from_pretrained``.  ``num_labels`` is counted
+    from ``id2label``.  Raises ``FileNotFoundError``, or ``ValueError`` where it is not a ViT's
+    configuration.
     """
-    path = Path(folder) / "config.json"
+    path = _resolve(path) / "config.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
