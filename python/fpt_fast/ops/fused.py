@@ -34,7 +34,7 @@ def is_faster(q: Tensor) -> bool:
 def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Output [B, H, N, D] of q's dtype and row log-sum-exp [B, H, N] f32 of q, k, v."""
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
-    return out, lse
+    return out, lse.contiguous()  # the kernel lays it out [B, N, H]
 
 
 def scores_from_lse(q: Tensor, k: Tensor, lse: Tensor) -> Tensor:
@@ -55,5 +55,5 @@ def scores_from_lse(q: Tensor, k: Tensor, lse: Tensor) -> Tensor:
     _, log_sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         keys, queries, queries, scale=scale
     )
-    scores: Tensor = log_sums.exp().div_(tokens)
+    scores: Tensor = log_sums.contiguous().exp_().div_(tokens)
     return scores

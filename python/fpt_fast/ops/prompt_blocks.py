@@ -13,7 +13,7 @@ from torch import Tensor
 from fpt_fast.ops.reference import Scales
 
 # Keys and values of one chunk, converted: they should stay in the second-level cache.
-_CHUNK_BYTES = 4 << 20
+_CHUNK_BYTES = 2 << 20
 
 
 class TokenSource(Protocol):

@@ -17,8 +17,9 @@ def token_scores(q: Tensor, k: Tensor, importance: str = "global") -> Tensor:
     ``"global"`` is the mean over all queries of the attention map, ``"class_token"`` the
     map's first row.
     """
-    weights = torch.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, dim=-1)  # [B, H, N, N]
-    return weights[:, :, 0] if importance == "class_token" else weights.mean(dim=-2)
+    queries = q[:, :, :1] if importance == "class_token" else q
+    weights = torch.softmax(queries @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, dim=-1)
+    return weights.mean(dim=-2)
 
 
 def select_tokens(scores: Tensor, k: Tensor, v: Tensor, keep: int) -> tuple[Tensor, Tensor]:
