@@ -204,13 +204,12 @@ def _run(command: Any) -> int:
 
 def _run_cache(command: Any) -> int:
     from fpt_fast import pipeline
-    from fpt_fast.cache import inspect_cache, verify_cache
 
     match command:
         case CacheInspect():
-            _say(str(inspect_cache(command.cache)))
+            _say(str(pipeline.inspect_cache(command.cache)))
         case CacheVerify():
-            report = verify_cache(command.cache, workers=command.workers)
+            report = pipeline.verify_cache(command.cache, workers=command.workers)
             _say(str(report))
             return 0 if report.ok else 1
         case RepairSettings():

@@ -418,3 +418,19 @@ def test_records_without_padding(tmp_path: Path) -> None:
     with CacheReader(tmp_path, mode="pread") as reader:
         assert torch.equal(reader.read([1]).kv, tokens([1], layout).kv)
     assert verify_cache(tmp_path).ok
+
+
+def test_notes_are_kept_and_never_compared(tmp_path: Path) -> None:
+    names = keys(2)
+    with CacheWriter(tmp_path, LAYOUT, FINGERPRINT, names, notes={"source": "here"}) as writer:
+        writer.write([0, 1], tokens([0, 1]))
+        writer.finish()
+    with CacheWriter(tmp_path, LAYOUT, FINGERPRINT, names, notes={"source": "there"}) as writer:
+        assert writer.pending == []
+        writer.finish()
+    with CacheReader(tmp_path) as reader:
+        assert reader.notes == {"source": "here"}
+    assert inspect_cache(tmp_path).notes == {"source": "here"}
+    assert "source: here" in str(inspect_cache(tmp_path))
+    with pytest.raises(ValueError, match="notes"):
+        CacheWriter(tmp_path / "other", LAYOUT, FINGERPRINT, names, notes={"x": {1, 2}})

@@ -7,7 +7,7 @@ its arguments: no clock, no host name, so that equal features make equal files.
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -59,11 +59,11 @@ def canonical_json(value: Any, name: str) -> bytes:
     return text.encode()
 
 
-def normalised(fingerprint: Fingerprint) -> dict[str, Any]:
-    """The fingerprint as it comes back from a manifest: tuples are lists, mappings are dicts."""
-    if not isinstance(fingerprint, Mapping):
-        raise ValueError(f"fingerprint must be a mapping, got {type(fingerprint).__name__}")
-    values: dict[str, Any] = json.loads(canonical_json(dict(fingerprint), "fingerprint"))
+def normalised(given: Mapping[str, Any], name: str = "fingerprint") -> dict[str, Any]:
+    """A mapping as it comes back from a manifest: tuples are lists, mappings are dicts."""
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{name} must be a mapping, got {type(given).__name__}")
+    values: dict[str, Any] = json.loads(canonical_json(dict(given), name))
     return values
 
 
@@ -73,7 +73,8 @@ class Manifest:
 
     Row *i*, the features of ``keys[i]``, is record ``i % records_per_shard`` of shard
     ``i // records_per_shard``.  ``checksums`` u8 [M, 16] holds the digest of each record; None in
-    a plan, the manifest of an unfinished build.
+    a plan, the manifest of an unfinished build.  ``notes`` (JSON values) are for people and for
+    finding things again, and no part of the cache's identity.
     """
 
     layout: RecordLayout
@@ -81,6 +82,7 @@ class Manifest:
     keys: tuple[str, ...]
     records_per_shard: int
     checksums: NDArray[np.uint8] | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def shard_count(self) -> int:
@@ -148,6 +150,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
             **manifest.common(),
             "keys_bytes": len(keys),
             "kind": "plan" if manifest.checksums is None else "manifest",
+            "notes": manifest.notes,
             "records": len(manifest.keys),
         },
         "fingerprint",
@@ -191,6 +194,7 @@ def read_manifest(file: Path, kind: Kind) -> Manifest:
         keys=_parse_keys(file, bytes(body[keys_at:]), records),
         records_per_shard=header["records_per_shard"],
         checksums=table.reshape(records, DIGEST_BYTES) if kind == "manifest" else None,
+        notes=header["notes"],
     )
 
 
@@ -229,6 +233,7 @@ def _parse_header(file: Path, data: bytes) -> dict[str, Any]:
         "keys_bytes": int,
         "kind": str,
         "layout": dict,
+        "notes": dict,
         "records": int,
         "records_per_shard": int,
     }

@@ -116,6 +116,11 @@ class CacheReader:
         return self._manifest.layout
 
     @property
+    def notes(self) -> dict[str, Any]:
+        """What the maker noted beside the fingerprint."""
+        return self._manifest.notes
+
+    @property
     def fingerprint(self) -> dict[str, Any]:
         """What shaped the features, as JSON values."""
         return self._manifest.fingerprint

@@ -100,6 +100,7 @@ class CacheReport:
     state: Literal["finished", "unfinished"]
     layout: RecordLayout
     fingerprint: dict[str, Any]
+    notes: dict[str, Any]
     records: int
     done: int
     shards: int
@@ -125,6 +126,7 @@ class CacheReport:
             f"per head, head width {layout.head_width}, {layout.dtype}",
             "fingerprint:",
             *(f"  {name}: {value}" for name, value in sorted(self.fingerprint.items())),
+            *(f"note:        {name}: {value}" for name, value in sorted(self.notes.items())),
         ]
         if self.verified and self.ok:
             lines.append("verified:    every byte is as it was written")
@@ -224,6 +226,7 @@ def _inspect(directory: Path) -> tuple[CacheReport, Manifest]:
         state="unfinished" if manifest.checksums is None else "finished",
         layout=manifest.layout,
         fingerprint=manifest.fingerprint,
+        notes=manifest.notes,
         records=len(manifest.keys),
         done=done,
         shards=manifest.shard_count,

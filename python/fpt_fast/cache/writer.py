@@ -1,7 +1,7 @@
 """Writing a cache: open, resume, extend or reuse; batches are the unit of commit."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -48,7 +48,8 @@ class CacheWriter:
     - a finished cache with this layout and fingerprint: it is reused, and where it lacks keys,
       reopened as an unfinished build and extended by them.
 
-    ``records_per_shard``: default as many as fit in 4 GiB, or what the directory has already.
+    ``notes``: JSON values kept beside the fingerprint, never compared; an existing cache keeps its
+    own.  ``records_per_shard``: default as many as fit in 4 GiB, or what the directory has already.
     ``sync_every``: each ``write`` survives the death of the process; every ``sync_every``-th also
     makes all before it survive a power loss, at the price of waiting for the disk.
 
@@ -67,6 +68,7 @@ class CacheWriter:
         fingerprint: Fingerprint,
         keys: Sequence[str],
         *,
+        notes: Mapping[str, Any] | None = None,
         records_per_shard: int | None = None,
         sync_every: int = 1,
     ) -> None:
@@ -77,6 +79,7 @@ class CacheWriter:
         self.keys = check_keys(keys)
         self.layout = layout
         self.fingerprint = normalised(fingerprint)
+        self._notes = normalised(notes or {}, "notes")
         self._records_per_shard = records_per_shard
         self._build: Build | None = None
         self._closed = False
@@ -194,7 +197,8 @@ class CacheWriter:
             if os.path.lexists(file):
                 raise corrupt(self.path / MANIFEST_FILE, f"is missing, but {file.name} is there")
         size = self._records_per_shard or default_records_per_shard(self.layout)
-        start(self.path, Manifest(self.layout, self.fingerprint, self.keys, size))
+        plan = Manifest(self.layout, self.fingerprint, self.keys, size, notes=self._notes)
+        start(self.path, plan)
 
     def _cover(self, build: Build) -> None:
         """Make the build's keys cover ours; its own that are pending must be among ours."""

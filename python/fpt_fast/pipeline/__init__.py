@@ -4,6 +4,7 @@ The one part of the library that knows every stage.  Each call takes its setting
 dataclass or as keyword arguments of the same names, which are also the command line's flags.
 """
 
+from fpt_fast.cache import inspect_cache, verify_cache
 from fpt_fast.interrupts import Stopped
 from fpt_fast.pipeline.data import UnreadableImages
 from fpt_fast.pipeline.importing import ImportResult, import_reference
@@ -37,8 +38,10 @@ __all__ = [
     "UnreadableImages",
     "evaluate",
     "import_reference",
+    "inspect_cache",
     "predict",
     "preload",
     "repair",
     "train",
+    "verify_cache",
 ]

@@ -72,13 +72,17 @@ class FeaturePlan:
         }
         return {name: _plain(value) for name, value in values.items()}
 
-    def to_json(self) -> dict[str, Any]:
-        """The plan as JSON values, its sources included; ``from_json`` reads it back."""
-        return self.fingerprint() | {
+    def sources(self) -> dict[str, Any]:
+        """Where the frozen model was found: notes, no part of the identity."""
+        return {
             "source": self.source,
             "checkpoint_path": self.checkpoint_path,
             "pretrained": self.pretrained,
         }
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON values, its sources included; ``from_json`` reads it back."""
+        return self.fingerprint() | self.sources()
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "FeaturePlan":

@@ -51,9 +51,12 @@ def import_reference(settings: ImportSettings | None = None, **values: Any) -> I
         },
     )
     plan, _ = make_plan(frozen, settings.backbone, settings.input_size, method, images)
+    # In the identity: features of ours must never be mixed with them.
     fingerprint = plan.fingerprint() | {"imported_from": "YijinHuang/FPT preload.py"}
     keys = [item.key for item in images.items]
-    with CacheWriter(settings.cache, plan.layout, fingerprint, keys) as writer:
+    with CacheWriter(
+        settings.cache, plan.layout, fingerprint, keys, notes=plan.sources()
+    ) as writer:
         for position, tokens in read_reference_features(settings.features, images, plan.layout):
             if not writer.is_done(position):
                 writer.write([position], tokens)

@@ -60,7 +60,9 @@ def preload(settings: PreloadSettings | None = None, **values: Any) -> PreloadRe
     log.info("%s", expected)
     started = time.monotonic()
     keys = [item.key for item in images.items]
-    with CacheWriter(settings.cache, plan.layout, plan.fingerprint(), keys) as writer:
+    with CacheWriter(
+        settings.cache, plan.layout, plan.fingerprint(), keys, notes=plan.sources()
+    ) as writer:
         pending = set(writer.pending)
         if 0 < len(pending) < len(keys):
             log.info("resuming: %d of %d images are done", len(keys) - len(pending), len(keys))

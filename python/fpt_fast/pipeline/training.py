@@ -230,7 +230,7 @@ def _open_inputs(
     if live:
         return _open_live(settings, images, store, method)
     reader = stack.enter_context(CacheReader(Path(settings.cache)))
-    plan = FeaturePlan.from_json(reader.fingerprint)
+    plan = FeaturePlan.from_json({**reader.fingerprint, **reader.notes})
     if method is None:
         plan.require(
             backbone=None if settings.backbone is None else backbone_name(settings.backbone),
