@@ -9,12 +9,13 @@ STAMP := $(VENV)/.fpt-fast-installed
 INSTALL_LOG := $(VENV)/fpt-fast-install.log
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench device lint types architecture tests benchmarks cold-import clean
+.PHONY: help install demo test bench figures device lint types architecture tests benchmarks cold-import clean
 
 help:
 	@echo "make demo    preload, train, evaluate and report on the bundled task, into demo-output/"
 	@echo "make test    lint, types, architecture, tests, benchmarks as tests, cold import"
 	@echo "make bench   benchmarks with numbers, into $(RESULTS)"
+	@echo "make figures the figures of README.md, measured anew"
 	@echo "make lint    ruff: rules and format      make types   mypy"
 	@echo "make device  tests and benchmarks that need a GPU"
 	@echo "make clean   remove build products, caches and demo-output/ (not the environment)"
@@ -57,6 +58,17 @@ cold-import: $(STAMP)
 bench: $(STAMP)
 	@mkdir -p $(dir $(RESULTS))
 	$(BIN)/python -m pytest -q --benchmark-only --benchmark-json=$(RESULTS) benchmarks
+
+# The figures of README.md: benchmarks at the published sizes, then the demo.  Leave the machine
+# alone meanwhile (about 15 minutes on 2 cores).
+figures: $(STAMP)
+	@mkdir -p benchmarks/results
+	rm -rf demo-output
+	$(BIN)/python -m pytest -q --benchmark-only --full --benchmark-json=benchmarks/results/cpu.json \
+		benchmarks/bench_frozen_pass.py benchmarks/bench_training_step.py
+	$(BIN)/fpt-fast demo --output demo-output
+	$(BIN)/python benchmarks/readme_figures.py --results benchmarks/results/cpu.json \
+		--demo demo-output/demo.json
 
 # Kernels run compiled here, not in Triton's interpreter.
 device: $(STAMP)

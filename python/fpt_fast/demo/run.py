@@ -1,5 +1,7 @@
 """The demo from end to end: images, cache, FPT+, two comparisons, report, one line of figures."""
 
+import dataclasses
+import json
 import logging
 import time
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from tqdm import tqdm
 
 from fpt_fast.backbone import load_backbone
 from fpt_fast.demo.needle import make_needle_dataset
+from fpt_fast.files import write_atomically
 from fpt_fast.images import iter_image_batches, load_image_set
 from fpt_fast.metrics import compute_metrics
 from fpt_fast.pipeline import preload, train
@@ -32,11 +35,14 @@ LEARNING_RATE = 2e-3
 class DemoResult:
     """Test AUC of FPT+, of its side network alone, and of linear probing; wall seconds; report."""
 
+    images: int
+    classes: int
+    epochs: int
     fpt_plus_auc: float
     side_alone_auc: float
     linear_probe_auc: float
     seconds: float
-    report: Path
+    report: str
 
     def summary(self) -> str:
         """The demo's last words, on one line."""
@@ -51,6 +57,7 @@ def run_demo(output: Path, *, images: int = 800, epochs: int = 30, seed: int = 0
     """Make the images under ``output`` and run the whole method on them.
 
     What an earlier run left there is used again: images and cache are resumed, runs replaced.
+    The figures go to ``output/demo.json``.
     """
     started = time.monotonic()
     data = output / "images"
@@ -79,14 +86,21 @@ def run_demo(output: Path, *, images: int = 800, epochs: int = 30, seed: int = 0
         log.info("%s: %s", name, result.metrics)
         aucs[name] = result.metrics.values["auc"]
     probe = linear_probe_auc(data)
-    log.info("report: %s", output / "fpt_plus" / "report.html")
-    return DemoResult(
+    report = output / "fpt_plus" / "report.html"
+    log.info("report: %s", report)
+    result = DemoResult(
+        images=images,
+        classes=len(load_image_set(data).classes),
+        epochs=epochs,
         fpt_plus_auc=aucs["fpt_plus"],
         side_alone_auc=aucs["side_alone"],
         linear_probe_auc=probe,
         seconds=time.monotonic() - started,
-        report=output / "fpt_plus" / "report.html",
+        report=str(report),
     )
+    with write_atomically(output / "demo.json") as file:
+        json.dump(dataclasses.asdict(result), file, indent=1)
+    return result
 
 
 def linear_probe_auc(data: Path) -> float:
