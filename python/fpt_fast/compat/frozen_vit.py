@@ -2,7 +2,6 @@
 
 import json
 import logging
-import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
@@ -12,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fpt_fast.compat.checkpoints import read_state_dict
 from fpt_fast.compat.vit_layout import ImageClassifierOutput, ViTClassifier, refuse_unsupported
 from fpt_fast.ops import attention_with_scores, select_tokens, token_scores
 from fpt_fast.records import Importance
@@ -233,15 +233,13 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     found = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if found is None:
         raise FileNotFoundError(f"{folder} must hold one of {', '.join(_WEIGHTS)}")
-    try:
-        if found.suffix == ".safetensors":
+    if found.suffix == ".safetensors":
+        try:
             weights = load_file(found)
-        else:
-            weights = torch.load(found, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{found} is not a sound file of weights: {error}") from error
-    if not isinstance(weights, dict):
-        raise ValueError(f"{found} must hold tensors by name, got a {type(weights).__name__}")
+        except SafetensorError as error:
+            raise ValueError(f"{found} is not a sound file of weights: {error}") from error
+    else:
+        weights = read_state_dict(found)
     if not any(name.startswith("vit.") for name in weights):
         weights = {
             name if name.startswith("classifier.") else f"vit.{name}": tensor
