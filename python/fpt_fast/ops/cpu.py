@@ -62,7 +62,7 @@ def prompt_attention_backward(
     scales: Scales | None,
 ) -> Tensor:
     """Gradient to q [L, H, P, D]."""
-    return prompt_blocks.backward(grad, q, out, lse, StoredTokens(kv, rows, scales))
+    return prompt_blocks.backward(grad, q, lse, StoredTokens(kv, rows, scales))
 
 
 def prompt_attention_indexed(
@@ -76,4 +76,4 @@ def prompt_attention_indexed_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, index: Tensor, out: Tensor, lse: Tensor
 ) -> Tensor:
     """Gradient to q [L, H, P, D]."""
-    return prompt_blocks.backward(grad, q, out, lse, IndexedTokens(k, v, index))
+    return prompt_blocks.backward(grad, q, lse, IndexedTokens(k, v, index))

@@ -93,7 +93,7 @@ def forward(q: Tensor, source: TokenSource) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
-def backward(grad: Tensor, q: Tensor, out: Tensor, lse: Tensor, source: TokenSource) -> Tensor:
+def backward(grad: Tensor, q: Tensor, lse: Tensor, source: TokenSource) -> Tensor:
     """Gradient to q [L, H, P, D] for grad [L, B, P, C], summed over the images in their order."""
     heads, width = q.shape[1], q.shape[3]
     queries = q.to(_wide(q))
@@ -103,11 +103,11 @@ def backward(grad: Tensor, q: Tensor, out: Tensor, lse: Tensor, source: TokenSou
         weights = _logits(queries[group], keys, scales)  # [G * H, P, K]
         weights.sub_(lse[group, image].flatten(0, 1).unsqueeze(-1)).exp_()
         grad_out = _split_heads(grad[group, image].to(queries.dtype), heads)  # [G * H, P, D]
-        attended = _split_heads(out[group, image].to(queries.dtype), heads)
-        mean = (grad_out * attended).sum(dim=-1, keepdim=True)
         grad_logits = torch.bmm(grad_out, values.transpose(1, 2))
         if scales is not None:
             grad_logits.mul_(scales[1])
+        # Not the sum of grad * out, which is equal but for the rounding of a 16-bit out.
+        mean = (weights * grad_logits).sum(dim=-1, keepdim=True)
         grad_logits.sub_(mean).mul_(weights)
         part = torch.bmm(grad_logits, keys)
         if scales is not None:

@@ -61,7 +61,7 @@ def select_tokens(
         raise ValueError(f"keep must be in 1..{k.shape[2]}, the number of tokens, got {keep}")
     kept_dtype = k.dtype if dtype is None else dtype
     if kept_dtype not in FLOAT_DTYPES:
-        raise ValueError(f"dtype must be a float16, bfloat16, float32 or float64, got {dtype}")
+        raise ValueError(f"dtype must be float16 or bfloat16 or float32 or float64, got {dtype}")
     remedy = "has no derivative; call it under torch.no_grad()"
     check_no_grad("select_tokens", remedy, scores=scores, k=k, v=v)
     kv, index = _library.ops.select_tokens(scores, k, v, keep, kept_dtype, impl)
