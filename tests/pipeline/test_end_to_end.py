@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from small_run import write_backbone
 
 from fpt_fast.backbone import load_backbone
 from fpt_fast.cache import CacheReader
@@ -28,7 +29,6 @@ from fpt_fast.pipeline import (
 )
 from fpt_fast.pipeline.features import FeaturePlan
 from helpers import class_image, write_image, write_image_set
-from small_run import write_backbone
 
 MakePreload = Callable[..., PreloadSettings]
 MakeTrain = Callable[..., TrainSettings]

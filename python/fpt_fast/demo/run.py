@@ -72,7 +72,7 @@ def run_demo(output: Path, *, images: int = 800, epochs: int = 30, seed: int = 0
     )
     aucs = {}
     for name, fusion in (("fpt_plus", True), ("side_alone", False)):
-        result = train(
+        trained = train(
             data=data,
             cache=str(cache),
             run=output / name,
@@ -83,8 +83,8 @@ def run_demo(output: Path, *, images: int = 800, epochs: int = 30, seed: int = 0
             seed=seed,
             overwrite=True,
         )
-        log.info("%s: %s", name, result.metrics)
-        aucs[name] = result.metrics.values["auc"]
+        log.info("%s: %s", name, trained.metrics)
+        aucs[name] = trained.metrics.values["auc"]
     probe = linear_probe_auc(data)
     report = output / "fpt_plus" / "report.html"
     log.info("report: %s", report)

@@ -23,7 +23,7 @@ def token_examples(
 ) -> list[TokenExample]:
     """Choose up to ``count`` images spread over ``items`` and look up what was kept of them.
 
-    Without a cache there is no record of the kept tokens, and so no example.
+    Without a cache, or with an imported one, nothing records the kept tokens: no example.
     """
     if reader is None or count < 1 or predictions.probabilities is None:
         return []
@@ -31,6 +31,9 @@ def token_examples(
     chosen = [items[position] for position in positions]
     rows = {key: row for row, key in enumerate(predictions.keys)}
     index = reader.read([reader.row(item.key) for item in chosen]).index  # [B, L, H, K]
+    if bool((index < 0).any()):
+        # Features imported from the authors' code do not say which tokens they are of.
+        return []
     size, patch = plan.preprocessing.size, plan.spec.patch_size
     return [
         TokenExample(
