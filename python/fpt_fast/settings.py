@@ -49,17 +49,48 @@ class DataSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PreloadSettings(DataSettings):
+class BackboneSettings(DataSettings):
+    """Where the weights of the frozen model are."""
+
+    checkpoint_path: Path | None = None
+    """Weights for a timm model name, instead of downloading them."""
+    pretrained: bool = True
+    """Load the weights that timm publishes under that name (no: random weights)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputSettings(BackboneSettings):
+    """How images become the frozen model's input."""
+
+    normalization: str = "auto"
+    """auto (measured on the training images), backbone (the model's own), or a data set's preset
+    name (messidor2, ddr, isic2018, ...)."""
+    mean: tuple[float, float, float] | None = None
+    """Channel means in [0, 1], instead of --normalization."""
+    std: tuple[float, float, float] | None = None
+    """Channel standard deviations in [0, 1], with --mean."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrozenSettings(InputSettings):
+    """How the frozen pass runs."""
+
+    position_interpolation: Literal["timm", "bicubic_scale"] = "timm"
+    """How position embeddings are resized; bicubic_scale is the authors' way."""
+    dtype: Dtype = "auto"
+    """Arithmetic of the frozen pass."""
+    device: Device = "auto"
+    """Where it runs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreloadSettings(FrozenSettings):
     """Run the frozen model once over every image and keep the selected keys and values on disk."""
 
     backbone: str
     """timm model name, or a directory with a Hugging Face ViT (config.json, safetensors)."""
     cache: Path
     """Directory of the feature cache; an unfinished one is resumed."""
-    checkpoint_path: Path | None = None
-    """Weights for a timm model name, instead of downloading them."""
-    pretrained: bool = True
-    """Load the weights that timm publishes under that name (False: random weights)."""
     method: Literal["fpt_plus", "fpt"] = "fpt_plus"
     """Method whose layers are extracted: FPT+ the last half, FPT all."""
     layers: str | None = None
@@ -70,35 +101,18 @@ class PreloadSettings(DataSettings):
     """Token importance: mean over all queries, or the class token's row of the map."""
     input_size: str = "512"
     """Input of the frozen model in pixels: 512, or HEIGHTxWIDTH."""
-    normalization: str = "auto"
-    """auto (measured on the training images), backbone (the model's own), or a data set's preset
-    name (messidor2, ddr, isic2018, ...)."""
-    mean: tuple[float, float, float] | None = None
-    """Channel means in [0, 1], instead of --normalization."""
-    std: tuple[float, float, float] | None = None
-    """Channel standard deviations in [0, 1], with --mean."""
-    position_interpolation: Literal["timm", "bicubic_scale"] = "timm"
-    """How position embeddings are resized; bicubic_scale is the authors' way."""
-    dtype: Dtype = "auto"
-    """Arithmetic of the frozen pass."""
-    device: Device = "auto"
-    """Where it runs."""
     batch_size: int = 8
     """Images per frozen pass."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RepairSettings(DataSettings):
+class RepairSettings(BackboneSettings):
     """Rebuild only the bad records of a feature cache; how they were made, the cache knows."""
 
     cache: Path
     """Directory of the cache."""
     backbone: str
     """The frozen model that made it: timm name or directory (its weights are checked)."""
-    checkpoint_path: Path | None = None
-    """Weights for a timm model name, instead of downloading them."""
-    pretrained: bool = True
-    """Load the weights that timm publishes under that name."""
     device: Device = "auto"
     """Where the frozen pass runs."""
     batch_size: int = 8
@@ -106,7 +120,7 @@ class RepairSettings(DataSettings):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ImportSettings(DataSettings):
+class ImportSettings(InputSettings):
     """Turn features preloaded by the authors' code into a cache; what differs is said."""
 
     features: Path
@@ -115,10 +129,6 @@ class ImportSettings(DataSettings):
     """Directory of the cache to write."""
     backbone: str
     """The frozen model that made them: timm name, or Hugging Face directory."""
-    checkpoint_path: Path | None = None
-    """Weights for a timm model name, instead of downloading them."""
-    pretrained: bool = True
-    """Load the weights that timm publishes under that name."""
     method: Literal["fpt_plus", "fpt"] = "fpt_plus"
     """Method whose layers were extracted."""
     layers: str | None = None
@@ -129,16 +139,10 @@ class ImportSettings(DataSettings):
     """Token importance that they were made with."""
     input_size: str = "512"
     """Input of the frozen model that they were made at."""
-    normalization: str = "auto"
-    """Normalisation that they were made with: a data set's preset, backbone, or auto."""
-    mean: tuple[float, float, float] | None = None
-    """Channel means that they were made with, instead of --normalization."""
-    std: tuple[float, float, float] | None = None
-    """Channel standard deviations, with --mean."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainSettings(DataSettings):
+class TrainSettings(FrozenSettings):
     """Train the prompts and the side network from a feature cache, then test the best epoch."""
 
     cache: str
@@ -162,20 +166,6 @@ class TrainSettings(DataSettings):
     """Input of the frozen model; with a cache, must be the one it was made with."""
     backbone: str | None = None
     """Frozen model; needed with --cache none, else must be the one the cache was made with."""
-    checkpoint_path: Path | None = None
-    """Weights for a timm model name (with --cache none)."""
-    pretrained: bool = True
-    """Load published weights (with --cache none)."""
-    normalization: str = "auto"
-    """Normalisation with --cache none; a cache brings its own."""
-    mean: tuple[float, float, float] | None = None
-    """Channel means in [0, 1], instead of --normalization."""
-    std: tuple[float, float, float] | None = None
-    """Channel standard deviations, with --mean."""
-    position_interpolation: Literal["timm", "bicubic_scale"] = "timm"
-    """How position embeddings are resized (with --cache none)."""
-    dtype: Dtype = "auto"
-    """Arithmetic of the frozen pass (with --cache none)."""
     augment_input: bool = False
     """Augment the frozen model's input too (only with --cache none)."""
 
@@ -220,8 +210,6 @@ class TrainSettings(DataSettings):
     """Augment the side input as published."""
     seed: int = 0
     """Seed of weights, order, augmentation and dropout."""
-    device: Device = "auto"
-    """Where training runs."""
     tensorboard: bool = False
     """Write TensorBoard files into the run (needs the tensorboard extra)."""
     report_images: int = 6

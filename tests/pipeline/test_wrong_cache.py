@@ -96,6 +96,16 @@ def test_images_that_the_cache_lacks_are_named(
         train(train_settings(data=grown))
 
 
+def test_settings_that_a_cache_has_settled_are_not_ignored(
+    preload_settings: MakePreload, train_settings: MakeTrain
+) -> None:
+    preload(preload_settings())
+    with pytest.raises(ConfigError, match="--augment-input: goes with --cache none"):
+        train(train_settings(augment_input=True))
+    with pytest.raises(ConfigError, match="--normalization"):
+        train(train_settings(normalization="messidor2"))
+
+
 def test_no_cache_where_one_is_expected(train_settings: MakeTrain) -> None:
     with pytest.raises((ValueError, OSError), match="preload"):
         train(train_settings())

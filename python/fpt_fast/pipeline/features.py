@@ -9,7 +9,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fpt_fast.backbone import FrozenBackbone, load_backbone
 from fpt_fast.cache import CacheMismatch, RecordLayout
@@ -18,7 +18,7 @@ from fpt_fast.images import dataset_preset, measure_statistics
 from fpt_fast.loader import FrozenPass
 from fpt_fast.records import BackboneSpec, ImageSet, Importance, Preprocessing
 from fpt_fast.selection import keep_count
-from fpt_fast.settings import parse_size
+from fpt_fast.settings import FrozenSettings, parse_size
 
 log = logging.getLogger("fpt_fast")
 
@@ -149,29 +149,6 @@ class FeaturePlan:
                 + "\nleave the setting out, name the cache that fits, or preload into another "
                 "--cache directory"
             )
-
-
-class FrozenSettings(Protocol):
-    """The part of a command's settings that shapes the features."""
-
-    @property
-    def checkpoint_path(self) -> Path | None: ...
-    @property
-    def pretrained(self) -> bool: ...
-    @property
-    def normalization(self) -> str: ...
-    @property
-    def mean(self) -> tuple[float, float, float] | None: ...
-    @property
-    def std(self) -> tuple[float, float, float] | None: ...
-    @property
-    def position_interpolation(self) -> Any: ...
-    @property
-    def dtype(self) -> Any: ...
-    @property
-    def device(self) -> Any: ...
-    @property
-    def workers(self) -> int: ...
 
 
 def make_plan(

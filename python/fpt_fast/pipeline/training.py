@@ -97,6 +97,7 @@ def train(settings: TrainSettings | None = None, **values: Any) -> TrainResult:
     ``predictions.csv``, ``report.html``, ``best/`` (the model) and ``last/`` (to resume from).
     """
     settings = settings or build_settings(TrainSettings, values)
+    _refuse_ignored(settings)
     _claim_run(settings)
     with ExitStack() as stack:
         inputs, method = _open_inputs(settings, stack)
@@ -189,6 +190,21 @@ def read_run_settings(run: Path) -> TrainSettings:
     return build_settings(
         TrainSettings, parse_values(TrainSettings, values.get("settings"), str(path))
     )
+
+
+def _refuse_ignored(settings: TrainSettings) -> None:
+    """A setting that a cache has settled must not look as if it did something."""
+    if settings.cache == "none":
+        return
+    live = ("checkpoint_path", "normalization", "mean", "std", "position_interpolation", "dtype")
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainSettings)}
+    given = [name for name in (*live, "augment_input") if getattr(settings, name) != defaults[name]]
+    if given:
+        flags = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise ConfigError(
+            f"{flags}: goes with --cache none only, since the features of a cache are made; leave "
+            "it out, or preload with it"
+        )
 
 
 def _claim_run(settings: TrainSettings) -> None:
