@@ -102,6 +102,9 @@ def backward(grad: Tensor, q: Tensor, lse: Tensor, source: TokenSource) -> Tenso
         scales = source.scales(image, group)
         weights = _logits(queries[group], keys, scales)  # [G * H, P, K]
         weights.sub_(lse[group, image].flatten(0, 1).unsqueeze(-1)).exp_()
+        # The rounding of a large lse would be a factor on every weight of its row, which peaked
+        # attention, where the gradient is a difference of nearly equal terms, cannot bear.
+        weights.div_(weights.sum(dim=-1, keepdim=True))
         grad_out = _split_heads(grad[group, image].to(queries.dtype), heads)  # [G * H, P, D]
         grad_logits = torch.bmm(grad_out, values.transpose(1, 2))
         if scales is not None:
