@@ -58,6 +58,21 @@ class _ShiftBetweenBlocks(VisionTransformer):
         return self.norm(x)
 
 
+class _Constant(nn.Module):
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.full_like(x, self.value)
+
+
+class _Hybrid(PatchEmbed):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.backbone = nn.Conv2d(3, 3, 3, padding=1)
+
+
 class _Overlapping(PatchEmbed):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -121,6 +136,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "between blocks": (_shift_between_blocks, r"changes tokens between blocks before blocks\[1\]"),
     "overlapping patches": (lambda: tiny_vit(embed_layer=_Overlapping), "its patches overlap"),
+    "hybrid": (
+        lambda: tiny_vit(embed_layer=_Hybrid),
+        "patch_embed is a _Hybrid with `backbone`, which the frozen pass does not know",
+    ),
     "one channel": (lambda: tiny_vit(in_chans=1), "it takes 1 channels, not 3"),
     "positions of another grid": (
         lambda: _with("pos_embed", nn.Parameter(torch.zeros(1, 12, 48))),
@@ -137,6 +156,11 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "own forward fails": (
         lambda: _with("norm", nn.LayerNorm(47)),
         "its own forward fails on one 32x32 image",
+    ),
+    "no values": (lambda: tiny_vit().to("meta"), "on the meta device, without values"),
+    "not a number": (
+        lambda: _with("norm_pre", _Constant(float("nan"))),
+        "its own embedding gives values that are not finite",
     ),
     "low-rank weights beside qkv": (lambda: _with_lora(), "with `lora`, which the frozen pass"),
 }

@@ -128,6 +128,8 @@ def _agree(name: str, ours: Tensor, own: Tensor | None) -> None:
         raise BackboneError(f"its own forward never runs {name}")
     if ours.shape != own.shape:
         raise BackboneError(f"its own {name} gives {tuple(own.shape)}, not {tuple(ours.shape)}")
+    if not bool(own.isfinite().all()):
+        raise BackboneError(f"its own {name} gives values that are not finite; are its weights?")
     norm = float(own.norm())
     error = float((ours - own).norm()) / norm if norm > 0 else float((ours - own).norm())
     if not error <= _TOLERANCE:

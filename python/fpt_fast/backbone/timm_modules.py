@@ -29,6 +29,8 @@ def adapt_module(module: nn.Module) -> FrozenVit:
     for name in ("rope", "rel_pos_bias", "shared_rel_pos"):
         if getattr(module, name, None) is not None:
             raise BackboneError(f"it has `{name}`: relative or rotary positions are not supported")
+    if any(parameter.is_meta for parameter in module.parameters()):
+        raise BackboneError("its parameters are on the meta device, without values")
     frozen = [_adapt_block(block, index) for index, block in enumerate(blocks)]
     embedding = _adapt_embedding(module, patch_embed)
     pooled = getattr(module, "fc_norm", None)
@@ -42,6 +44,7 @@ def has_class_token(module: nn.Module) -> bool:
 
 def _adapt_embedding(module: nn.Module, patch_embed: nn.Module) -> Embedding:
     proj = getattr(patch_embed, "proj", None)
+    _refuse_extra(patch_embed, "patch_embed", {"proj", "norm"})
     if not isinstance(proj, nn.Conv2d):
         raise BackboneError(
             f"its `patch_embed.proj` is {_describe(proj)}, not a Conv2d over pixels (hybrid models "
@@ -54,7 +57,6 @@ def _adapt_embedding(module: nn.Module, patch_embed: nn.Module) -> Embedding:
         )
     if proj.in_channels != 3:
         raise BackboneError(f"it takes {proj.in_channels} channels, not 3")
-    _refuse_extra(patch_embed, "patch_embed", {"proj", "norm"})
     prefix = [_token(module, name) for name in ("cls_token", "dist_token")]
     prefix += [_token(module, name) for name in ("reg_token", "register_tokens")]
     tokens = [token for token in prefix if token is not None]
