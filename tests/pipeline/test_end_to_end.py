@@ -221,6 +221,10 @@ def test_a_run_is_never_overwritten_unasked(
     with pytest.raises(RunExists, match="--overwrite"):
         train(settings)
     assert (settings.run / "metrics.json").read_bytes() == before
+    # What is to be replaced survives a mistake in the new run.
+    with pytest.raises(ConfigError):
+        train(dataclasses.replace(settings, overwrite=True, side_size="25"))
+    assert (settings.run / "metrics.json").read_bytes() == before
     train(dataclasses.replace(settings, overwrite=True))
     foreign = settings.run.parent / "foreign"
     foreign.mkdir()

@@ -7,10 +7,11 @@ dataclass or as keyword arguments of the same names, which are also the command 
 from fpt_fast.cache import inspect_cache, verify_cache
 from fpt_fast.interrupts import Stopped
 from fpt_fast.pipeline.data import UnreadableImages
+from fpt_fast.pipeline.evaluation import evaluate
 from fpt_fast.pipeline.importing import ImportResult, import_reference
 from fpt_fast.pipeline.prediction import PredictResult, predict
 from fpt_fast.pipeline.preloading import PreloadResult, preload, repair
-from fpt_fast.pipeline.training import RunExists, TrainResult, evaluate, train
+from fpt_fast.pipeline.training import RunExists, TrainResult, train
 from fpt_fast.settings import (
     DataSettings,
     EvaluateSettings,

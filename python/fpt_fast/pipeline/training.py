@@ -1,4 +1,4 @@
-"""Training and evaluation: from features and labels to a tested classifier and a report."""
+"""Training: from features and labels to a tested classifier and a report."""
 
 import dataclasses
 import json
@@ -12,45 +12,25 @@ from typing import Any
 import torch
 import yaml
 
-from fpt_fast.backbone import backbone_name
-from fpt_fast.cache import CacheMismatch, CacheReader
 from fpt_fast.config import (
-    REGRESSION_LOSSES,
-    AugmentConfig,
     ConfigError,
     FptConfig,
     TrainConfig,
-    format_layers,
-    parse_layers,
-    preset,
-)
-from fpt_fast.images import DecodedStore, dataset_preset
-from fpt_fast.loader import (
-    CachedFeatures,
-    FeatureLoader,
-    FeatureSource,
-    LiveFeatures,
-    NoFeatures,
 )
 from fpt_fast.metrics import Metrics, compute_metrics
 from fpt_fast.model import FptModel
-from fpt_fast.pipeline.data import open_image_set
 from fpt_fast.pipeline.examples import token_examples
-from fpt_fast.pipeline.features import FeaturePlan, make_plan
+from fpt_fast.pipeline.inputs import RunInputs, make_loader, make_recipe, open_inputs
 from fpt_fast.records import (
     ImageSet,
     Predictions,
-    Preprocessing,
     Split,
     TrainingHistory,
 )
 from fpt_fast.report import write_report, write_run_files
 from fpt_fast.settings import (
-    EvaluateSettings,
     TrainSettings,
     build_settings,
-    parse_size,
-    parse_values,
     to_yaml_values,
 )
 from fpt_fast.trainer import fit
@@ -60,6 +40,7 @@ log = logging.getLogger("fpt_fast")
 
 CONFIG_FILE = "config.yaml"
 BEST = "best"
+LAST = "last"
 
 
 class RunExists(FileExistsError):
@@ -77,19 +58,6 @@ class TrainResult:
     report: Path
 
 
-@dataclass(frozen=True, slots=True)
-class _Inputs:
-    """Everything that a run reads, opened: data, features, and how to make the model's input."""
-
-    images: ImageSet
-    plan: FeaturePlan
-    features: FeatureSource
-    frozen_features: LiveFeatures | None
-    side: Preprocessing
-    store: DecodedStore
-    reader: CacheReader | None
-
-
 def train(settings: TrainSettings | None = None, **values: Any) -> TrainResult:
     """Train a classifier and test its best epoch; see ``TrainSettings`` for the arguments.
 
@@ -98,20 +66,21 @@ def train(settings: TrainSettings | None = None, **values: Any) -> TrainResult:
     """
     settings = settings or build_settings(TrainSettings, values)
     _refuse_ignored(settings)
-    _claim_run(settings)
+    _check_run(settings)
     with ExitStack() as stack:
-        inputs, method = _open_inputs(settings, stack)
-        recipe = _recipe(settings)
+        inputs, method = open_inputs(settings, stack)
+        recipe = make_recipe(settings)
         classes = inputs.images.classes
         torch.manual_seed(settings.seed)
         model = FptModel(method, inputs.plan.spec, 1 if recipe.is_regression else len(classes))
+        _clear_run(settings)
         _write_config(settings, inputs, method, recipe)
-        train_loader = _loader(inputs, settings, "train")
+        train_loader = make_loader(inputs, settings, "train")
         val_items = inputs.images.of_split("val")
         history = fit(
             model,
             train_loader,
-            _loader(inputs, settings, "val") if val_items else None,
+            make_loader(inputs, settings, "val") if val_items else None,
             recipe,
             run_dir=settings.run,
             device=settings.device,
@@ -127,69 +96,13 @@ def train(settings: TrainSettings | None = None, **values: Any) -> TrainResult:
             log.warning("there are no test images; the metrics are those of the %s split", split)
         predictions = predict_batches(
             best,
-            _loader(inputs, settings, split),
+            make_loader(inputs, settings, split),
             device=settings.device,
             regression=recipe.is_regression,
         )
         metrics = compute_metrics(predictions, len(classes))
         report = _write_results(settings, inputs, history, predictions, metrics, split)
     return TrainResult(settings.run, history, split, metrics, report)
-
-
-def evaluate(settings: EvaluateSettings | None = None, **values: Any) -> Metrics:
-    """Evaluate a run's best model on a split; writes ``metrics-SPLIT.json`` and
-    ``predictions-SPLIT.csv`` into the run; see ``EvaluateSettings`` for the arguments."""
-    settings = settings or build_settings(EvaluateSettings, values)
-    trained = read_run_settings(settings.run)
-    changes: dict[str, Any] = {
-        "run": settings.run,
-        "device": settings.device,
-        "batch_size": settings.batch_size,
-    }
-    if settings.data is not None:
-        changes["data"] = settings.data
-    if settings.cache is not None:
-        changes["cache"] = settings.cache
-    trained = dataclasses.replace(trained, **changes)
-    model = FptModel.from_pretrained(settings.run / BEST)
-    recipe = _recipe(trained)
-    with ExitStack() as stack:
-        recorded = tuple(model.extra["classes"])
-        inputs, _ = _open_inputs(trained, stack, trained_model=model)
-        items = inputs.images.of_split(settings.split)
-        if not items:
-            raise ConfigError(
-                f"the data has no images in the {settings.split} split; choose another --split"
-            )
-        predictions = predict_batches(
-            model,
-            _loader(inputs, trained, settings.split),
-            device=settings.device,
-            regression=recipe.is_regression,
-        )
-        metrics = compute_metrics(predictions, len(recorded))
-    write_run_files(
-        settings.run,
-        predictions=predictions,
-        classes=recorded,
-        metrics=metrics,
-        suffix=f"-{settings.split}",
-    )
-    return metrics
-
-
-def read_run_settings(run: Path) -> TrainSettings:
-    """The settings that a run was trained with, from its ``config.yaml``."""
-    path = run / CONFIG_FILE
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(
-            f"{run} is not a run of fpt-fast: cannot read {path} ({error.strerror})"
-        ) from error
-    return build_settings(
-        TrainSettings, parse_values(TrainSettings, values.get("settings"), str(path))
-    )
 
 
 def _refuse_ignored(settings: TrainSettings) -> None:
@@ -207,160 +120,33 @@ def _refuse_ignored(settings: TrainSettings) -> None:
         )
 
 
-def _claim_run(settings: TrainSettings) -> None:
-    """Make the run's directory; refuse one that holds an earlier run."""
+def _check_run(settings: TrainSettings) -> None:
+    """Refuse a directory that holds an earlier run, unless told what to do with it."""
     if settings.resume and settings.overwrite:
         raise ConfigError("--resume and --overwrite exclude each other; give one")
+    found = {path.name for path in settings.run.iterdir()} if settings.run.is_dir() else set()
     if settings.resume:
-        if not (settings.run / "last").is_dir():
+        if LAST not in found:
             raise ConfigError(
                 f"nothing to resume: {settings.run} has no finished epoch; leave --resume out"
             )
-        return
-    if settings.run.exists() and any(settings.run.iterdir()):
-        if not settings.overwrite:
-            raise RunExists(
-                f"{settings.run} holds an earlier run; choose another --run, continue it with "
-                "--resume, or replace it with --overwrite"
-            )
-        if not (settings.run / CONFIG_FILE).exists():
-            raise RunExists(
-                f"{settings.run} is not empty and is not a run of fpt-fast; it will not be "
-                "overwritten: choose another --run"
-            )
+    elif found and CONFIG_FILE not in found:
+        raise RunExists(
+            f"{settings.run} is not empty and is not a run of fpt-fast; it will not be "
+            "overwritten: choose another --run"
+        )
+    elif found - {CONFIG_FILE} and not settings.overwrite:
+        raise RunExists(
+            f"{settings.run} holds an earlier run; choose another --run, continue it with "
+            "--resume, or replace it with --overwrite"
+        )
+
+
+def _clear_run(settings: TrainSettings) -> None:
+    """Make the run's directory, empty unless it is resumed; everything was checked before."""
+    if not settings.resume and settings.run.exists():
         shutil.rmtree(settings.run)
     settings.run.mkdir(parents=True, exist_ok=True)
-
-
-def _open_inputs(
-    settings: TrainSettings, stack: ExitStack, trained_model: FptModel | None = None
-) -> tuple[_Inputs, FptConfig]:
-    """Open data and features: those of a model's own method where one is trained already."""
-    live = settings.cache == "none"
-    # With a cache every image was readable when it was made; a live pass has nobody to vouch.
-    images = open_image_set(settings, check=live)
-    if trained_model is not None:
-        _require_classes(images, tuple(trained_model.extra["classes"]))
-    method = None if trained_model is None else trained_model.config
-    store = DecodedStore()
-    if live:
-        return _open_live(settings, images, store, method)
-    reader = stack.enter_context(CacheReader(Path(settings.cache)))
-    plan = FeaturePlan.from_json({**reader.fingerprint, **reader.notes})
-    if method is None:
-        plan.require(
-            backbone=None if settings.backbone is None else backbone_name(settings.backbone),
-            layers=None if settings.layers is None else parse_layers(settings.layers),
-            token_ratio=settings.token_ratio,
-            importance=settings.importance,
-            input_size=_optional_size("input_size", settings.input_size),
-        )
-        method = _method(settings, plan)
-    _require_layers(plan, method)
-    images = _only_cached(images, reader) if settings.skip_unreadable else images
-    features: FeatureSource = (
-        CachedFeatures(reader, images.items) if method.fusion else NoFeatures()
-    )
-    side = dataclasses.replace(plan.preprocessing, size=method.side_size)
-    return _Inputs(images, plan, features, None, side, store, reader), method
-
-
-def _require_classes(images: ImageSet, trained: tuple[str, ...]) -> None:
-    if images.classes != trained:
-        raise ConfigError(
-            f"the data has the classes {', '.join(images.classes)}, but the run was trained on "
-            f"{', '.join(trained)}; evaluate on data with the same classes"
-        )
-
-
-def _require_layers(plan: FeaturePlan, method: FptConfig) -> None:
-    """A cache made for the other method has other layers: never train on it unasked."""
-    wanted = method.resolve_layers(plan.spec.depth)
-    if plan.layers != wanted:
-        raise CacheMismatch(
-            f"the feature cache holds layers {format_layers(plan.layers)}, but {method.method} "
-            f"learns from layers {format_layers(wanted)} of {plan.spec.name}; preload for this "
-            f"method, or say --layers {format_layers(plan.layers)} to learn from these"
-        )
-
-
-def _open_live(
-    settings: TrainSettings, images: ImageSet, store: DecodedStore, method: FptConfig | None
-) -> tuple[_Inputs, FptConfig]:
-    if settings.backbone is None:
-        raise ConfigError(
-            "--cache none needs --backbone, the frozen model to run on every batch; or name a "
-            "cache made by fpt-fast preload"
-        )
-    method = method or _method(settings, None)
-    plan, backbone = make_plan(
-        settings, settings.backbone, settings.input_size or "512", method, images
-    )
-    frozen = plan.frozen_pass(backbone)
-    augment = AugmentConfig() if settings.augment_input else None
-    side = dataclasses.replace(plan.preprocessing, size=method.side_size)
-    features: FeatureSource = LiveFeatures(frozen, augment) if method.fusion else NoFeatures()
-    return _Inputs(images, plan, features, LiveFeatures(frozen), side, store, None), method
-
-
-def _method(settings: TrainSettings, plan: FeaturePlan | None) -> FptConfig:
-    """The method's configuration; what a cache has settled is taken from it."""
-    changes: dict[str, Any] = {"fusion": settings.fusion}
-    if plan is not None:
-        changes |= {"token_ratio": plan.token_ratio, "importance": plan.importance}
-        if settings.layers is not None:
-            changes["layers"] = plan.layers
-    else:
-        if settings.layers is not None:
-            changes["layers"] = parse_layers(settings.layers)
-        if settings.token_ratio is not None:
-            changes["token_ratio"] = settings.token_ratio
-        if settings.importance is not None:
-            changes["importance"] = settings.importance
-    if settings.num_prompts is not None:
-        changes["num_prompts"] = settings.num_prompts
-    if settings.side_reduction is not None:
-        changes["side_reduction"] = settings.side_reduction
-    if settings.side_size is not None:
-        changes["side_size"] = parse_size("side_size", settings.side_size)
-    return preset(settings.method, **changes)
-
-
-def _recipe(settings: TrainSettings) -> TrainConfig:
-    rate = settings.learning_rate
-    if rate is None:
-        rate = 1e-4 if settings.preset is None else dataset_preset(settings.preset).learning_rate
-    monitor = settings.monitor
-    if monitor is None:
-        # A grade has no AUC.
-        monitor = "mae" if settings.loss in REGRESSION_LOSSES else "auc"
-    return TrainConfig(
-        learning_rate=rate,
-        monitor=monitor,
-        **{
-            field.name: getattr(settings, field.name)
-            for field in dataclasses.fields(TrainConfig)
-            if field.name not in ("learning_rate", "monitor") and hasattr(settings, field.name)
-        },
-    )
-
-
-def _loader(inputs: _Inputs, settings: TrainSettings, split: Split) -> FeatureLoader:
-    training = split == "train"
-    features = inputs.features
-    if not training and isinstance(features, LiveFeatures) and inputs.frozen_features is not None:
-        features = inputs.frozen_features
-    return FeatureLoader(
-        inputs.images.of_split(split),
-        features,
-        inputs.side,
-        batch_size=settings.batch_size,
-        store=inputs.store,
-        augmentation=AugmentConfig() if training and settings.augment else None,
-        shuffle=training,
-        seed=settings.seed,
-        workers=settings.workers,
-    )
 
 
 def _class_counts(images: ImageSet) -> list[int]:
@@ -378,7 +164,7 @@ def _callbacks(settings: TrainSettings) -> tuple[Any, ...]:
     return (TensorBoardCallback(settings.run / "tensorboard"),)
 
 
-def _model_extra(inputs: _Inputs, recipe: TrainConfig) -> dict[str, Any]:
+def _model_extra(inputs: RunInputs, recipe: TrainConfig) -> dict[str, Any]:
     """What prediction needs beside the model, kept in its ``config.json``."""
     return {
         "classes": list(inputs.images.classes),
@@ -388,7 +174,7 @@ def _model_extra(inputs: _Inputs, recipe: TrainConfig) -> dict[str, Any]:
 
 
 def _write_config(
-    settings: TrainSettings, inputs: _Inputs, method: FptConfig, recipe: TrainConfig
+    settings: TrainSettings, inputs: RunInputs, method: FptConfig, recipe: TrainConfig
 ) -> None:
     values = {
         "settings": to_yaml_values(settings)
@@ -405,7 +191,7 @@ def _write_config(
 
 def _write_results(
     settings: TrainSettings,
-    inputs: _Inputs,
+    inputs: RunInputs,
     history: TrainingHistory,
     predictions: Predictions,
     metrics: Metrics,
@@ -435,20 +221,5 @@ def _write_results(
     )
 
 
-def _only_cached(images: ImageSet, reader: CacheReader) -> ImageSet:
-    """With ``--skip-unreadable``, the images that preloading skipped are skipped here too."""
-    known = set(reader.keys)
-    missing = [item.key for item in images.items if item.key not in known]
-    if missing:
-        log.warning("going on without %d images that the cache lacks", len(missing))
-    return dataclasses.replace(
-        images, items=tuple(item for item in images.items if item.key in known)
-    )
-
-
 def _absolute_cache(cache: str) -> str:
     return cache if cache == "none" else str(Path(cache).resolve())
-
-
-def _optional_size(name: str, text: str | None) -> tuple[int, int] | None:
-    return None if text is None else parse_size(name, text)

@@ -1,0 +1,73 @@
+"""Evaluation of a trained run on any split of its data, or of other data with its classes."""
+
+import dataclasses
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fpt_fast.config import ConfigError
+from fpt_fast.metrics import Metrics, compute_metrics
+from fpt_fast.model import FptModel
+from fpt_fast.pipeline.inputs import make_loader, make_recipe, open_inputs
+from fpt_fast.pipeline.training import BEST, CONFIG_FILE
+from fpt_fast.report import write_run_files
+from fpt_fast.settings import EvaluateSettings, TrainSettings, build_settings, parse_values
+from fpt_fast.trainer import predict as predict_batches
+
+
+def evaluate(settings: EvaluateSettings | None = None, **values: Any) -> Metrics:
+    """Evaluate a run's best model on a split; writes ``metrics-SPLIT.json`` and
+    ``predictions-SPLIT.csv`` into the run; see ``EvaluateSettings`` for the arguments."""
+    settings = settings or build_settings(EvaluateSettings, values)
+    trained = read_run_settings(settings.run)
+    changes: dict[str, Any] = {
+        "run": settings.run,
+        "device": settings.device,
+        "batch_size": settings.batch_size,
+    }
+    if settings.data is not None:
+        changes["data"] = settings.data
+    if settings.cache is not None:
+        changes["cache"] = settings.cache
+    trained = dataclasses.replace(trained, **changes)
+    model = FptModel.from_pretrained(settings.run / BEST)
+    recipe = make_recipe(trained)
+    with ExitStack() as stack:
+        recorded = tuple(model.extra["classes"])
+        inputs, _ = open_inputs(trained, stack, trained_model=model)
+        items = inputs.images.of_split(settings.split)
+        if not items:
+            raise ConfigError(
+                f"the data has no images in the {settings.split} split; choose another --split"
+            )
+        predictions = predict_batches(
+            model,
+            make_loader(inputs, trained, settings.split),
+            device=settings.device,
+            regression=recipe.is_regression,
+        )
+        metrics = compute_metrics(predictions, len(recorded))
+    write_run_files(
+        settings.run,
+        predictions=predictions,
+        classes=recorded,
+        metrics=metrics,
+        suffix=f"-{settings.split}",
+    )
+    return metrics
+
+
+def read_run_settings(run: Path) -> TrainSettings:
+    """The settings that a run was trained with, from its ``config.yaml``."""
+    path = run / CONFIG_FILE
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{run} is not a run of fpt-fast: cannot read {path} ({error.strerror})"
+        ) from error
+    return build_settings(
+        TrainSettings, parse_values(TrainSettings, values.get("settings"), str(path))
+    )

@@ -1,0 +1,195 @@
+"""What a run reads: its data, its features from a cache or a frozen pass, and its loaders."""
+
+import dataclasses
+import logging
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fpt_fast.backbone import backbone_name
+from fpt_fast.cache import CacheMismatch, CacheReader
+from fpt_fast.config import (
+    REGRESSION_LOSSES,
+    AugmentConfig,
+    ConfigError,
+    FptConfig,
+    TrainConfig,
+    format_layers,
+    parse_layers,
+    preset,
+)
+from fpt_fast.images import DecodedStore, dataset_preset
+from fpt_fast.loader import (
+    CachedFeatures,
+    FeatureLoader,
+    FeatureSource,
+    LiveFeatures,
+    NoFeatures,
+)
+from fpt_fast.model import FptModel
+from fpt_fast.pipeline.data import open_image_set
+from fpt_fast.pipeline.features import FeaturePlan, make_plan
+from fpt_fast.records import ImageSet, Preprocessing, Split
+from fpt_fast.settings import TrainSettings, parse_size
+
+log = logging.getLogger("fpt_fast")
+
+
+@dataclass(frozen=True, slots=True)
+class RunInputs:
+    """Everything that a run reads, opened: data, features, and how to make the model's input."""
+
+    images: ImageSet
+    plan: FeaturePlan
+    features: FeatureSource
+    frozen_features: LiveFeatures | None
+    side: Preprocessing
+    store: DecodedStore
+    reader: CacheReader | None
+
+
+def open_inputs(
+    settings: TrainSettings, stack: ExitStack, trained_model: FptModel | None = None
+) -> tuple[RunInputs, FptConfig]:
+    """Open data and features: those of a model's own method where one is trained already."""
+    live = settings.cache == "none"
+    # With a cache every image was readable when it was made; a live pass has nobody to vouch.
+    images = open_image_set(settings, check=live)
+    if trained_model is not None:
+        _require_classes(images, tuple(trained_model.extra["classes"]))
+    method = None if trained_model is None else trained_model.config
+    store = DecodedStore()
+    if live:
+        return _open_live(settings, images, store, method)
+    reader = stack.enter_context(CacheReader(Path(settings.cache)))
+    plan = FeaturePlan.from_json({**reader.fingerprint, **reader.notes})
+    if method is None:
+        plan.require(
+            backbone=None if settings.backbone is None else backbone_name(settings.backbone),
+            layers=None if settings.layers is None else parse_layers(settings.layers),
+            token_ratio=settings.token_ratio,
+            importance=settings.importance,
+            input_size=_optional_size("input_size", settings.input_size),
+        )
+        method = _method(settings, plan)
+    _require_layers(plan, method)
+    images = _only_cached(images, reader) if settings.skip_unreadable else images
+    features: FeatureSource = (
+        CachedFeatures(reader, images.items) if method.fusion else NoFeatures()
+    )
+    side = dataclasses.replace(plan.preprocessing, size=method.side_size)
+    return RunInputs(images, plan, features, None, side, store, reader), method
+
+
+def _require_classes(images: ImageSet, trained: tuple[str, ...]) -> None:
+    if images.classes != trained:
+        raise ConfigError(
+            f"the data has the classes {', '.join(images.classes)}, but the run was trained on "
+            f"{', '.join(trained)}; evaluate on data with the same classes"
+        )
+
+
+def _require_layers(plan: FeaturePlan, method: FptConfig) -> None:
+    """A cache made for the other method has other layers: never train on it unasked."""
+    wanted = method.resolve_layers(plan.spec.depth)
+    if plan.layers != wanted:
+        raise CacheMismatch(
+            f"the feature cache holds layers {format_layers(plan.layers)}, but {method.method} "
+            f"learns from layers {format_layers(wanted)} of {plan.spec.name}; preload for this "
+            f"method, or say --layers {format_layers(plan.layers)} to learn from these"
+        )
+
+
+def _open_live(
+    settings: TrainSettings, images: ImageSet, store: DecodedStore, method: FptConfig | None
+) -> tuple[RunInputs, FptConfig]:
+    if settings.backbone is None:
+        raise ConfigError(
+            "--cache none needs --backbone, the frozen model to run on every batch; or name a "
+            "cache made by fpt-fast preload"
+        )
+    method = method or _method(settings, None)
+    plan, backbone = make_plan(
+        settings, settings.backbone, settings.input_size or "512", method, images
+    )
+    frozen = plan.frozen_pass(backbone)
+    augment = AugmentConfig() if settings.augment_input else None
+    side = dataclasses.replace(plan.preprocessing, size=method.side_size)
+    features: FeatureSource = LiveFeatures(frozen, augment) if method.fusion else NoFeatures()
+    return RunInputs(images, plan, features, LiveFeatures(frozen), side, store, None), method
+
+
+def _method(settings: TrainSettings, plan: FeaturePlan | None) -> FptConfig:
+    """The method's configuration; what a cache has settled is taken from it."""
+    changes: dict[str, Any] = {"fusion": settings.fusion}
+    if plan is not None:
+        changes |= {"token_ratio": plan.token_ratio, "importance": plan.importance}
+        if settings.layers is not None:
+            changes["layers"] = plan.layers
+    else:
+        if settings.layers is not None:
+            changes["layers"] = parse_layers(settings.layers)
+        if settings.token_ratio is not None:
+            changes["token_ratio"] = settings.token_ratio
+        if settings.importance is not None:
+            changes["importance"] = settings.importance
+    if settings.num_prompts is not None:
+        changes["num_prompts"] = settings.num_prompts
+    if settings.side_reduction is not None:
+        changes["side_reduction"] = settings.side_reduction
+    if settings.side_size is not None:
+        changes["side_size"] = parse_size("side_size", settings.side_size)
+    return preset(settings.method, **changes)
+
+
+def make_loader(inputs: RunInputs, settings: TrainSettings, split: Split) -> FeatureLoader:
+    training = split == "train"
+    features = inputs.features
+    if not training and isinstance(features, LiveFeatures) and inputs.frozen_features is not None:
+        features = inputs.frozen_features
+    return FeatureLoader(
+        inputs.images.of_split(split),
+        features,
+        inputs.side,
+        batch_size=settings.batch_size,
+        store=inputs.store,
+        augmentation=AugmentConfig() if training and settings.augment else None,
+        shuffle=training,
+        seed=settings.seed,
+        workers=settings.workers,
+    )
+
+
+def _only_cached(images: ImageSet, reader: CacheReader) -> ImageSet:
+    """With ``--skip-unreadable``, the images that preloading skipped are skipped here too."""
+    known = set(reader.keys)
+    missing = [item.key for item in images.items if item.key not in known]
+    if missing:
+        log.warning("going on without %d images that the cache lacks", len(missing))
+    return dataclasses.replace(
+        images, items=tuple(item for item in images.items if item.key in known)
+    )
+
+
+def _optional_size(name: str, text: str | None) -> tuple[int, int] | None:
+    return None if text is None else parse_size(name, text)
+
+
+def make_recipe(settings: TrainSettings) -> TrainConfig:
+    rate = settings.learning_rate
+    if rate is None:
+        rate = 1e-4 if settings.preset is None else dataset_preset(settings.preset).learning_rate
+    monitor = settings.monitor
+    if monitor is None:
+        # A grade has no AUC.
+        monitor = "mae" if settings.loss in REGRESSION_LOSSES else "auc"
+    return TrainConfig(
+        learning_rate=rate,
+        monitor=monitor,
+        **{
+            field.name: getattr(settings, field.name)
+            for field in dataclasses.fields(TrainConfig)
+            if field.name not in ("learning_rate", "monitor") and hasattr(settings, field.name)
+        },
+    )
