@@ -144,6 +144,7 @@ def _method(settings: TrainSettings, plan: FeaturePlan | None) -> FptConfig:
 
 
 def make_loader(inputs: RunInputs, settings: TrainSettings, split: Split) -> FeatureLoader:
+    """The loader of one split; only that of training shuffles and augments."""
     training = split == "train"
     features = inputs.features
     if not training and isinstance(features, LiveFeatures) and inputs.frozen_features is not None:
@@ -177,6 +178,7 @@ def _optional_size(name: str, text: str | None) -> tuple[int, int] | None:
 
 
 def make_recipe(settings: TrainSettings) -> TrainConfig:
+    """The training recipe: learning rate from the preset, monitor from the loss, unless said."""
     rate = settings.learning_rate
     if rate is None:
         rate = 1e-4 if settings.preset is None else dataset_preset(settings.preset).learning_rate
