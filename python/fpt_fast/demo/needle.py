@@ -13,11 +13,13 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageDraw
 
 __all__ = ["make_needle_dataset"]
 
@@ -40,6 +42,9 @@ def make_needle_dataset(
 ) -> None:
     """Write ``root/{train,val,test}/{class}/NNNN.jpg``, the same files for the same settings.
 
+    ``root/boxes.csv`` tells where the digits are (path, top, left, height, width in pixels), for
+    checks that the selection finds them; ``root/needle.json`` holds the settings.
+
     The folder appears under its name only when it is complete; a complete one made with the same
     settings is reused, one made with others is replaced. ``images`` is the total over splits and
     classes, ``size`` the side of each RGB image in pixels, ``digit_px`` the smallest and largest
@@ -50,8 +55,13 @@ def make_needle_dataset(
     """
     _check(images, size, classes, digit_px, splits)
     settings: dict[str, Any] = {
-        "version": _VERSION, "images": images, "size": size, "seed": seed,
-        "classes": list(classes), "digit_px": list(digit_px), "splits": list(splits),
+        "version": _VERSION,
+        "images": images,
+        "size": size,
+        "seed": seed,
+        "classes": list(classes),
+        "digit_px": list(digit_px),
+        "splits": list(splits),
     }
     root = Path(root)
     if _reusable(root, settings):
@@ -68,8 +78,13 @@ def make_needle_dataset(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _check(images: int, size: int, classes: Sequence[int], digit_px: tuple[int, int],
-           splits: tuple[float, float, float]) -> None:
+def _check(
+    images: int,
+    size: int,
+    classes: Sequence[int],
+    digit_px: tuple[int, int],
+    splits: tuple[float, float, float],
+) -> None:
     if len(classes) < 2 or len(set(classes)) < len(classes) or not set(classes) <= set(range(10)):
         raise ValueError(f"classes must be two or more different digits, got {tuple(classes)}")
     if not 8 <= digit_px[0] <= digit_px[1] <= size // 2:
@@ -94,29 +109,35 @@ def _reusable(root: Path, settings: dict[str, Any]) -> bool:
 
 
 def _write_splits(folder: Path, settings: dict[str, Any]) -> None:
-    from PIL import Image
-
     size, seed, classes = settings["size"], settings["seed"], settings["classes"]
     grounds = _make_textures(_TEXTURES, size * 3 // 2, np.random.default_rng(seed))
     pool = _load_digits(classes, settings["splits"])
-    serial = 0
+    jobs: list[tuple[str, Plane]] = []
     for split, share in zip(_SPLITS, settings["splits"], strict=True):
         for label in classes:
             (folder / split / str(label)).mkdir(parents=True)
         for i in range(round(settings["images"] * share)):
             label = classes[i % len(classes)]
             digits = pool[split, label]
-            digit = digits[i // len(classes) % len(digits)]
-            # A generator of its own per image: the class must not steer any other choice.
-            rng = np.random.default_rng([seed, serial])
-            pixels = _compose(grounds, digit, size, settings["digit_px"], rng)
-            path = folder / split / str(label) / f"{serial:04d}.jpg"
-            Image.fromarray(pixels).save(path, quality=95, subsampling=0)
-            serial += 1
+            name = f"{split}/{label}/{len(jobs):04d}.jpg"
+            jobs.append((name, digits[i // len(classes) % len(digits)]))
+
+    def write(serial: int) -> str:
+        name, digit = jobs[serial]
+        # A generator of its own per image: neither class nor thread steers any other choice.
+        rng = np.random.default_rng([seed, serial])
+        pixels, box = _compose(grounds, digit, size, settings["digit_px"], rng)
+        Image.fromarray(pixels).save(folder / name, quality=95, subsampling=0)
+        return ",".join([name, *map(str, box)])
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:
+        boxes = list(threads.map(write, range(len(jobs))))
+    (folder / "boxes.csv").write_text("\n".join(["path,top,left,height,width", *boxes]) + "\n")
 
 
-def _load_digits(classes: Sequence[int],
-                 splits: Sequence[float]) -> dict[tuple[str, int], list[Plane]]:
+def _load_digits(
+    classes: Sequence[int], splits: Sequence[float]
+) -> dict[tuple[str, int], list[Plane]]:
     """Digits [8,8] in 0..1 by split and class; splits are stretches of the writers' order."""
     from sklearn.datasets import load_digits
 
@@ -131,13 +152,14 @@ def _load_digits(classes: Sequence[int],
     return pool
 
 
-def _compose(grounds: Plane, digit: Plane, size: int, digit_px: tuple[int, int],
-             rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """One image [size,size,3] u8."""
+def _compose(
+    grounds: Plane, digit: Plane, size: int, digit_px: tuple[int, int], rng: np.random.Generator
+) -> tuple[npt.NDArray[np.uint8], tuple[int, ...]]:
+    """One image [size,size,3] u8, and the digit's box: top, left, height, width in pixels."""
     texture = grounds[rng.integers(len(grounds))]
     y, x = rng.integers(0, texture.shape[0] - size + 1, 2)
     crop = texture[y : y + size, x : x + size]
-    crop = np.rot90(crop, rng.integers(4))[:: rng.choice([-1, 1])]
+    crop = np.rot90(crop, int(rng.integers(4)))[:: int(rng.choice([-1, 1]))]
     plane = crop * np.float32(rng.uniform(6, 22)) + np.float32(rng.uniform(85, 170))
     alpha = _enlarge(digit, int(rng.integers(digit_px[0], digit_px[1] + 1)))
     height, width = alpha.shape
@@ -149,13 +171,11 @@ def _compose(grounds: Plane, digit: Plane, size: int, digit_px: tuple[int, int],
     image = plane[..., None] * ground_tint + ink[..., None] * ink_tint * np.float32(strength)
     image += rng.standard_normal((size, size, 1), np.float32) * np.float32(rng.uniform(0, 5))
     pixels: npt.NDArray[np.uint8] = image.clip(0, 255).astype(np.uint8)
-    return pixels
+    return pixels, (int(y), int(x), height, width)
 
 
 def _enlarge(digit: Plane, height: int) -> Plane:
     """Digit [8,8] to a smooth alpha in 0..1 whose digit is ``height`` px high."""
-    from PIL import Image
-
     # A margin of one original pixel lets the strokes end smoothly.
     side = round(height * 10 / 8)
     image = Image.fromarray(np.pad(digit, 1))
@@ -168,7 +188,7 @@ def _make_textures(count: int, side: int, rng: np.random.Generator) -> Plane:
     """Textures [count,side,side] f32, mean 0 and deviation 1: photographs and procedural ones."""
     from skimage import data
 
-    photos = [photo.astype(np.float32) for photo in (data.brick(), data.grass(), data.gravel())]
+    photos = [getattr(data, name)().astype(np.float32) for name in ("brick", "grass", "gravel")]
     out = np.empty((count, side, side), np.float32)
     for i in range(count):
         kind = i % 6
@@ -194,8 +214,6 @@ def _tile(photo: Plane, side: int, rng: np.random.Generator) -> Plane:
 
 
 def _clouds(side: int, rng: np.random.Generator) -> Plane:
-    from PIL import Image
-
     out = np.zeros((side, side), np.float32)
     for octave in range(1, 9):
         noise = rng.standard_normal((2**octave, 2**octave), np.float32)
@@ -216,8 +234,6 @@ def _grain(side: int, rng: np.random.Generator, *, stretched: bool) -> Plane:
 
 def _clutter(side: int, rng: np.random.Generator) -> Plane:
     """Straight scratches and round spots, in units of the texture's deviation."""
-    from PIL import Image, ImageDraw
-
     image = Image.new("F", (side, side))
     draw = ImageDraw.Draw(image)
     for _ in range(rng.integers(20, 60)):
