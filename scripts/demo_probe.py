@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pretrain_demo_backbone import PATCH, Block, Shape, SmallViT
-from safetensors.torch import load_file
+from demo_vit import PATCH, Block, Shape, SmallViT, load_backbone
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
@@ -28,41 +26,6 @@ from torchvision.io import read_image
 
 SPLITS = ("train", "val", "test")
 SIDE_PX, PROMPTS, RATIO = 64, 16, 0.2
-
-
-def load_backbone(folder: Path) -> SmallViT:
-    """The exported Hugging Face layout back into the training module."""
-    config = json.loads((folder / "config.json").read_text())
-    shape = Shape(**{k: config[k] for k in Shape.__dataclass_fields__})
-    model = SmallViT(shape)
-    old = {
-        k.removeprefix("vit."): v.float()
-        for k, v in load_file(folder / "model.safetensors").items()
-    }
-    new = {
-        "cls_token": old["embeddings.cls_token"],
-        "positions": old["embeddings.position_embeddings"],
-        "patch.weight": old["embeddings.patch_embeddings.projection.weight"].flatten(1),
-        "patch.bias": old["embeddings.patch_embeddings.projection.bias"],
-        "norm.weight": old["layernorm.weight"],
-        "norm.bias": old["layernorm.bias"],
-    }
-    for i in range(shape.num_hidden_layers):
-        at = f"encoder.layer.{i}."
-        for kind in ("weight", "bias"):
-            new[f"blocks.{i}.qkv.{kind}"] = torch.cat(
-                [old[f"{at}attention.attention.{n}.{kind}"] for n in ("query", "key", "value")]
-            )
-            for name, source in (
-                ("out", "attention.output.dense"),
-                ("up", "intermediate.dense"),
-                ("down", "output.dense"),
-                ("norm1", "layernorm_before"),
-                ("norm2", "layernorm_after"),
-            ):
-                new[f"blocks.{i}.{name}.{kind}"] = old[f"{at}{source}.{kind}"]
-    model.load_state_dict(new)
-    return model.eval()
 
 
 @dataclass(frozen=True)
