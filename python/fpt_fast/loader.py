@@ -100,7 +100,15 @@ class LiveFeatures:
                 for i, image in enumerate(images)
             ]
         )  # [B, 3, h, w]
-        return self._frozen(pixels)
+        kv = self._frozen(pixels)
+        finite = torch.isfinite(kv).flatten(1).all(dim=1)
+        if not bool(finite.all()):
+            names = ", ".join(item.key for item, ok in zip(items, finite, strict=True) if not ok)
+            raise ValueError(
+                f"the frozen model gave NaN, infinity or values beyond f16 for {names}; check its "
+                "weights and these images, or run it with --dtype float32"
+            )
+        return kv
 
 
 class NoFeatures:

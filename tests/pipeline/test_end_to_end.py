@@ -211,6 +211,20 @@ def test_nan_features_name_the_image(preload_settings: MakePreload, tmp_path: Pa
         preload(preload_settings(backbone=str(broken)))
 
 
+def test_nan_features_of_a_live_pass_name_the_image(
+    train_settings: MakeTrain, tmp_path: Path
+) -> None:
+    def poison(weights: dict[str, torch.Tensor]) -> None:
+        weights["vit.encoder.layer.3.attention.attention.value.bias"][5] = 1e6
+
+    broken = write_backbone(tmp_path / "broken", poison)
+    settings = train_settings(
+        cache="none", backbone=str(broken), input_size="48", normalization="backbone"
+    )
+    with pytest.raises(ValueError, match=r"beyond f16 for train/.*\.png"):
+        train(settings)
+
+
 def test_a_run_is_never_overwritten_unasked(
     preload_settings: MakePreload, train_settings: MakeTrain
 ) -> None:
