@@ -127,11 +127,14 @@ def bench_frozen_pass(benchmark: BenchmarkFixture, contest: Contest, full: bool)
             benchmark.extra_info[f"{name}_over_ours"] = round(median / ours, 3)
 
 
-def bench_memory_at_4097_tokens(benchmark: BenchmarkFixture, full: bool) -> None:
-    """1024 px: what one pass adds to the process; a single map of one head would be 67 MB."""
+@pytest.mark.parametrize(("size", "tokens"), [(1024, 4097), (2048, 16385)])
+def bench_frozen_pass_memory(
+    benchmark: BenchmarkFixture, full: bool, size: int, tokens: int
+) -> None:
+    """What one pass adds to the process; the maps of one layer would be 0.8 GB at 1024 px."""
     shape = () if full else ("--width", "48", "--heads", "3", "--depth", "2")
-    report = benchmark.pedantic(added_bytes, args=("--size", "1024", *shape), rounds=1)
+    report = benchmark.pedantic(added_bytes, args=("--size", str(size), *shape), rounds=1)
     benchmark.extra_info.update(report)
-    assert report["tokens"] == 4097 and report["kept"] == 819
+    assert report["tokens"] == tokens and report["kept"] == tokens // 5
     allowed = 1.5e9 if full else 150e6
     assert report["added"] <= allowed, f"{report['added'] / 1e6:.0f} MB"

@@ -51,8 +51,9 @@ def _rows(bench: Mapping[str, Any]) -> Iterable[tuple[str, str, str, str]]:
             "",
             "",
         )
-    elif name.startswith("bench_memory_at_4097_tokens"):
-        yield "memory added by a pass at 1024 px (N = 4097)", _megabytes(info["added"]), "", ""
+    elif name.startswith("bench_frozen_pass_memory"):
+        what = f"memory added by one pass at {bench['params']['size']} px (N = {info['tokens']})"
+        yield what, _megabytes(info["added"]), "", ""
     elif name.startswith("bench_training_step") and "ratio" in info:
         yield (
             f"training step, {info['method'].replace('fpt_plus', 'FPT+').replace('fpt', 'FPT')}, "
