@@ -1,6 +1,7 @@
 """The demo from end to end: images, cache, FPT+, two comparisons, report, one line of figures."""
 
 import dataclasses
+import importlib.util
 import json
 import logging
 import time
@@ -59,6 +60,11 @@ def run_demo(output: Path, *, images: int = 800, epochs: int = 30, seed: int = 0
     What an earlier run left there is used again: images and cache are resumed, runs replaced.
     The figures go to ``output/demo.json``.
     """
+    if importlib.util.find_spec("skimage") is None:
+        raise ImportError(
+            "the demo's textures come with scikit-image, which is not installed; "
+            "pip install 'fpt-fast[demo]'"
+        )
     started = time.monotonic()
     data = output / "images"
     make_needle_dataset(data, images=images, size=INPUT_SIZE, seed=seed)
