@@ -23,10 +23,14 @@ help:
 install: $(STAMP)
 
 $(STAMP): pyproject.toml setup.py
-	@test -x $(BIN)/python || { echo "creating $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@test -x $(BIN)/python || { \
+		$(PYTHON) -c "import sys; sys.exit('fpt-fast needs Python 3.11 or newer: make PYTHON=...' \
+			if sys.version_info < (3, 11) else 0)" \
+		&& echo "creating $(VENV)" && $(PYTHON) -m venv $(VENV); }
 	@echo "installing fpt-fast and its tools into $(VENV) (minutes on a fresh machine)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' \
-		> $(INSTALL_LOG) 2>&1 || { cat $(INSTALL_LOG); exit 1; }
+	@{ $(BIN)/python -m pip --version || $(BIN)/python -m ensurepip; } > $(INSTALL_LOG) 2>&1; \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' \
+		>> $(INSTALL_LOG) 2>&1 || { cat $(INSTALL_LOG); exit 1; }
 	@touch $@
 
 demo: $(STAMP)
