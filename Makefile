@@ -17,7 +17,7 @@ help:
 	@echo "make bench   benchmarks with numbers, into $(RESULTS)"
 	@echo "make figures the figures of README.md, measured anew"
 	@echo "make lint    ruff: rules and format      make types   mypy"
-	@echo "make device  tests and benchmarks that need a GPU"
+	@echo "make device  tests that need a GPU"
 	@echo "make clean   remove build products, caches and demo-output/ (not the environment)"
 
 install: $(STAMP)
@@ -79,7 +79,6 @@ device: $(STAMP)
 	@$(BIN)/python -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else \
 		'make device needs a CUDA device, and torch sees none here')"
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest -q -m gpu tests
-	TRITON_INTERPRET=0 $(BIN)/python -m pytest -q -m gpu --benchmark-only benchmarks
 
 clean:
 	rm -rf build dist demo-output .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis python/fpt_fast.egg-info

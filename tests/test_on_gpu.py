@@ -61,7 +61,7 @@ def test_prompt_attention(case: PromptCase, kv_dtype: torch.dtype) -> None:
         (gradient,) = torch.autograd.grad((out * weights).sum(), q)
         results.append((out.detach(), gradient))
     q = case.q(torch.float32).cuda().requires_grad_()
-    eager = reference.prompt_attention(q, kv.float(), rows)
+    eager, _ = reference.prompt_attention(q, kv.float(), rows)
     weights = torch.linspace(-1, 1, eager.numel(), device="cuda").view_as(eager)
     (eager_gradient,) = torch.autograd.grad((eager * weights).sum(), q)
     assert_within_budget(results[0][0], results[1][0], eager.detach())
@@ -83,10 +83,9 @@ def test_the_frozen_pass_keeps_what_the_cpu_keeps(dtype: str) -> None:
     model = tiny_vit()
     pixels = torch.randn(2, 3, 64, 48)
     wanted = {"layers": (1, 3), "token_ratio": 0.3, "importance": "global"}
-    expected = select_features(
-        load_backbone(model, dtype="float32", device="cpu"), pixels, **wanted
-    )  # type: ignore[arg-type]
-    got = select_features(load_backbone(model, dtype=dtype, device="cuda"), pixels, **wanted)  # type: ignore[arg-type]
+    on_cpu = load_backbone(model, dtype="float32", device="cpu")
+    on_gpu = load_backbone(model, dtype=dtype, device="cuda")
+    expected, got = (select_features(backbone, pixels, **wanted) for backbone in (on_cpu, on_gpu))  # type: ignore[arg-type]
     common = (got.index.cpu()[..., None] == expected.index[..., None, :]).any(-1).float().mean()
     assert float(common) >= (0.99 if dtype == "float32" else 0.9)
 
