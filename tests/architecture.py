@@ -12,7 +12,7 @@ MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 80
 
 # A room is what stands directly below fpt_fast: a module, or a package with all its modules.
-BASE = frozenset({"records", "config", "files"})
+BASE = frozenset({"records", "config", "files", "profiling"})
 STAGES = (
     "images",
     "backbone",
@@ -42,6 +42,7 @@ BELOW_PIPELINE = BASE | set(STAGES) | set(HELPERS) | {"ops"}
 ALLOWED_ROOMS: dict[str, frozenset[str]] = {
     "records": frozenset(),
     "files": frozenset(),
+    "profiling": frozenset(),
     "config": frozenset({"records"}),
     "ops": frozenset({"records", "config"}),
     **{
@@ -64,6 +65,7 @@ ALLOWED_PACKAGES = {
     "records": {"torch"},
     "config": set[str](),
     "files": set[str](),
+    "profiling": {"nvtx"},
     "ops": {"torch"},
     "cache": {"torch", "numpy", "xxhash"},
     "metrics": {"torch", "numpy", "sklearn"},

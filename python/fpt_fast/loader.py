@@ -18,6 +18,7 @@ from fpt_fast.backbone import FrozenBackbone
 from fpt_fast.cache import CacheReader
 from fpt_fast.config import AugmentConfig
 from fpt_fast.images import DecodedStore, SideAugmentation, to_network_input
+from fpt_fast.profiling import span
 from fpt_fast.records import FeatureBatch, ImageItem, Importance, Preprocessing
 from fpt_fast.selection import select_features
 
@@ -197,9 +198,11 @@ class FeatureLoader:
             else self._augment(image, _generator(seed, _SIDE_STREAM))
             for image, seed in zip(images, seeds, strict=True)
         ]
+        with span("features"):
+            kv = self._features(items, images, None if self._augment is None else seeds)
         return FeatureBatch(
             side_pixels=torch.stack(side),  # [B, 3, h, w]
-            kv=self._features(items, images, None if self._augment is None else seeds),
+            kv=kv,
             rows=None,
             labels=torch.tensor([item.label for item in items], dtype=torch.int64),  # [B]
             keys=tuple(item.key for item in items),

@@ -22,6 +22,7 @@ from fpt_fast.images import iter_image_batches
 from fpt_fast.interrupts import stop_on_signals
 from fpt_fast.pipeline.data import open_image_set
 from fpt_fast.pipeline.features import FeaturePlan, make_plan, parse_optional_layers
+from fpt_fast.profiling import span
 from fpt_fast.records import ImageItem
 from fpt_fast.selection import select_features
 from fpt_fast.settings import PreloadSettings, RepairSettings, build_settings
@@ -139,14 +140,16 @@ def _fill(
     ):
         log_line = _LogLines(len(pending), enabled=bool(progress.disable))
         for positions, batch in batches:
-            tokens = select_features(
-                backbone,
-                batch.pixels,
-                layers=plan.layers,
-                token_ratio=plan.token_ratio,
-                importance=plan.importance,
-            )
-            writer.write(positions, tokens)
+            with span("encode"):
+                tokens = select_features(
+                    backbone,
+                    batch.pixels,
+                    layers=plan.layers,
+                    token_ratio=plan.token_ratio,
+                    importance=plan.importance,
+                )
+            with span("cache.write"):
+                writer.write(positions, tokens)
             fresh = sum(position in pending for position in positions)
             progress.update(fresh)
             log_line.update(fresh)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fpt_fast.config import ConfigError, TrainConfig
 from fpt_fast.interrupts import StopRequest, stop_on_signals
 from fpt_fast.losses import EpochLoss, build_loss
+from fpt_fast.profiling import span
 from fpt_fast.records import EpochRecord, FeatureBatch, TrainingHistory
 from fpt_fast.trainer.batches import (
     EpochBatches,
@@ -301,16 +302,19 @@ def _train_step(run: _Run, batch: FeatureBatch, learning_rate: float) -> Tensor:
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate
     run.optimizer.zero_grad(set_to_none=True)
-    logits: Tensor = run.model(batch).float()
+    with span("side.fwd"):
+        logits: Tensor = run.model(batch).float()
     outputs = 1 if run.config.is_regression else run.num_classes
     check_logits(logits, len(batch.keys), outputs)
     loss: Tensor = run.loss(logits, batch.labels)
-    loss.backward()  # type: ignore[no-untyped-call]
+    with span("side.bwd"):
+        loss.backward()  # type: ignore[no-untyped-call]
     parameters = [
         parameter for group in run.optimizer.param_groups for parameter in group["params"]
     ]
-    nn.utils.clip_grad_norm_(parameters, run.config.clip_norm)
-    run.optimizer.step()
+    with span("opt"):
+        nn.utils.clip_grad_norm_(parameters, run.config.clip_norm)
+        run.optimizer.step()
     return loss.detach()
 
 
