@@ -54,7 +54,7 @@ class Demo:
     """Directory for images, cache, runs and report."""
     images: int = 800
     """Images to make."""
-    epochs: int = 30
+    epochs: int = 20
     """Passes over the training images."""
     seed: int = 0
     """Seed of data and training."""

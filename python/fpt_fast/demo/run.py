@@ -29,7 +29,7 @@ BACKBONE = Path(__file__).parent / "backbone"
 INPUT_SIZE = 512
 SIDE_SIZE = 64
 BATCH_SIZE = 8
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 5e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class DemoResult:
         )
 
 
-def run_demo(output: Path, *, images: int = 800, epochs: int = 30, seed: int = 0) -> DemoResult:
+def run_demo(output: Path, *, images: int = 800, epochs: int = 20, seed: int = 0) -> DemoResult:
     """Make the images under ``output`` and run the whole method on them.
 
     What an earlier run left there is used again: images and cache are resumed, runs replaced.
