@@ -118,7 +118,7 @@ def _make_set(
         for row in sorted(rows, key=lambda row: row.key)
     )
     counts = {split: sum(item.split == split for item in items) for split in SPLITS}
-    log.info("%s: %d classes, images by split %s", root, len(classes), counts)
+    log.debug("%s: %d classes, images by split %s", root, len(classes), counts)
     return ImageSet(root, classes, items)
 
 
