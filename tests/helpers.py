@@ -14,6 +14,8 @@ from safetensors import safe_open
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from fpt_fast.records import BackboneSpec
+
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 GOLDEN_NAMES = ("fpt_plus_global", "fpt_class_token", "fpt_global_unequal")
@@ -72,6 +74,21 @@ def assert_within_budget(out: Tensor, oracle: Tensor, eager: Tensor, factor: flo
 
 def _root_mean_square(values: Tensor) -> Tensor:
     return values.square().mean().sqrt()
+
+
+VIT_B = BackboneSpec(
+    name="vit_base_patch16_384",
+    weights_hash="0" * 32,
+    hidden_size=768,
+    num_heads=12,
+    depth=12,
+    patch_size=(16, 16),
+    prefix_tokens=1,
+    has_class_token=True,
+    image_size=(384, 384),
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+)
 
 
 def tiny_vit(**changes: Any) -> VisionTransformer:

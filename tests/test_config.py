@@ -22,21 +22,8 @@ from fpt_fast.config import (
     parse_layers,
     preset,
 )
-from fpt_fast.records import BackboneSpec, ImageItem, ImageSet
-
-VIT_BASE = BackboneSpec(
-    name="vit_base",
-    weights_hash="0" * 32,
-    hidden_size=768,
-    num_heads=12,
-    depth=12,
-    patch_size=(16, 16),
-    prefix_tokens=1,
-    has_class_token=True,
-    image_size=(224, 224),
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-)
+from fpt_fast.records import ImageItem, ImageSet
+from helpers import VIT_B
 
 
 def test_fpt_plus_is_the_published_one() -> None:
@@ -177,7 +164,7 @@ def test_layers_beyond_the_model_are_refused() -> None:
 
 @pytest.mark.parametrize("config", [fpt_plus(), fpt()])
 def test_presets_fit_vit_base(config: FptConfig) -> None:
-    config.check_against(VIT_BASE)
+    config.check_against(VIT_B)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +177,7 @@ def test_presets_fit_vit_base(config: FptConfig) -> None:
         (
             fpt_plus(importance="class_token"),
             {"has_class_token": False, "prefix_tokens": 0},
-            "needs a class token, which vit_base has not",
+            "needs a class token, which vit_base_patch16_384 has not",
         ),
     ],
 )
@@ -198,7 +185,7 @@ def test_method_that_does_not_fit_the_model(
     config: FptConfig, changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        config.check_against(dataclasses.replace(VIT_BASE, **changes))
+        config.check_against(dataclasses.replace(VIT_B, **changes))
 
 
 @pytest.mark.parametrize(
@@ -240,9 +227,9 @@ def test_the_size_proposed_works(patch_h: int, patch_w: int, height: int, width:
 
 
 def test_tokens_are_counted_with_the_class_token() -> None:
-    assert VIT_BASE.head_width == 64
-    assert VIT_BASE.num_tokens((512, 512)) == 1025
-    assert dataclasses.replace(VIT_BASE, prefix_tokens=5).num_tokens((64, 32)) == 13
+    assert VIT_B.head_width == 64
+    assert VIT_B.num_tokens((512, 512)) == 1025
+    assert dataclasses.replace(VIT_B, prefix_tokens=5).num_tokens((64, 32)) == 13
 
 
 def test_images_of_a_split_keep_their_order() -> None:

@@ -14,21 +14,9 @@ from timm.models.vision_transformer import VisionTransformer
 from fpt_fast.backbone import load_backbone
 from fpt_fast.config import ConfigError, FptConfig, fpt, fpt_plus
 from fpt_fast.model import CONFIG_FILE, WEIGHTS_FILE, FptModel, ModelFileError, create_model
-from fpt_fast.records import BackboneSpec, FeatureBatch
+from fpt_fast.records import FeatureBatch
+from helpers import VIT_B
 
-VIT_B = BackboneSpec(
-    name="vit_base_patch16_384",
-    weights_hash="0" * 32,
-    hidden_size=768,
-    num_heads=12,
-    depth=12,
-    patch_size=(16, 16),
-    prefix_tokens=1,
-    has_class_token=True,
-    image_size=(384, 384),
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-)
 TINY = dataclasses.replace(
     VIT_B, hidden_size=48, num_heads=3, depth=4, patch_size=(8, 8), image_size=(32, 32)
 )

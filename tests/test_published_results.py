@@ -7,23 +7,9 @@ import torch
 
 from fpt_fast.config import preset
 from fpt_fast.model import FptModel
-from fpt_fast.records import BackboneSpec
-from helpers import ROOT
+from helpers import ROOT, VIT_B
 
 PUBLISHED = json.loads((ROOT / "tests" / "facts" / "published_results.json").read_text())
-VIT_BASE = BackboneSpec(
-    name="vit-base-patch16-384",
-    weights_hash="0" * 32,
-    hidden_size=768,
-    num_heads=12,
-    depth=12,
-    patch_size=(16, 16),
-    prefix_tokens=1,
-    has_class_token=True,
-    image_size=(384, 384),
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-)
 # With the head of 1000 ImageNet classes, which the authors' loader keeps.
 VIT_BASE_PARAMETERS = 86_859_496
 
@@ -33,6 +19,6 @@ def test_share_of_trainable_parameters(method: str) -> None:
     table = PUBLISHED["fpt_plus_table"]
     expected = table[method][table["columns"].index("params_percent")]
     with torch.device("meta"):
-        model = FptModel(preset(method), VIT_BASE, 5)
+        model = FptModel(preset(method), VIT_B, 5)
     trainable = sum(parameter.numel() for parameter in model.parameters())
     assert round(100 * trainable / (VIT_BASE_PARAMETERS + trainable), 2) == expected
