@@ -70,8 +70,8 @@ def test_the_four_calls(
     for row in rows:
         key = Path(row["path"]).relative_to(data).as_posix()
         for name in predicted.classes:
-            ours = float(row[f"p_{name}"])
-            theirs = float(trained[key][next(c for c in trained[key] if c.endswith(name))])
+            ours = float(row[f"probability_{name}"])
+            theirs = float(trained[key][f"probability_{name}"])
             assert ours == pytest.approx(theirs, abs=1e-4)
 
 

@@ -112,7 +112,7 @@ def _write_csv(
             grade = min(max(round(logit), 0), len(classes) - 1)
             rows.append([str(item.path), classes[grade], f"{logit:.6f}"])
     else:
-        header = ["path", "predicted", *(f"p_{name}" for name in classes)]
+        header = ["path", "predicted", *(f"probability_{name}" for name in classes)]
         best = torch.argmax(probabilities, dim=1).tolist()
         for item, winner, values in zip(items, best, probabilities.tolist(), strict=True):
             rows.append([str(item.path), classes[winner], *(f"{value:.6f}" for value in values)])
