@@ -5,6 +5,7 @@ Batches are made ahead by threads; what a batch holds depends only on (seed, epo
 never on the number of threads.
 """
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -52,10 +53,10 @@ class FeatureSource(Protocol):
     """Where a batch's keys and values come from."""
 
     def __call__(
-        self, items: Sequence[ImageItem], images: Sequence[Tensor], seeds: Sequence[int] | None
+        self, items: Sequence[ImageItem], images: Sequence[Tensor], seeds: Sequence[int]
     ) -> Tensor | None:
         """Kept keys and values [B, L, 2, H, K, D] of ``items``, whose decoded ``images`` are
-        given; ``seeds`` are per image when the input is to be augmented."""
+        given; ``seeds``, one an image, are for a source that augments its input."""
         ...
 
 
@@ -74,7 +75,7 @@ class CachedFeatures:
             )
 
     def __call__(
-        self, items: Sequence[ImageItem], images: Sequence[Tensor], seeds: Sequence[int] | None
+        self, items: Sequence[ImageItem], images: Sequence[Tensor], seeds: Sequence[int]
     ) -> Tensor:
         """Read and check the records of ``items``; ``images`` are not looked at."""
         return self._reader.read([self._reader.row(item.key) for item in items]).kv
@@ -85,23 +86,26 @@ class LiveFeatures:
 
     def __init__(self, frozen: FrozenPass, augmentation: AugmentConfig | None = None) -> None:
         self._frozen = frozen
+        self._lock = threading.Lock()
         self._augment = (
             None if augmentation is None else SideAugmentation(augmentation, frozen.preprocessing)
         )
 
     def __call__(
-        self, items: Sequence[ImageItem], images: Sequence[Tensor], seeds: Sequence[int] | None
+        self, items: Sequence[ImageItem], images: Sequence[Tensor], seeds: Sequence[int]
     ) -> Tensor:
         """Run the frozen model on ``images``."""
         pixels = torch.stack(
             [
                 to_network_input(image, self._frozen.preprocessing)
-                if self._augment is None or seeds is None
+                if self._augment is None
                 else self._augment(image, _generator(seeds[i], _FROZEN_STREAM))
                 for i, image in enumerate(images)
             ]
         )  # [B, 3, h, w]
-        kv = self._frozen(pixels)
+        # One pass at a time: each fills the machine, and several would take its memory.
+        with self._lock:
+            kv = self._frozen(pixels)
         finite = torch.isfinite(kv).flatten(1).all(dim=1)
         if not bool(finite.all()):
             names = ", ".join(item.key for item, ok in zip(items, finite, strict=True) if not ok)
@@ -116,7 +120,7 @@ class NoFeatures:
     """For a side network alone."""
 
     def __call__(
-        self, items: Sequence[ImageItem], images: Sequence[Tensor], seeds: Sequence[int] | None
+        self, items: Sequence[ImageItem], images: Sequence[Tensor], seeds: Sequence[int]
     ) -> None:
         """Nothing."""
         return None
@@ -199,7 +203,7 @@ class FeatureLoader:
             for image, seed in zip(images, seeds, strict=True)
         ]
         with span("features"):
-            kv = self._features(items, images, None if self._augment is None else seeds)
+            kv = self._features(items, images, seeds)
         return FeatureBatch(
             side_pixels=torch.stack(side),  # [B, 3, h, w]
             kv=kv,

@@ -227,7 +227,11 @@ class EvaluateSettings:
     data: Path | None = None
     """Other data than the run was trained on (same classes)."""
     cache: str | None = None
-    """Other feature cache, or none."""
+    """Other feature cache made with the run's settings, or none: a frozen pass for every batch."""
+    backbone: str | None = None
+    """With a frozen pass: where the frozen model is now, if not where it was."""
+    checkpoint_path: Path | None = None
+    """With a frozen pass: weights for a timm model name."""
     device: Device = "auto"
     """Where it runs."""
     batch_size: int = 16
@@ -251,7 +255,7 @@ class PredictSettings:
     skip_unreadable: bool = False
     """Go on without images that cannot be decoded."""
     dtype: Dtype = "auto"
-    """Arithmetic of the frozen pass."""
+    """Arithmetic of the frozen pass (auto: that of the run's features)."""
     device: Device = "auto"
     """Where it runs."""
     batch_size: int = 8
@@ -278,6 +282,9 @@ def read_yaml(path: Path, settings: type[Any]) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if values is None:
         return {}
+    if isinstance(values, dict) and isinstance(values.get("settings"), dict):
+        # A run's own config.yaml: what was asked for is in this block.
+        values = values["settings"]
     return parse_values(settings, values, str(path))
 
 
@@ -323,20 +330,24 @@ def _from_yaml(key: str, value: Any, hint: Any) -> Any:
     """Turn YAML's strings and lists into the paths and tuples of the field."""
     options = get_args(hint)
     if value is None:
+        if type(None) not in options:
+            raise ConfigError(f"{key} must have a value; leave the key out for the default")
         return None
     if get_origin(hint) is Literal:
         if value not in options:
             raise ConfigError(f"{key} must be one of {', '.join(map(str, options))}, got {value!r}")
         return value
+    if isinstance(value, list):
+        inner = Path if Path in (*options, *_inner(hint)) else None
+        return tuple(inner(item) if inner else item for item in value)
     if hint is Path or Path in options:
         return Path(str(value))
-    if isinstance(value, list):
-        inner = Path if Path in _inner(hint) else None
-        return tuple(inner(item) if inner else item for item in value)
     if hint is str or str in options:
         return str(value)
     if hint is bool and not isinstance(value, bool):
         raise ConfigError(f"{key} must be true or false, got {value!r}")
+    if hint is int and not (isinstance(value, int) and not isinstance(value, bool)):
+        raise ConfigError(f"{key} must be a whole number, got {value!r}")
     if (hint in (int, float) or int in options or float in options) and not isinstance(
         value, int | float
     ):

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from fpt_fast.cache.errors import CacheUnfinished, corrupt
 from fpt_fast.cache.format import (
@@ -86,9 +87,9 @@ class Build:
         """Rows without a record."""
         return [row for row in range(len(self.plan.keys)) if row not in self.digests]
 
-    def extend(self, keys: Sequence[str]) -> None:
-        """Append rows for ``keys``."""
-        plan = replace(self.plan, keys=(*self.plan.keys, *keys))
+    def extend(self, keys: Sequence[str], notes: dict[str, Any]) -> None:
+        """Append rows for ``keys``; ``notes`` replace those of the cache."""
+        plan = replace(self.plan, keys=(*self.plan.keys, *keys), notes=notes)
         data = encode_manifest(plan)
         with self._report_full_disk(len(data)):
             write_atomic(self.directory / PLAN_FILE, data)

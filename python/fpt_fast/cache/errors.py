@@ -50,7 +50,8 @@ class FeatureValueError(CacheError, ValueError):
 def corrupt(file: Path, reason: str) -> CacheCorrupt:
     """``CacheCorrupt`` about ``file``, with the way out."""
     return CacheCorrupt(
-        f"{file}: {reason}; run `fpt-fast cache repair` on {file.parent}, then preload again"
+        f"{file}: {reason}; run `fpt-fast cache repair --cache {file.parent}` "
+        "with --data and --backbone as it was preloaded"
     )
 
 
@@ -84,3 +85,17 @@ def mismatch(directory: Path, fields: Sequence[tuple[str, Any, Any]]) -> CacheMi
 def _shown(value: Any) -> str:
     text = value if value is ABSENT else repr(value)
     return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def refuse_changed_images(
+    path: Path, recorded: Mapping[str, str], found: Mapping[str, str]
+) -> None:
+    """Raise ``CacheMismatch`` where an image is not the one that its features were made from."""
+    changed = [key for key, digest in found.items() if recorded.get(key, digest) != digest]
+    if changed:
+        shown = ", ".join(map(repr, changed[:5])) + (", ..." if len(changed) > 5 else "")
+        raise CacheMismatch(
+            f"{path}: {len(changed)} of {len(found)} images are not those that the features were "
+            f"made from ({shown}); preload them into another --cache directory, or name the cache "
+            "that belongs to this data"
+        )

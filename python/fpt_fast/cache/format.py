@@ -30,6 +30,9 @@ MANIFEST_COPY_FILE = "manifest-copy.fpt"
 PLAN_FILE = "plan.fpt"
 JOURNAL_FILE = "journal.fpt"
 
+# The note that holds one digest per key.
+DIGESTS = "digests"
+
 _PREFIX = struct.Struct("<8sII")  # magic, format version, bytes of the JSON header
 _JOURNAL_ENTRY = struct.Struct("<4sIQ16s")  # magic, zero, row, digest of the record
 _JOURNAL_MAGIC = b"DONE"
@@ -115,6 +118,12 @@ class Manifest:
     def shard_bytes(self, shard: int) -> int:
         """Exact file size of a shard."""
         return PAGE_BYTES + len(self.shard_rows(shard)) * self.layout.record_bytes
+
+
+def recorded_digests(manifest: Manifest) -> dict[str, str]:
+    """Digest by key of the images that a cache was made from; empty where it does not say."""
+    digests = manifest.notes.get(DIGESTS, [])
+    return dict(zip(manifest.keys, digests, strict=False)) if isinstance(digests, list) else {}
 
 
 def shard_file(shard: int, *, finished: bool) -> str:

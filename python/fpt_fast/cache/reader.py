@@ -4,7 +4,7 @@ import contextlib
 import mmap
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ from fpt_fast.cache.errors import (
     corrupt,
     differences,
     mismatch,
+    refuse_changed_images,
 )
 from fpt_fast.cache.format import (
     JOURNAL_FILE,
@@ -34,6 +35,7 @@ from fpt_fast.cache.format import (
     digest,
     normalised,
     read_manifest,
+    recorded_digests,
     shard_file,
 )
 from fpt_fast.cache.layout import PAGE_BYTES, RecordLayout
@@ -119,6 +121,10 @@ class CacheReader:
     def notes(self) -> dict[str, Any]:
         """What the maker noted beside the fingerprint."""
         return self._manifest.notes
+
+    def require_images(self, digests: Mapping[str, str]) -> None:
+        """Raise ``CacheMismatch`` where an image (digest by key) is not the one preloaded."""
+        refuse_changed_images(self.path, recorded_digests(self._manifest), digests)
 
     @property
     def fingerprint(self) -> dict[str, Any]:

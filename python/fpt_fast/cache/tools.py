@@ -9,6 +9,7 @@ from typing import Any, Literal
 from fpt_fast.cache.build import Build, leftovers, remove_leftovers, reopen
 from fpt_fast.cache.errors import CacheCorrupt, CacheMismatch, CacheUnfinished
 from fpt_fast.cache.format import (
+    DIGESTS,
     FORMAT_VERSION,
     JOURNAL_FILE,
     MANIFEST_COPY_FILE,
@@ -126,7 +127,11 @@ class CacheReport:
             f"per head, head width {layout.head_width}, {layout.dtype}",
             "fingerprint:",
             *(f"  {name}: {value}" for name, value in sorted(self.fingerprint.items())),
-            *(f"note:        {name}: {value}" for name, value in sorted(self.notes.items())),
+            *(
+                f"note:        {name}: {value}"
+                for name, value in sorted(self.notes.items())
+                if name != DIGESTS
+            ),
         ]
         if self.verified and self.ok:
             lines.append("verified:    every byte is as it was written")
@@ -137,7 +142,10 @@ class CacheReport:
             if len(self.bad_keys) > 20:
                 lines.append(f"  ... and {len(self.bad_keys) - 20} more")
         if not self.ok:
-            lines.append("run `fpt-fast cache repair`, then preload again")
+            lines.append(
+                f"run `fpt-fast cache repair --cache {self.path}` with --data and --backbone as it "
+                "was preloaded: it rebuilds only what is bad"
+            )
         return "\n".join(lines)
 
 

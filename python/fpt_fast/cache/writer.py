@@ -18,8 +18,10 @@ from fpt_fast.cache.errors import (
     corrupt,
     differences,
     mismatch,
+    refuse_changed_images,
 )
 from fpt_fast.cache.format import (
+    DIGESTS,
     MANIFEST_COPY_FILE,
     MANIFEST_FILE,
     PLAN_FILE,
@@ -27,6 +29,7 @@ from fpt_fast.cache.format import (
     Manifest,
     normalised,
     read_manifest,
+    recorded_digests,
 )
 from fpt_fast.cache.layout import RecordLayout, check_keys, default_records_per_shard
 from fpt_fast.cache.shards import shard_files, shard_problems
@@ -48,8 +51,10 @@ class CacheWriter:
     - a finished cache with this layout and fingerprint: it is reused, and where it lacks keys,
       reopened as an unfinished build and extended by them.
 
-    ``notes``: JSON values kept beside the fingerprint, never compared; an existing cache keeps its
-    own.  ``records_per_shard``: default as many as fit in 4 GiB, or what the directory has already.
+    ``digests``: one string per key that changes with the image, so that a cache of images that
+    have changed since is refused.  ``notes``: JSON values kept beside the fingerprint, never
+    compared; an existing cache keeps its own.  ``records_per_shard``: default as many as fit in
+    4 GiB, or what the directory has already.
     ``sync_every``: each ``write`` survives the death of the process; every ``sync_every``-th also
     makes all before it survive a power loss, at the price of waiting for the disk.
 
@@ -68,6 +73,7 @@ class CacheWriter:
         fingerprint: Fingerprint,
         keys: Sequence[str],
         *,
+        digests: Sequence[str] | None = None,
         notes: Mapping[str, Any] | None = None,
         records_per_shard: int | None = None,
         sync_every: int = 1,
@@ -80,6 +86,11 @@ class CacheWriter:
         self.layout = layout
         self.fingerprint = normalised(fingerprint)
         self._notes = normalised(notes or {}, "notes")
+        self._digest_of: dict[str, str] = {}
+        if digests is not None:
+            if len(digests) != len(self.keys):
+                raise ValueError(f"digests must be {len(self.keys)}, one a key, got {len(digests)}")
+            self._digest_of = dict(zip(self.keys, digests, strict=True))
         self._records_per_shard = records_per_shard
         self._build: Build | None = None
         self._closed = False
@@ -197,7 +208,8 @@ class CacheWriter:
             if os.path.lexists(file):
                 raise corrupt(self.path / MANIFEST_FILE, f"is missing, but {file.name} is there")
         size = self._records_per_shard or default_records_per_shard(self.layout)
-        plan = Manifest(self.layout, self.fingerprint, self.keys, size, notes=self._notes)
+        notes = self._with_digests(self._notes, self.keys)
+        plan = Manifest(self.layout, self.fingerprint, self.keys, size, notes=notes)
         start(self.path, plan)
 
     def _cover(self, build: Build) -> None:
@@ -215,7 +227,14 @@ class CacheWriter:
             )
         known = set(build.plan.keys)
         if added := [key for key in self.keys if key not in known]:
-            build.extend(added)
+            build.extend(added, self._with_digests(build.plan.notes, added))
+
+    def _with_digests(self, notes: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+        """``notes`` with the digests of the rows that ``keys`` append."""
+        recorded = notes.get(DIGESTS, [])
+        if not self._digest_of or (DIGESTS not in notes and notes is not self._notes):
+            return notes
+        return {**notes, DIGESTS: [*recorded, *(self._digest_of[key] for key in keys)]}
 
     def _refuse_difference(self, manifest: Manifest) -> None:
         fields = differences(manifest.fingerprint, self.fingerprint)
@@ -227,6 +246,7 @@ class CacheWriter:
             fields.append(("records_per_shard", manifest.records_per_shard, asked))
         if fields:
             raise mismatch(self.path, fields)
+        refuse_changed_images(self.path, recorded_digests(manifest), self._digest_of)
 
     def _refuse_damage(self, manifest: Manifest) -> None:
         if problems := shard_problems(self.path, manifest):
@@ -272,8 +292,9 @@ class CacheWriter:
                 "frozen model's weights are not what the cache can hold: check the checkpoint"
             )
         return FeatureValueError(
-            f"{where}: hold {int((~torch.isfinite(values)).sum())} NaN or infinite values; run "
-            "the frozen model in f32 or bf16, and check the checkpoint and the image"
+            f"{where}: hold {int((~torch.isfinite(values)).sum())} NaN or infinite values (or "
+            "values beyond f16, which ends at 65504); check the checkpoint and the image, and run "
+            "the frozen model in float32 or bfloat16 if it ran in float16"
         )
 
     def _records(

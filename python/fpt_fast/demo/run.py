@@ -66,9 +66,11 @@ def run_demo(output: Path, *, images: int = 800, epochs: int = 20, seed: int = 0
             "pip install 'fpt-fast[demo]'"
         )
     started = time.monotonic()
-    data = output / "images"
+    # Named by what makes them: other settings make other images, and need another cache.
+    name = f"{images}-seed{seed}"
+    data = output / f"images-{name}"
     make_needle_dataset(data, images=images, size=INPUT_SIZE, seed=seed)
-    cache = output / "cache"
+    cache = output / f"cache-{name}"
     preload(
         data=data,
         backbone=str(BACKBONE),
@@ -77,11 +79,11 @@ def run_demo(output: Path, *, images: int = 800, epochs: int = 20, seed: int = 0
         normalization="backbone",
     )
     aucs = {}
-    for name, fusion in (("fpt_plus", True), ("side_alone", False)):
+    for run, fusion in (("fpt_plus", True), ("side_alone", False)):
         trained = train(
             data=data,
             cache=str(cache),
-            run=output / name,
+            run=output / run,
             fusion=fusion,
             side_size=str(SIDE_SIZE),
             epochs=epochs,
@@ -89,8 +91,8 @@ def run_demo(output: Path, *, images: int = 800, epochs: int = 20, seed: int = 0
             seed=seed,
             overwrite=True,
         )
-        log.info("%s: %s", name, trained.metrics)
-        aucs[name] = trained.metrics.values["auc"]
+        log.info("%s: %s", run, trained.metrics)
+        aucs[run] = trained.metrics.values["auc"]
     probe = linear_probe_auc(data)
     report = output / "fpt_plus" / "report.html"
     log.info("report: %s", report)

@@ -5,6 +5,7 @@ from fpt_fast.images.batches import iter_image_batches
 from fpt_fast.images.csv_list import ImageSetError
 from fpt_fast.images.dataset import EXTENSIONS, list_images, load_image_set
 from fpt_fast.images.decode import ImageError, read_image, read_item
+from fpt_fast.images.digests import digest_images
 from fpt_fast.images.presets import DatasetPreset, dataset_preset, preset_names
 from fpt_fast.images.statistics import check_images, format_unreadable, measure_statistics
 from fpt_fast.images.store import DecodedStore
@@ -20,6 +21,7 @@ __all__ = [
     "SideAugmentation",
     "check_images",
     "dataset_preset",
+    "digest_images",
     "format_unreadable",
     "iter_image_batches",
     "list_images",

@@ -30,6 +30,7 @@ def open_image_set(settings: DataSettings, *, check: bool = True) -> ImageSet:
     )
     if check:
         images = without_unreadable(images, skip=settings.skip_unreadable, workers=settings.workers)
+    require_training_images(images)
     log.info(
         "data: %d images of %d classes (%s)",
         len(images.items),
@@ -37,6 +38,17 @@ def open_image_set(settings: DataSettings, *, check: bool = True) -> ImageSet:
         ", ".join(f"{split} {len(images.of_split(split))}" for split in SPLITS),
     )
     return images
+
+
+def require_training_images(images: ImageSet) -> None:
+    """Raise where a class has no training image (left), naming the classes."""
+    trained = {item.label for item in images.of_split("train")}
+    empty = [name for label, name in enumerate(images.classes) if label not in trained]
+    if empty:
+        raise UnreadableImages(
+            f"no readable training image is left of {', '.join(empty)}; mend the images, or leave "
+            "these classes out of the data"
+        )
 
 
 def without_unreadable(images: ImageSet, *, skip: bool, workers: int) -> ImageSet:

@@ -10,7 +10,7 @@ import yaml
 from fpt_fast.config import ConfigError
 from fpt_fast.metrics import Metrics, compute_metrics
 from fpt_fast.model import FptModel
-from fpt_fast.pipeline.inputs import make_loader, make_recipe, open_inputs
+from fpt_fast.pipeline.inputs import make_loader, reopen_inputs
 from fpt_fast.pipeline.training import BEST, CONFIG_FILE
 from fpt_fast.report import write_run_files
 from fpt_fast.settings import EvaluateSettings, TrainSettings, build_settings, parse_values
@@ -33,10 +33,15 @@ def evaluate(settings: EvaluateSettings | None = None, **values: Any) -> Metrics
         changes["cache"] = settings.cache
     trained = dataclasses.replace(trained, **changes)
     model = FptModel.from_pretrained(settings.run / BEST)
-    recipe = make_recipe(trained)
     with ExitStack() as stack:
         recorded = tuple(model.extra["classes"])
-        inputs, _ = open_inputs(trained, stack, trained_model=model)
+        inputs = reopen_inputs(
+            trained,
+            stack,
+            model,
+            backbone=settings.backbone,
+            checkpoint_path=settings.checkpoint_path,
+        )
         items = inputs.images.of_split(settings.split)
         if not items:
             raise ConfigError(
@@ -46,7 +51,7 @@ def evaluate(settings: EvaluateSettings | None = None, **values: Any) -> Metrics
             model,
             make_loader(inputs, trained, settings.split),
             device=settings.device,
-            regression=recipe.is_regression,
+            regression=bool(model.extra["regression"]),
         )
         metrics = compute_metrics(predictions, len(recorded))
     write_run_files(
@@ -68,6 +73,8 @@ def read_run_settings(run: Path) -> TrainSettings:
         raise ConfigError(
             f"{run} is not a run of fpt-fast: cannot read {path} ({error.strerror})"
         ) from error
+    if not isinstance(values, dict) or "settings" not in values:
+        raise ConfigError(f"{path} holds no settings; it was not written by fpt-fast train")
     return build_settings(
         TrainSettings, parse_values(TrainSettings, values.get("settings"), str(path))
     )

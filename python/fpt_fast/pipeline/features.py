@@ -127,6 +127,22 @@ class FeaturePlan:
             backbone, self.preprocessing, self.layers, self.token_ratio, self.importance
         )
 
+    def require_equal(self, other: "FeaturePlan", what: str) -> None:
+        """Raise ``CacheMismatch`` where ``other``, the features of ``what``, are not these."""
+        ours, theirs = self.fingerprint(), other.fingerprint()
+        differing = [
+            f"  {name}: the run has {ours[name]}, {what} has {theirs[name]}"
+            for name in ours
+            if ours[name] != theirs[name]
+        ]
+        if differing:
+            raise CacheMismatch(
+                f"{what} was made with other settings than the features of this run:\n"
+                + "\n".join(differing)
+                + "\nname the cache that the run was trained with, or one preloaded with the "
+                "run's settings"
+            )
+
     def require(self, **wanted: Any) -> None:
         """Raise ``CacheMismatch`` unless each wanted value is the recorded one (None: any is)."""
         have: dict[str, Any] = {
@@ -152,11 +168,17 @@ class FeaturePlan:
 
 
 def make_plan(
-    settings: FrozenSettings, source: str, input_size: str, method: FptConfig, images: ImageSet
+    settings: FrozenSettings,
+    source: str,
+    input_size: str,
+    method: FptConfig,
+    images: ImageSet,
+    recorded: FeaturePlan | None = None,
 ) -> tuple[FeaturePlan, FrozenBackbone]:
     """Load the frozen model and settle everything that shapes the features.
 
-    ``normalization="auto"`` measures the training images at the input size.
+    ``normalization="auto"`` measures the training images at the input size; where features were
+    ``recorded`` at that size, their mean and deviation stay, so that a data set can grow.
     """
     size = parse_size("input_size", input_size)
     backbone = load_backbone(
@@ -170,7 +192,12 @@ def make_plan(
     spec = backbone.spec
     check_divides("input_size", size, spec.patch_size)
     method.check_against(spec)
-    mean, std = _normalization(settings, spec, size, images)
+    measured = settings.normalization == "auto" and settings.mean is None and settings.std is None
+    if measured and recorded is not None and recorded.preprocessing.size == size:
+        mean, std = recorded.preprocessing.mean, recorded.preprocessing.std
+        log.info("normalisation: as the cache has it (measured when it was begun)")
+    else:
+        mean, std = _normalization(settings, spec, size, images)
     plan = FeaturePlan(
         spec=spec,
         source=recorded_source(source),
@@ -197,6 +224,29 @@ def make_plan(
         backbone.device,
     )
     return plan, backbone
+
+
+def load_recorded_backbone(
+    plan: FeaturePlan,
+    *,
+    backbone: str | None,
+    checkpoint_path: Path | None,
+    dtype: str,
+    device: str,
+) -> FrozenBackbone:
+    """Load the frozen model of a run again, from where it was or from where it is said to be.
+
+    ``dtype="auto"`` is the arithmetic that the run's features were made in.
+    """
+    recorded = None if plan.checkpoint_path is None else Path(plan.checkpoint_path)
+    return load_backbone(
+        backbone or plan.source,
+        checkpoint_path=checkpoint_path or (None if backbone else recorded),
+        pretrained=plan.pretrained,
+        dtype=plan.dtype if dtype == "auto" else dtype,
+        device=device,
+        position_interpolation=plan.position_interpolation,  # type: ignore[arg-type]
+    )
 
 
 def parse_optional_layers(text: str | None) -> tuple[int, ...] | None:

@@ -19,17 +19,18 @@ from fpt_fast.config import (
     parse_layers,
     preset,
 )
-from fpt_fast.images import DecodedStore, dataset_preset
+from fpt_fast.images import DecodedStore, dataset_preset, digest_images
 from fpt_fast.loader import (
     CachedFeatures,
     FeatureLoader,
     FeatureSource,
+    FrozenPass,
     LiveFeatures,
     NoFeatures,
 )
 from fpt_fast.model import FptModel
-from fpt_fast.pipeline.data import open_image_set
-from fpt_fast.pipeline.features import FeaturePlan, make_plan
+from fpt_fast.pipeline.data import open_image_set, require_training_images
+from fpt_fast.pipeline.features import FeaturePlan, load_recorded_backbone, make_plan
 from fpt_fast.records import ImageSet, Preprocessing, Split
 from fpt_fast.settings import TrainSettings, parse_size
 
@@ -38,48 +39,104 @@ log = logging.getLogger("fpt_fast")
 
 @dataclass(frozen=True, slots=True)
 class RunInputs:
-    """Everything that a run reads, opened: data, features, and how to make the model's input."""
+    """Everything that a run reads, opened: data, features, and how to make the model's input.
+
+    ``plain_features`` are those of a live pass without augmentation, for evaluation.
+    """
 
     images: ImageSet
     plan: FeaturePlan
     features: FeatureSource
-    frozen_features: LiveFeatures | None
+    plain_features: LiveFeatures | None
     side: Preprocessing
     store: DecodedStore
     reader: CacheReader | None
 
 
-def open_inputs(
-    settings: TrainSettings, stack: ExitStack, trained_model: FptModel | None = None
-) -> tuple[RunInputs, FptConfig]:
-    """Open data and features: those of a model's own method where one is trained already."""
+def open_inputs(settings: TrainSettings, stack: ExitStack) -> tuple[RunInputs, FptConfig]:
+    """Open data and features for training, and settle the method."""
     live = settings.cache == "none"
     # With a cache every image was readable when it was made; a live pass has nobody to vouch.
     images = open_image_set(settings, check=live)
-    if trained_model is not None:
-        _require_classes(images, tuple(trained_model.extra["classes"]))
-    method = None if trained_model is None else trained_model.config
-    store = DecodedStore()
     if live:
-        return _open_live(settings, images, store, method)
+        return _open_live(settings, images)
     reader = stack.enter_context(CacheReader(Path(settings.cache)))
     plan = FeaturePlan.from_json({**reader.fingerprint, **reader.notes})
-    if method is None:
-        plan.require(
-            backbone=None if settings.backbone is None else backbone_name(settings.backbone),
-            layers=None if settings.layers is None else parse_layers(settings.layers),
-            token_ratio=settings.token_ratio,
-            importance=settings.importance,
-            input_size=_optional_size("input_size", settings.input_size),
-        )
-        method = _method(settings, plan)
-    _require_layers(plan, method)
-    images = _only_cached(images, reader) if settings.skip_unreadable else images
-    features: FeatureSource = (
-        CachedFeatures(reader, images.items) if method.fusion else NoFeatures()
+    plan.require(
+        backbone=None if settings.backbone is None else backbone_name(settings.backbone),
+        layers=None if settings.layers is None else parse_layers(settings.layers),
+        token_ratio=settings.token_ratio,
+        importance=settings.importance,
+        input_size=_optional_size("input_size", settings.input_size),
     )
+    method = _method(settings, plan)
+    _require_layers(plan, method)
+    return _from_cache(settings, images, plan, reader, method), method
+
+
+def reopen_inputs(
+    settings: TrainSettings,
+    stack: ExitStack,
+    model: FptModel,
+    *,
+    backbone: str | None = None,
+    checkpoint_path: Path | None = None,
+) -> RunInputs:
+    """Open data and features for a trained model: they must be such as it was trained on.
+
+    Raises ``CacheMismatch`` for a cache of other features, changed images or a frozen model with
+    other weights, and ``ConfigError`` for data with other classes.
+    """
+    live = settings.cache == "none"
+    images = open_image_set(settings, check=live)
+    _require_classes(images, tuple(model.extra["classes"]))
+    plan = FeaturePlan.from_json(model.extra["features"])
+    if not live:
+        reader = stack.enter_context(CacheReader(Path(settings.cache)))
+        plan.require_equal(FeaturePlan.from_json(reader.fingerprint), str(settings.cache))
+        return _from_cache(settings, images, plan, reader, model.config)
+    frozen = plan.frozen_pass(
+        load_recorded_backbone(
+            plan,
+            backbone=backbone,
+            checkpoint_path=checkpoint_path,
+            dtype="auto",
+            device=settings.device,
+        )
+    )
+    return _live_inputs(images, plan, frozen, model.config, None)
+
+
+def _from_cache(
+    settings: TrainSettings,
+    images: ImageSet,
+    plan: FeaturePlan,
+    reader: CacheReader,
+    method: FptConfig,
+) -> RunInputs:
+    if settings.skip_unreadable:
+        images = _only_cached(images, reader)
+    features: FeatureSource = NoFeatures()
+    if method.fusion:
+        features = CachedFeatures(reader, images.items)
+        reader.require_images(digest_images(images.items, workers=settings.workers))
     side = dataclasses.replace(plan.preprocessing, size=method.side_size)
-    return RunInputs(images, plan, features, None, side, store, reader), method
+    return RunInputs(images, plan, features, None, side, DecodedStore(), reader)
+
+
+def _live_inputs(
+    images: ImageSet,
+    plan: FeaturePlan,
+    frozen: FrozenPass,
+    method: FptConfig,
+    augment: AugmentConfig | None,
+) -> RunInputs:
+    side = dataclasses.replace(plan.preprocessing, size=method.side_size)
+    plain = LiveFeatures(frozen) if method.fusion else None
+    training: FeatureSource = NoFeatures()
+    if plain is not None:
+        training = plain if augment is None else LiveFeatures(frozen, augment)
+    return RunInputs(images, plan, training, plain, side, DecodedStore(), None)
 
 
 def _require_classes(images: ImageSet, trained: tuple[str, ...]) -> None:
@@ -101,23 +158,18 @@ def _require_layers(plan: FeaturePlan, method: FptConfig) -> None:
         )
 
 
-def _open_live(
-    settings: TrainSettings, images: ImageSet, store: DecodedStore, method: FptConfig | None
-) -> tuple[RunInputs, FptConfig]:
+def _open_live(settings: TrainSettings, images: ImageSet) -> tuple[RunInputs, FptConfig]:
     if settings.backbone is None:
         raise ConfigError(
             "--cache none needs --backbone, the frozen model to run on every batch; or name a "
             "cache made by fpt-fast preload"
         )
-    method = method or _method(settings, None)
+    method = _method(settings, None)
     plan, backbone = make_plan(
         settings, settings.backbone, settings.input_size or "512", method, images
     )
-    frozen = plan.frozen_pass(backbone)
     augment = AugmentConfig() if settings.augment_input else None
-    side = dataclasses.replace(plan.preprocessing, size=method.side_size)
-    features: FeatureSource = LiveFeatures(frozen, augment) if method.fusion else NoFeatures()
-    return RunInputs(images, plan, features, LiveFeatures(frozen), side, store, None), method
+    return _live_inputs(images, plan, plan.frozen_pass(backbone), method, augment), method
 
 
 def _method(settings: TrainSettings, plan: FeaturePlan | None) -> FptConfig:
@@ -147,8 +199,8 @@ def make_loader(inputs: RunInputs, settings: TrainSettings, split: Split) -> Fea
     """The loader of one split; only that of training shuffles and augments."""
     training = split == "train"
     features = inputs.features
-    if not training and isinstance(features, LiveFeatures) and inputs.frozen_features is not None:
-        features = inputs.frozen_features
+    if not training and inputs.plain_features is not None:
+        features = inputs.plain_features
     return FeatureLoader(
         inputs.images.of_split(split),
         features,
@@ -168,9 +220,11 @@ def _only_cached(images: ImageSet, reader: CacheReader) -> ImageSet:
     missing = [item.key for item in images.items if item.key not in known]
     if missing:
         log.warning("going on without %d images that the cache lacks", len(missing))
-    return dataclasses.replace(
+    images = dataclasses.replace(
         images, items=tuple(item for item in images.items if item.key in known)
     )
+    require_training_images(images)
+    return images
 
 
 def _optional_size(name: str, text: str | None) -> tuple[int, int] | None:

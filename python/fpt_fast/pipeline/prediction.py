@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from fpt_fast.backbone import load_backbone
 from fpt_fast.config import ConfigError
 from fpt_fast.files import write_atomically
 from fpt_fast.images import DecodedStore, list_images
 from fpt_fast.loader import FeatureLoader, LiveFeatures, NoFeatures
+from fpt_fast.metrics import predicted_classes
 from fpt_fast.model import FptModel
 from fpt_fast.pipeline.data import without_unreadable
-from fpt_fast.pipeline.features import FeaturePlan
+from fpt_fast.pipeline.features import FeaturePlan, load_recorded_backbone
 from fpt_fast.pipeline.training import BEST
 from fpt_fast.records import UNLABELLED, ImageItem, ImageSet, Predictions, Preprocessing
 from fpt_fast.settings import PredictSettings, build_settings
@@ -50,11 +50,16 @@ def predict(settings: PredictSettings | None = None, **values: Any) -> PredictRe
         ) from error
     images = _open_images(settings, classes)
     side = Preprocessing(model.config.side_size, plan.preprocessing.mean, plan.preprocessing.std)
+    backbone = load_recorded_backbone(
+        plan,
+        backbone=settings.backbone,
+        checkpoint_path=settings.checkpoint_path,
+        dtype=settings.dtype,
+        device=settings.device,
+    )
     loader = FeatureLoader(
         images.items,
-        LiveFeatures(plan.frozen_pass(_backbone(settings, plan)))
-        if model.config.fusion
-        else NoFeatures(),
+        LiveFeatures(plan.frozen_pass(backbone)) if model.config.fusion else NoFeatures(),
         side,
         batch_size=settings.batch_size,
         # Every image is looked at once: nothing is worth keeping.
@@ -85,21 +90,6 @@ def _open_images(settings: PredictSettings, classes: tuple[str, ...]) -> ImageSe
     )
 
 
-def _backbone(settings: PredictSettings, plan: FeaturePlan) -> Any:
-    source = settings.backbone or plan.source
-    checkpoint = settings.checkpoint_path or (
-        Path(plan.checkpoint_path) if plan.checkpoint_path else None
-    )
-    return load_backbone(
-        source,
-        checkpoint_path=checkpoint,
-        pretrained=plan.pretrained,
-        dtype=settings.dtype,
-        device=settings.device,
-        position_interpolation=plan.position_interpolation,  # type: ignore[arg-type]
-    )
-
-
 def _write_csv(
     output: Path, items: Sequence[ImageItem], predictions: Predictions, classes: tuple[str, ...]
 ) -> None:
@@ -108,8 +98,9 @@ def _write_csv(
     rows: list[list[str]] = []
     if probabilities is None:
         header = ["path", "predicted", "grade"]
-        for item, logit in zip(items, predictions.logits.squeeze(1).tolist(), strict=True):
-            grade = min(max(round(logit), 0), len(classes) - 1)
+        grades = predicted_classes(predictions, len(classes)).tolist()
+        logits = predictions.logits.squeeze(1).tolist()
+        for item, grade, logit in zip(items, grades, logits, strict=True):
             rows.append([str(item.path), classes[grade], f"{logit:.6f}"])
     else:
         header = ["path", "predicted", *(f"probability_{name}" for name in classes)]

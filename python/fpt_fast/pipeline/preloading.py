@@ -10,6 +10,9 @@ from typing import Any
 from tqdm import tqdm
 
 from fpt_fast.cache import (
+    CacheCorrupt,
+    CacheMismatch,
+    CacheNotFound,
     CacheReport,
     CacheWriter,
     drop_bad_records,
@@ -17,15 +20,20 @@ from fpt_fast.cache import (
     inspect_cache,
     verify_cache,
 )
-from fpt_fast.config import format_layers, preset
-from fpt_fast.images import iter_image_batches
+from fpt_fast.config import ConfigError, format_layers, preset
+from fpt_fast.images import digest_images, iter_image_batches
 from fpt_fast.interrupts import stop_on_signals
 from fpt_fast.pipeline.data import open_image_set
-from fpt_fast.pipeline.features import FeaturePlan, make_plan, parse_optional_layers
+from fpt_fast.pipeline.features import (
+    FeaturePlan,
+    load_recorded_backbone,
+    make_plan,
+    parse_optional_layers,
+)
 from fpt_fast.profiling import span
 from fpt_fast.records import ImageItem
 from fpt_fast.selection import select_features
-from fpt_fast.settings import PreloadSettings, RepairSettings, build_settings
+from fpt_fast.settings import PreloadSettings, RepairSettings, build_settings, parse_size
 
 log = logging.getLogger("fpt_fast")
 
@@ -49,20 +57,31 @@ def preload(settings: PreloadSettings | None = None, **values: Any) -> PreloadRe
     what was finished stays valid and the same call goes on from there.
     """
     settings = settings or build_settings(PreloadSettings, values)
-    images = open_image_set(settings)
+    if settings.batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, got {settings.batch_size}")
+    parse_size("input_size", settings.input_size)
+    # What can be refused without looking at a single image comes first.
     method = preset(
         settings.method,
         layers=parse_optional_layers(settings.layers),
         token_ratio=settings.token_ratio,
         importance=settings.importance,
     )
-    plan, backbone = make_plan(settings, settings.backbone, settings.input_size, method, images)
+    images = open_image_set(settings)
+    plan, backbone = make_plan(
+        settings, settings.backbone, settings.input_size, method, images, _recorded(settings.cache)
+    )
     expected = forecast(plan.layout, len(images.items), settings.cache)
     log.info("%s", expected)
     started = time.monotonic()
     keys = [item.key for item in images.items]
     with CacheWriter(
-        settings.cache, plan.layout, plan.fingerprint(), keys, notes=plan.sources()
+        settings.cache,
+        plan.layout,
+        plan.fingerprint(),
+        keys,
+        digests=list(digest_images(images.items, workers=settings.workers).values()),
+        notes=plan.sources(),
     ) as writer:
         pending = set(writer.pending)
         if 0 < len(pending) < len(keys):
@@ -78,6 +97,15 @@ def preload(settings: PreloadSettings | None = None, **values: Any) -> PreloadRe
     )
 
 
+def _recorded(cache: Path) -> FeaturePlan | None:
+    """The plan of a cache that is there already, finished or not."""
+    try:
+        return FeaturePlan.from_json(inspect_cache(cache).fingerprint)
+    except (CacheNotFound, CacheCorrupt, CacheMismatch, ConfigError):
+        # The writer says what is wrong with it, and what to do.
+        return None
+
+
 def repair(settings: RepairSettings | None = None, **values: Any) -> tuple[list[str], CacheReport]:
     """Rebuild only the bad records of a cache; see ``RepairSettings`` for the arguments.
 
@@ -85,7 +113,19 @@ def repair(settings: RepairSettings | None = None, **values: Any) -> tuple[list[
     report of a full verification afterwards.
     """
     settings = settings or build_settings(RepairSettings, values)
-    # First, since it also puts a damaged manifest right, which could not be inspected.
+    before = _recorded(settings.cache)
+    if before is not None:
+        # Before anything is dropped: the right frozen model must be at hand to rebuild it.
+        before.frozen_pass(
+            load_recorded_backbone(
+                before,
+                backbone=settings.backbone,
+                checkpoint_path=settings.checkpoint_path,
+                dtype="auto",
+                device=settings.device,
+            )
+        )
+    # This also puts a damaged manifest right, which could not be inspected.
     bad = drop_bad_records(settings.cache)
     remaining = inspect_cache(settings.cache)
     plan = FeaturePlan.from_json(remaining.fingerprint)

@@ -4,12 +4,14 @@ import dataclasses
 import json
 import logging
 import shutil
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 import yaml
 
 from fpt_fast.config import (
@@ -20,6 +22,7 @@ from fpt_fast.config import (
 from fpt_fast.metrics import Metrics, compute_metrics
 from fpt_fast.model import FptModel
 from fpt_fast.pipeline.examples import token_examples
+from fpt_fast.pipeline.features import recorded_source
 from fpt_fast.pipeline.inputs import RunInputs, make_loader, make_recipe, open_inputs
 from fpt_fast.records import (
     ImageSet,
@@ -40,7 +43,8 @@ log = logging.getLogger("fpt_fast")
 
 CONFIG_FILE = "config.yaml"
 BEST = "best"
-LAST = "last"
+# What the trainer leaves of a finished epoch, whenever it is killed.
+CHECKPOINTS = frozenset({"last", "last.old"})
 
 
 class RunExists(FileExistsError):
@@ -73,23 +77,26 @@ def train(settings: TrainSettings | None = None, **values: Any) -> TrainResult:
         classes = inputs.images.classes
         torch.manual_seed(settings.seed)
         model = FptModel(method, inputs.plan.spec, 1 if recipe.is_regression else len(classes))
-        _clear_run(settings)
-        _write_config(settings, inputs, method, recipe)
         train_loader = make_loader(inputs, settings, "train")
         val_items = inputs.images.of_split("val")
-        history = fit(
-            model,
-            train_loader,
-            make_loader(inputs, settings, "val") if val_items else None,
-            recipe,
-            run_dir=settings.run,
-            device=settings.device,
-            resume=settings.resume,
-            num_classes=len(classes),
-            class_counts=_class_counts(inputs.images),
-            callbacks=_callbacks(settings),
-            extra=_model_extra(inputs, recipe),
-        )
+        val_loader = make_loader(inputs, settings, "val") if val_items else None
+        with _run_directory(settings):
+            if not settings.resume:
+                _write_config(settings, inputs, method, recipe)
+            history = fit(
+                model,
+                train_loader,
+                val_loader,
+                recipe,
+                run_dir=settings.run,
+                device=settings.device,
+                resume=settings.resume,
+                num_classes=len(classes),
+                class_counts=_class_counts(inputs.images),
+                callbacks=_callbacks(settings),
+                extra=_model_extra(inputs, recipe),
+                inputs=_identity(settings, inputs, method),
+            )
         best = FptModel.from_pretrained(settings.run / BEST)
         split: Split = "test" if inputs.images.of_split("test") else "val" if val_items else "train"
         if split != "test":
@@ -126,7 +133,7 @@ def _check_run(settings: TrainSettings) -> None:
         raise ConfigError("--resume and --overwrite exclude each other; give one")
     found = {path.name for path in settings.run.iterdir()} if settings.run.is_dir() else set()
     if settings.resume:
-        if LAST not in found:
+        if not found & CHECKPOINTS:
             raise ConfigError(
                 f"nothing to resume: {settings.run} has no finished epoch; leave --resume out"
             )
@@ -135,18 +142,50 @@ def _check_run(settings: TrainSettings) -> None:
             f"{settings.run} is not empty and is not a run of fpt-fast; it will not be "
             "overwritten: choose another --run"
         )
-    elif found - {CONFIG_FILE} and not settings.overwrite:
+    elif found & (CHECKPOINTS | {"metrics.json"}) and not settings.overwrite:
         raise RunExists(
             f"{settings.run} holds an earlier run; choose another --run, continue it with "
             "--resume, or replace it with --overwrite"
         )
 
 
-def _clear_run(settings: TrainSettings) -> None:
-    """Make the run's directory, empty unless it is resumed; everything was checked before."""
-    if not settings.resume and settings.run.exists():
-        shutil.rmtree(settings.run)
-    settings.run.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def _run_directory(settings: TrainSettings) -> Iterator[None]:
+    """The run's directory: as it is to resume, else empty.
+
+    What it replaces is put aside, and comes back if the new run fails before its first epoch is
+    finished.
+    """
+    run = settings.run
+    aside = run.with_name(f".{run.name}.replaced")
+    if settings.resume or not run.exists():
+        run.mkdir(parents=True, exist_ok=True)
+        yield
+        return
+    shutil.rmtree(aside, ignore_errors=True)
+    run.rename(aside)
+    run.mkdir()
+    try:
+        yield
+    except BaseException:
+        if not any((run / name).exists() for name in CHECKPOINTS):
+            shutil.rmtree(run)
+            aside.rename(run)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _identity(settings: TrainSettings, inputs: RunInputs, method: FptConfig) -> dict[str, Any]:
+    """What must be the same for a run to be resumed, beside the recipe."""
+    images = [(item.key, item.label, item.split) for item in inputs.images.items]
+    return {
+        "method": method.to_json(),
+        "features": inputs.plan.fingerprint(),
+        "images": xxhash.xxh3_128_hexdigest(json.dumps(images).encode()),
+        "augment": settings.augment,
+        "augment_input": settings.augment_input,
+    }
 
 
 def _class_counts(images: ImageSet) -> list[int]:
@@ -178,7 +217,12 @@ def _write_config(
 ) -> None:
     values = {
         "settings": to_yaml_values(settings)
-        | {"data": str(settings.data.resolve()), "cache": _absolute_cache(settings.cache)},
+        | {
+            "data": str(settings.data.resolve()),
+            "cache": _absolute_cache(settings.cache),
+            "backbone": None if settings.backbone is None else recorded_source(settings.backbone),
+            "checkpoint_path": _absolute(settings.checkpoint_path),
+        },
         "method": method.to_json(),
         "training": recipe.to_json(),
         "features": inputs.plan.to_json(),
@@ -219,6 +263,10 @@ def _write_results(
         split=split,
         settings={key: value for key, value in to_yaml_values(settings).items() if value != []},
     )
+
+
+def _absolute(path: Path | None) -> str | None:
+    return None if path is None else str(path.resolve())
 
 
 def _absolute_cache(cache: str) -> str:

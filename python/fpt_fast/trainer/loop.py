@@ -1,5 +1,6 @@
 """The training loop: the published recipe, resumable, bit for bit the same for one seed."""
 
+import json
 import logging
 import math
 import time
@@ -98,11 +99,14 @@ def fit(
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
     extra: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, Any] | None = None,
 ) -> TrainingHistory:
     """Train ``model``, called as ``model(batch: FeatureBatch) -> logits [B, outputs]``.
 
     ``outputs`` is ``num_classes``, or 1 for a regression loss.  ``class_counts`` (training images
     per class) are needed for balanced loss weights.  ``extra`` goes to ``model.save_pretrained``.
+    ``inputs``: JSON values of what else shapes the run (model, features, images, augmentation),
+    which must be the same for it to be resumed.
 
     After each epoch ``run_dir/last`` is replaced, and ``run_dir/best`` where
     ``config.monitor`` of the validation images became better: the first finite value is better
@@ -131,7 +135,10 @@ def fit(
         val_batches=None if val_batches is None or len(val_batches) == 0 else val_batches,
         config=config,
         num_classes=num_classes,
-        identity=_identity(train_batches, val_batches, config, num_classes, class_counts),
+        identity={
+            **_identity(train_batches, val_batches, config, num_classes, class_counts),
+            "inputs": json.loads(json.dumps(dict(inputs or {}))),
+        },
         run_dir=Path(run_dir),
         device=target,
         extra=extra,
