@@ -102,9 +102,9 @@ _HALF = (torch.float16, torch.bfloat16)
 _F32 = (torch.float32,)
 
 TABLE: dict[Key, Tile] = {
-    # Row log-sum-exp: a [block_m, D] tile of queries stays in registers, keys stream.
+    # Row maxima and sums: a [block_m, D] tile of queries stays in registers, keys stream.
     **_rows(
-        "token_scores_lse",
+        "token_scores_rows",
         _HALF,
         {
             16: Tile(128, 64, 4, 3),
@@ -114,7 +114,7 @@ TABLE: dict[Key, Tile] = {
         },
     ),
     **_rows(
-        "token_scores_lse",
+        "token_scores_rows",
         _F32,
         {
             16: Tile(64, 32, 4, 2),
@@ -123,9 +123,20 @@ TABLE: dict[Key, Tile] = {
             128: Tile(32, 32, 4, 2),
         },
     ),
+    # The class token's row: one query, the other rows of its tile are padding.
+    **_rows(
+        "token_scores_rows_one_query", _HALF, dict.fromkeys(PADDED_WIDTHS, Tile(16, 128, 4, 3))
+    ),
+    **_rows("token_scores_rows_one_query", _F32, dict.fromkeys(PADDED_WIDTHS, Tile(16, 32, 4, 2))),
+    **_rows(
+        "token_scores_columns_one_query", _HALF, dict.fromkeys(PADDED_WIDTHS, Tile(16, 64, 4, 1))
+    ),
+    **_rows(
+        "token_scores_columns_one_query", _F32, dict.fromkeys(PADDED_WIDTHS, Tile(16, 32, 4, 1))
+    ),
     # Column means: a [block_n, D] tile of keys stays, queries stream.
     **_rows(
-        "token_scores_mean",
+        "token_scores_columns",
         _HALF,
         {
             16: Tile(64, 128, 4, 3),
@@ -135,7 +146,7 @@ TABLE: dict[Key, Tile] = {
         },
     ),
     **_rows(
-        "token_scores_mean",
+        "token_scores_columns",
         _F32,
         {
             16: Tile(32, 64, 4, 2),
