@@ -155,4 +155,49 @@ TABLE: dict[Key, Tile] = {
             128: Tile(32, 32, 4, 2),
         },
     ),
+    # block_m rows copied at once, 8 KB of keys and as much of values: 16 KB in flight a program.
+    # block_n scores in registers, 16 a thread: all of them at N = 1025.
+    **_rows(
+        "select_tokens",
+        _HALF,
+        {
+            16: Tile(256, 2048, 4, 1),
+            32: Tile(128, 2048, 4, 1),
+            64: Tile(64, 2048, 4, 1),
+            128: Tile(32, 2048, 4, 1),
+        },
+    ),
+    **_rows(
+        "select_tokens",
+        _F32,
+        {
+            16: Tile(128, 2048, 4, 1),
+            32: Tile(64, 2048, 4, 1),
+            64: Tile(32, 2048, 4, 1),
+            128: Tile(16, 2048, 4, 1),
+        },
+    ),
+    # Prompts: at most block_m of a head in one program, tokens stream.
+    **_rows(
+        "prompt_attention",
+        _HALF,
+        {
+            16: Tile(64, 64, 4, 3),
+            32: Tile(64, 64, 4, 3),
+            64: Tile(64, 64, 4, 3),
+            128: Tile(64, 64, 8, 2),
+        },
+    ),
+    **_rows("prompt_attention", _F32, dict.fromkeys(PADDED_WIDTHS, Tile(16, 32, 4, 2))),
+    **_rows(
+        "prompt_attention_backward",
+        _HALF,
+        {
+            16: Tile(64, 64, 4, 3),
+            32: Tile(64, 64, 4, 3),
+            64: Tile(64, 64, 8, 2),
+            128: Tile(32, 64, 8, 2),
+        },
+    ),
+    **_rows("prompt_attention_backward", _F32, dict.fromkeys(PADDED_WIDTHS, Tile(16, 32, 4, 2))),
 }
