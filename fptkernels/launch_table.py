@@ -185,7 +185,7 @@ TABLE: dict[Key, Tile] = {
             16: Tile(64, 64, 4, 3),
             32: Tile(64, 64, 4, 3),
             64: Tile(64, 64, 4, 3),
-            128: Tile(64, 64, 8, 2),
+            128: Tile(32, 64, 4, 2),
         },
     ),
     **_rows("prompt_attention", _F32, dict.fromkeys(PADDED_WIDTHS, Tile(16, 32, 4, 2))),
