@@ -113,26 +113,17 @@ TABLE: dict[Key, Tile] = {
             128: Tile(64, 64, 4, 3),
         },
     ),
-    **_rows(
-        "token_scores_rows",
-        _F32,
-        {
-            16: Tile(64, 32, 4, 2),
-            32: Tile(64, 32, 4, 2),
-            64: Tile(32, 32, 4, 2),
-            128: Tile(32, 32, 4, 2),
-        },
-    ),
+    **_rows("token_scores_rows", _F32, dict.fromkeys(PADDED_WIDTHS, Tile(64, 64, 8, 1))),
     # The class token's row: one query, the other rows of its tile are padding.
     **_rows(
         "token_scores_rows_one_query", _HALF, dict.fromkeys(PADDED_WIDTHS, Tile(16, 128, 4, 3))
     ),
-    **_rows("token_scores_rows_one_query", _F32, dict.fromkeys(PADDED_WIDTHS, Tile(16, 32, 4, 2))),
+    **_rows("token_scores_rows_one_query", _F32, dict.fromkeys(PADDED_WIDTHS, Tile(16, 64, 4, 1))),
     **_rows(
         "token_scores_columns_one_query", _HALF, dict.fromkeys(PADDED_WIDTHS, Tile(16, 64, 4, 1))
     ),
     **_rows(
-        "token_scores_columns_one_query", _F32, dict.fromkeys(PADDED_WIDTHS, Tile(16, 32, 4, 1))
+        "token_scores_columns_one_query", _F32, dict.fromkeys(PADDED_WIDTHS, Tile(16, 64, 4, 1))
     ),
     # Column means: a [block_n, D] tile of keys stays, queries stream.
     **_rows(
@@ -145,24 +136,15 @@ TABLE: dict[Key, Tile] = {
             128: Tile(64, 64, 4, 3),
         },
     ),
-    **_rows(
-        "token_scores_columns",
-        _F32,
-        {
-            16: Tile(32, 64, 4, 2),
-            32: Tile(32, 64, 4, 2),
-            64: Tile(32, 32, 4, 2),
-            128: Tile(32, 32, 4, 2),
-        },
-    ),
-    # block_m rows copied at once, 8 KB of keys and as much of values: 16 KB in flight a program.
-    # block_n scores in registers, 16 a thread: all of them at N = 1025.
+    **_rows("token_scores_columns", _F32, dict.fromkeys(PADDED_WIDTHS, Tile(64, 64, 8, 1))),
+    # block_m rows copied at once: at D = 64 8 KB of keys and as much of values in flight a program.
+    # block_n scores in registers, 16 a thread: all of them at N = 1025; 32,767 at most.
     **_rows(
         "select_tokens",
         _HALF,
         {
-            16: Tile(256, 2048, 4, 1),
-            32: Tile(128, 2048, 4, 1),
+            16: Tile(64, 2048, 4, 1),
+            32: Tile(64, 2048, 4, 1),
             64: Tile(64, 2048, 4, 1),
             128: Tile(32, 2048, 4, 1),
         },
@@ -171,7 +153,7 @@ TABLE: dict[Key, Tile] = {
         "select_tokens",
         _F32,
         {
-            16: Tile(128, 2048, 4, 1),
+            16: Tile(64, 2048, 4, 1),
             32: Tile(64, 2048, 4, 1),
             64: Tile(32, 2048, 4, 1),
             128: Tile(16, 2048, 4, 1),
@@ -188,16 +170,25 @@ TABLE: dict[Key, Tile] = {
             128: Tile(32, 64, 4, 2),
         },
     ),
-    **_rows("prompt_attention", _F32, dict.fromkeys(PADDED_WIDTHS, Tile(16, 32, 4, 2))),
+    **_rows(
+        "prompt_attention",
+        _F32,
+        {
+            16: Tile(16, 32, 4, 2),
+            32: Tile(16, 32, 4, 2),
+            64: Tile(16, 32, 4, 2),
+            128: Tile(16, 32, 8, 2),
+        },
+    ),
     **_rows(
         "prompt_attention_backward",
         _HALF,
         {
-            16: Tile(64, 64, 4, 3),
-            32: Tile(64, 64, 4, 3),
-            64: Tile(64, 64, 8, 2),
+            16: Tile(32, 32, 4, 2),
+            32: Tile(32, 32, 4, 2),
+            64: Tile(32, 64, 8, 2),
             128: Tile(32, 64, 8, 2),
         },
     ),
-    **_rows("prompt_attention_backward", _F32, dict.fromkeys(PADDED_WIDTHS, Tile(16, 32, 4, 2))),
+    **_rows("prompt_attention_backward", _F32, dict.fromkeys(PADDED_WIDTHS, Tile(16, 32, 8, 2))),
 }

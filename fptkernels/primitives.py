@@ -29,6 +29,35 @@ def dot(a_tile, b_tile, UPCAST: tl.constexpr):
 
 
 @triton.jit
+def dot_in_steps(
+    a_ptrs,
+    b_ptrs,
+    a_ok,
+    b_ok,
+    a_stride_d,
+    b_stride_d,
+    BLOCK_A: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    WIDTH: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """a bᵀ [BLOCK_A, BLOCK_B] in f32, STEP columns of both at a time, loaded when needed.
+
+    f32 products are sums in registers, of rows that would not fit there whole.
+    """
+    d_idx = tl.arange(0, STEP)
+    total = tl.zeros((BLOCK_A, BLOCK_B), tl.float32)
+    for start in range(0, WIDTH, STEP):
+        d_ok = d_idx < WIDTH - start
+        a_tile = tl.load(a_ptrs, mask=a_ok[:, None] & d_ok[None, :], other=0.0)
+        b_tile = tl.load(b_ptrs, mask=b_ok[:, None] & d_ok[None, :], other=0.0)
+        total = tl.dot(a_tile, tl.trans(b_tile), total, input_precision="ieee")
+        a_ptrs += tl.full((), STEP, tl.int64) * a_stride_d
+        b_ptrs += tl.full((), STEP, tl.int64) * b_stride_d
+    return total
+
+
+@triton.jit
 def exp_of(x):
     """e to the x, by way of the hardware's powers of two."""
     return tl.exp2(x * LOG2E)
@@ -36,5 +65,5 @@ def exp_of(x):
 
 @triton.jit
 def finite_max(row_max):
-    """Row maxima that can be subtracted: 0 where all logits are -Inf so far (-Inf - -Inf is NaN)."""
+    """Row maxima that can be subtracted: 0 where all logits so far are -Inf, never NaN."""
     return tl.where(row_max == float("-inf"), 0.0, row_max)

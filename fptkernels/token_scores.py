@@ -17,27 +17,54 @@ import triton.language as tl
 
 from fptkernels import launch_table
 from fptkernels.launch_table import CompileSpec, Tile
-from fptkernels.primitives import dot, exp_of, finite_max, load_rows
+from fptkernels.primitives import dot, dot_in_steps, exp_of, finite_max, load_rows
+
+# Columns of q and k that one f32 product takes at a time.
+_F32_STEP = 16
 
 
 @triton.jit
-def _softmax_step(
-    max_tile,
-    sum_tile,
-    q_tile,
-    k_ptrs,
-    n_ok,
+def _logits(
+    own_tile,
+    own_ptrs,
+    other_ptrs,
+    own_ok,
+    other_ok,
     d_ok,
+    own_stride_d,
+    other_stride_d,
     scale,
+    BLOCK_OWN: tl.constexpr,
+    BLOCK_OTHER: tl.constexpr,
     MASK_ROWS: tl.constexpr,
-    MASK_WIDTH: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
+    STEP: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
+    """Logits [BLOCK_OWN, BLOCK_OTHER] of the rows that the program owns with others."""
+    if STEP == PADDED:
+        other_tile = load_rows(other_ptrs, other_ok, d_ok, MASK_ROWS, WIDTH != PADDED)
+        products = dot(own_tile, tl.trans(other_tile), UPCAST)
+    else:
+        products = dot_in_steps(
+            own_ptrs,
+            other_ptrs,
+            own_ok,
+            other_ok,
+            own_stride_d,
+            other_stride_d,
+            BLOCK_OWN,
+            BLOCK_OTHER,
+            WIDTH,
+            STEP,
+        )
+    return products * scale
+
+
+@triton.jit
+def _softmax_step(max_tile, sum_tile, logits):
     """Running row maximum and sum of exponentials after one more block of keys."""
-    k_tile = load_rows(k_ptrs, n_ok, d_ok, MASK_ROWS, MASK_WIDTH)  # [BLOCK_N, PADDED]
-    logits = dot(q_tile, tl.trans(k_tile), UPCAST) * scale  # [BLOCK_M, BLOCK_N]
-    if MASK_ROWS:
-        logits = tl.where(n_ok[None, :], logits, float("-inf"))
     new_max = tl.maximum(max_tile, tl.max(logits, 1))
     shift = finite_max(new_max)
     weights = exp_of(logits - shift[:, None])
@@ -64,6 +91,7 @@ def _rows_kernel(
     scale,
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
+    STEP: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -74,13 +102,12 @@ def _rows_kernel(
     image, head = row // heads, row % heads
     m_idx = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     n_idx = tl.arange(0, BLOCK_N).to(tl.int64)
-    d_idx = tl.arange(0, PADDED).to(tl.int64)
+    d_idx = tl.arange(0, STEP).to(tl.int64)
     m_ok, d_ok = m_idx < queries, d_idx < WIDTH
-    MASK_WIDTH: tl.constexpr = WIDTH != PADDED
 
     q_ptr += image * q_stride_b + head * q_stride_h
     q_ptrs = q_ptr + m_idx[:, None] * q_stride_n + d_idx[None, :] * q_stride_d
-    q_tile = load_rows(q_ptrs, m_ok, d_ok, True, MASK_WIDTH)  # [BLOCK_M, PADDED]
+    q_tile = load_rows(q_ptrs, m_ok, d_ok, True, WIDTH != PADDED)  # [BLOCK_M, STEP]
     k_ptr += image * k_stride_b + head * k_stride_h
     k_ptrs = k_ptr + n_idx[:, None] * k_stride_n + d_idx[None, :] * k_stride_d
     k_step = tl.full((), BLOCK_N, tl.int64) * k_stride_n
@@ -89,45 +116,34 @@ def _rows_kernel(
     sum_tile = tl.zeros((BLOCK_M,), tl.float32)
     whole = tokens // BLOCK_N * BLOCK_N
     for _ in range(0, whole, BLOCK_N):
-        max_tile, sum_tile = _softmax_step(
-            max_tile, sum_tile, q_tile, k_ptrs, n_idx, d_ok, scale, False, MASK_WIDTH, UPCAST
+        logits = _logits(
+            *(q_tile, q_ptrs, k_ptrs, m_ok, n_idx >= 0, d_ok, q_stride_d, k_stride_d, scale),
+            *(BLOCK_M, BLOCK_N, False, WIDTH, PADDED, STEP, UPCAST),
         )
+        max_tile, sum_tile = _softmax_step(max_tile, sum_tile, logits)
         k_ptrs += k_step
     if whole < tokens:
         n_ok = n_idx < tokens - whole
-        max_tile, sum_tile = _softmax_step(
-            max_tile, sum_tile, q_tile, k_ptrs, n_ok, d_ok, scale, True, MASK_WIDTH, UPCAST
+        logits = _logits(
+            *(q_tile, q_ptrs, k_ptrs, m_ok, n_ok, d_ok, q_stride_d, k_stride_d, scale),
+            *(BLOCK_M, BLOCK_N, True, WIDTH, PADDED, STEP, UPCAST),
         )
+        logits = tl.where(n_ok[None, :], logits, float("-inf"))
+        max_tile, sum_tile = _softmax_step(max_tile, sum_tile, logits)
     tl.store(max_ptr + row * queries + m_idx, max_tile, mask=m_ok)
     tl.store(inverse_ptr + row * queries + m_idx, 1.0 / sum_tile, mask=m_ok)
 
 
 @triton.jit
 def _columns_step(
-    sum_tile,
-    k_tile,
-    q_ptrs,
-    max_ptrs,
-    inverse_ptrs,
-    m_ok,
-    d_ok,
-    scale,
-    MASK_ROWS: tl.constexpr,
-    MASK_WIDTH: tl.constexpr,
-    HAS_INVERSE: tl.constexpr,
-    UPCAST: tl.constexpr,
+    sum_tile, logits, max_ptrs, inverse_ptrs, m_ok, MASK: tl.constexpr, HAS_INVERSE: tl.constexpr
 ):
     """Running column sums after one more block of queries."""
-    q_tile = load_rows(q_ptrs, m_ok, d_ok, MASK_ROWS, MASK_WIDTH)  # [BLOCK_M, PADDED]
-    max_tile = tl.load(max_ptrs, mask=m_ok, other=0.0) if MASK_ROWS else tl.load(max_ptrs)
-    logits = dot(k_tile, tl.trans(q_tile), UPCAST) * scale  # [BLOCK_N, BLOCK_M]
+    max_tile = tl.load(max_ptrs, mask=m_ok, other=0.0)
     weights = exp_of(logits - max_tile[None, :])
     if HAS_INVERSE:
-        inverse_tile = (
-            tl.load(inverse_ptrs, mask=m_ok, other=0.0) if MASK_ROWS else tl.load(inverse_ptrs)
-        )
-        weights *= inverse_tile[None, :]
-    if MASK_ROWS:
+        weights *= tl.load(inverse_ptrs, mask=m_ok, other=0.0)[None, :]
+    if MASK:
         weights = tl.where(m_ok[None, :], weights, 0.0)
     return sum_tile + tl.sum(weights, 1)
 
@@ -156,6 +172,7 @@ def _columns_kernel(
     scale,
     WIDTH: tl.constexpr,
     PADDED: tl.constexpr,
+    STEP: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     HAS_INVERSE: tl.constexpr,
@@ -167,13 +184,12 @@ def _columns_kernel(
     image, head = row // heads, row % heads
     n_idx = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     m_idx = tl.arange(0, BLOCK_M).to(tl.int64)
-    d_idx = tl.arange(0, PADDED).to(tl.int64)
+    d_idx = tl.arange(0, STEP).to(tl.int64)
     n_ok, d_ok = n_idx < tokens, d_idx < WIDTH
-    MASK_WIDTH: tl.constexpr = WIDTH != PADDED
 
     k_ptr += image * k_stride_b + head * k_stride_h
     k_ptrs = k_ptr + n_idx[:, None] * k_stride_n + d_idx[None, :] * k_stride_d
-    k_tile = load_rows(k_ptrs, n_ok, d_ok, True, MASK_WIDTH)  # [BLOCK_N, PADDED]
+    k_tile = load_rows(k_ptrs, n_ok, d_ok, True, WIDTH != PADDED)  # [BLOCK_N, STEP]
     q_ptr += image * q_stride_b + head * q_stride_h
     q_ptrs = q_ptr + m_idx[:, None] * q_stride_n + d_idx[None, :] * q_stride_d
     q_step = tl.full((), BLOCK_M, tl.int64) * q_stride_n
@@ -183,38 +199,23 @@ def _columns_kernel(
     sum_tile = tl.zeros((BLOCK_N,), tl.float32)
     whole = queries // BLOCK_M * BLOCK_M
     for _ in range(0, whole, BLOCK_M):
-        sum_tile = _columns_step(
-            sum_tile,
-            k_tile,
-            q_ptrs,
-            max_ptr + max_idx,
-            inverse_ptr + max_idx,
-            m_idx,
-            d_ok,
-            scale,
-            False,
-            MASK_WIDTH,
-            HAS_INVERSE,
-            UPCAST,
+        m_ok = m_idx >= 0
+        logits = _logits(
+            *(k_tile, k_ptrs, q_ptrs, n_ok, m_ok, d_ok, k_stride_d, q_stride_d, scale),
+            *(BLOCK_N, BLOCK_M, False, WIDTH, PADDED, STEP, UPCAST),
         )
+        max_ptrs, inverse_ptrs = max_ptr + max_idx, inverse_ptr + max_idx
+        sum_tile = _columns_step(sum_tile, logits, max_ptrs, inverse_ptrs, m_ok, False, HAS_INVERSE)
         q_ptrs += q_step
         max_idx += max_step
     if whole < queries:
         m_ok = m_idx < queries - whole
-        sum_tile = _columns_step(
-            sum_tile,
-            k_tile,
-            q_ptrs,
-            max_ptr + max_idx,
-            inverse_ptr + max_idx,
-            m_ok,
-            d_ok,
-            scale,
-            True,
-            MASK_WIDTH,
-            HAS_INVERSE,
-            UPCAST,
+        logits = _logits(
+            *(k_tile, k_ptrs, q_ptrs, n_ok, m_ok, d_ok, k_stride_d, q_stride_d, scale),
+            *(BLOCK_N, BLOCK_M, True, WIDTH, PADDED, STEP, UPCAST),
         )
+        max_ptrs, inverse_ptrs = max_ptr + max_idx, inverse_ptr + max_idx
+        sum_tile = _columns_step(sum_tile, logits, max_ptrs, inverse_ptrs, m_ok, True, HAS_INVERSE)
     tl.store(scores_ptr + row * tokens + n_idx, sum_tile / queries, mask=n_ok)
 
 
@@ -238,7 +239,7 @@ def token_scores(
             *(q, k, row_max, inverse, scores, *q.stride(), *k.stride(), *row_max.stride()),
             *(q.shape[1], q.shape[2], k.shape[2], q.shape[3] ** -0.5),
             HAS_INVERSE=lse is None,
-            **_constants(q.shape[3], sizes, launch_table.is_interpreted()),
+            **_constants(q.shape[3], q.dtype, sizes, launch_table.is_interpreted()),
             num_warps=sizes.num_warps,
             num_stages=sizes.num_stages,
         )
@@ -254,7 +255,7 @@ def _row_statistics(q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, tor
     _rows_kernel[grid](
         *(q, k, row_max, inverse, *q.stride(), *k.stride()),
         *(q.shape[1], q.shape[2], k.shape[2], q.shape[3] ** -0.5),
-        **_constants(q.shape[3], sizes, launch_table.is_interpreted()),
+        **_constants(q.shape[3], q.dtype, sizes, launch_table.is_interpreted()),
         num_warps=sizes.num_warps,
         num_stages=sizes.num_stages,
     )
@@ -267,10 +268,12 @@ def _tile(kernel: str, q: torch.Tensor) -> Tile:
     return launch_table.tile(name, q.dtype, launch_table.pad_width(q.shape[3]), q.device)
 
 
-def _constants(width: int, sizes: Tile, upcast: bool) -> dict[str, int | bool]:
+def _constants(width: int, dtype: torch.dtype, sizes: Tile, upcast: bool) -> dict[str, int | bool]:
+    padded = launch_table.pad_width(width)
     return {
         "WIDTH": width,
-        "PADDED": launch_table.pad_width(width),
+        "PADDED": padded,
+        "STEP": min(padded, _F32_STEP) if dtype == torch.float32 else padded,
         "BLOCK_M": sizes.block_m,
         "BLOCK_N": sizes.block_n,
         "UPCAST": upcast,
@@ -288,7 +291,7 @@ def compile_specs() -> list[CompileSpec]:
         pointers = {"q_ptr": f"*{short}", "k_ptr": f"*{short}"}
         pointers |= dict.fromkeys(["max_ptr", "inverse_ptr"], "*fp32")
         strides = [f"{x}_stride_{axis}" for x in "qk" for axis in "bhn"]
-        constexprs = {"q_stride_d": 1, "k_stride_d": 1, **_constants(padded, sizes, False)}
+        constexprs = {"q_stride_d": 1, "k_stride_d": 1, **_constants(padded, dtype, sizes, False)}
         others = {"heads": "i32", "queries": "i32", "tokens": "i32", "scale": "fp32"}
         if is_columns:
             pointers["scores_ptr"] = "*fp32"
