@@ -177,8 +177,8 @@ def _image_grad(
         k_tile = _load_kv(k_ptr, token_idx, d_idx, kv_stride_n, kv_stride_d, kd_ok, DOT)
         v_tile = _load_kv(v_ptr, token_idx, d_idx, kv_stride_n, kv_stride_d, kd_ok, DOT)
         logits = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * factor[:, None]
-        weights = tl.exp2((logits - lse[:, None]) * LOG2E)
-        weights = tl.where(k_ok[None, :], weights, 0.0)
+        exponents = tl.where(k_ok[None, :], logits - lse[:, None], float("-inf"))
+        weights = tl.exp2(exponents * LOG2E)  # [BLOCK_P, BLOCK_K]
         change = tl.dot(grad_tile, tl.trans(v_tile), input_precision="ieee")
         if v_scales_ptr is not None:
             v_scale = tl.load(v_scales_ptr + token_idx * vs_stride_k, mask=k_ok, other=0.0)
