@@ -100,24 +100,24 @@ def _store_index(
     """Write kept tokens, ascending, to rows [row_start, row_end) of ``index_ptr``."""
     block_idx = tl.arange(0, BLOCK_N)
     key_tile = first_tile
-    above_before = tl.zeros((), tl.int64)
-    ties_before = tl.zeros((), tl.int64)
+    above_before = tl.zeros((), tl.int32)
+    ties_before = tl.zeros((), tl.int32)
     for start in range(0, tokens, BLOCK_N):
         if start > 0:
             key_tile = _load_keys(score_ptr, stride, start + block_idx, tokens)
-        # One scan counts both: ties in the upper half of 64 bits, keys above in the lower.
+        # One scan counts both inside a block: ties in the upper 16 bits, keys above in the lower.
         is_above = key_tile > low
         is_tie = key_tile == low
-        packed = is_above.to(tl.int64) + (is_tie.to(tl.int64) << 32)
+        packed = is_above.to(tl.int32) + (is_tie.to(tl.int32) << 16)
         before = tl.cumsum(packed, axis=0) - packed
-        tie_rank = ties_before + (before >> 32)
-        row_idx = above_before + (before & 0xFFFFFFFF) + tl.minimum(tie_rank, ties)
+        tie_rank = ties_before + (before >> 16)
+        row_idx = above_before + (before & 0xFFFF) + tl.minimum(tie_rank, ties)
         kept_ok = is_above | (is_tie & (tie_rank < ties))
         row_ok = kept_ok & (row_idx >= row_start) & (row_idx < row_end)
         tl.store(index_ptr + row_idx, start + block_idx, mask=row_ok)
         total = tl.sum(packed, axis=0)
-        above_before += total & 0xFFFFFFFF
-        ties_before += total >> 32
+        above_before += total & 0xFFFF
+        ties_before += total >> 16
 
 
 @triton.jit(do_not_specialize=["heads", "tokens", "keep", "rows"])

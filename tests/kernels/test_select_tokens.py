@@ -14,6 +14,7 @@ from torch import Tensor
 
 from benchmarks.cases import FROZEN_CASES, FrozenCase
 from fpt_fast.ops import reference
+from fpt_fast.ops import select_tokens as select_tokens_op
 from fptkernels import launch_table
 from fptkernels.launch_table import ARCHITECTURES, Tile
 from fptkernels.select_tokens import DTYPES, compile_specs, select_tokens
@@ -168,6 +169,20 @@ def test_no_heads(batch: int, heads: int) -> None:
     k = torch.zeros(batch, heads, 5, 4)
     kv, index = select_tokens(torch.zeros(batch, heads, 5), k, k, 3, torch.float16)
     assert kv.shape == (batch, 2, heads, 3, 4) and index.shape == (batch, heads, 3)
+
+
+def test_through_the_op() -> None:
+    _, k, v = FROZEN_CASES[0].qkv(torch.float32)
+    scores = torch.rand(k.shape[:3])
+    kv, index = select_tokens_op(scores, k, v, 7, impl="triton", dtype=torch.float16)
+    expected_kv, expected_index = reference.select_tokens(scores, k, v, 7)
+    assert torch.equal(index, expected_index) and torch.equal(kv, expected_kv.half())
+
+
+def test_opcheck() -> None:
+    _, k, v = FROZEN_CASES[0].qkv(torch.float32)
+    args = (torch.rand(k.shape[:3]), k, v, 7, torch.float16, "triton")
+    torch.library.opcheck(torch.ops.fpt.select_tokens.default, args)
 
 
 def test_compile_specs_cover_table_and_conversions() -> None:
