@@ -10,13 +10,13 @@ step counts the keys above a threshold: N comparisons and one sum over the progr
 radix passes of 8 bits would take 4 x 256 bins, the prefix sums of 4 histograms, and
 contention in the first, where softmax means share their exponents; bisection takes at most 32
 sums, and stops as soon as a threshold splits off exactly ``keep`` keys: 6 to 15 steps at N = 1025
-and K = 205 on random attention maps.  Ties go to the lower token by a prefix count, which also gives each kept token its
-place.
+and K = 205 on random attention maps.  Ties go to the lower token by a prefix count, which also
+gives each kept token its place.
 
 One launch serves all images and heads.  Where they are too few to fill a GPU, several programs
 share a head: each selects, and compacts and copies its own rows.  Selecting again costs
-no traffic to speak of (a row of scores comes from the L2 cache), while a second launch for the
-copies would cost as much as the copies of one layer.
+no traffic to speak of (a row of scores comes from the L2 cache); a second launch for the copies
+would add its own latency.  None of this has been measured on a GPU yet.
 """
 
 import torch
