@@ -79,10 +79,13 @@ def measure(spec: CompileSpec) -> Figures:
 
 
 def complaints(figures: Figures) -> list[str]:
-    """What is over a limit: any spill, or more shared memory than a block may have."""
+    """What is over a limit: shared memory of a block, and spills where ViT-B runs on Hopper.
+
+    Spills elsewhere (heads of other than 64 channels, other architectures) only stand in the table.
+    """
     found = []
     spilled = max(figures.spill_stores, figures.spill_loads)
-    if spilled:
+    if spilled and figures.architecture == "sm_90" and "D64" in figures.name.split():
         found.append(f"spills {spilled} bytes")
     limit = SHARED_LIMITS[figures.architecture]
     if figures.shared > limit:
