@@ -4,13 +4,12 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.cases import frozen_case
+from benchmarks.cases import cpu_implementations, frozen_case
 from fpt_fast.ops import reference, select_tokens
-from fpt_fast.ops.implementation import implementations
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("impl", implementations("select_tokens"))
+@pytest.mark.parametrize("impl", cpu_implementations("select_tokens"))
 @pytest.mark.benchmark(group="select_tokens")
 def bench_select_tokens(
     benchmark: BenchmarkFixture, full: bool, impl: str, dtype: torch.dtype

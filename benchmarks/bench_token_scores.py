@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from benchmarks.cases import FrozenCase, frozen_case
+from benchmarks.cases import FrozenCase, cpu_implementations, frozen_case
 from fpt_fast.ops import attention_with_scores, reference, token_scores
-from fpt_fast.ops.implementation import implementations
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -35,7 +34,7 @@ def check_scores(scores: Tensor, q: Tensor, k: Tensor) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("impl", ["plain", *implementations("token_scores")])
+@pytest.mark.parametrize("impl", ["plain", *cpu_implementations("token_scores")])
 @pytest.mark.benchmark(group="token_scores")
 def bench_token_scores(
     benchmark: BenchmarkFixture, full: bool, impl: str, dtype: torch.dtype

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fpt_fast.ops.implementation import implementations
+
 
 @dataclass(frozen=True)
 class FrozenCase:
@@ -100,3 +102,8 @@ def frozen_case(full: bool) -> FrozenCase:
 def prompt_case(full: bool) -> PromptCase:
     """The case that benchmarks measure."""
     return FULL_PROMPT_CASES[0] if full else PROMPT_CASES[0]
+
+
+def cpu_implementations(op: str) -> list[str]:
+    """Implementations that run on the CPU; interpreted, a Triton kernel's time says nothing."""
+    return [impl for impl in implementations(op) if impl != "triton"]

@@ -5,6 +5,7 @@ A rule is a function of a source tree that yields complaints.
 
 import ast
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -153,7 +154,8 @@ def kernels_stay_behind_the_library(root: Path) -> Iterator[str]:
                 yield from [] if is_library else [f"{where}: names {value}"]
     for path in python_files(root, "fptkernels"):
         for line, name in imported(parse(path)):
-            if name.partition(".")[0] not in {"fptkernels", "torch", "triton", "__future__"}:
+            package = name.partition(".")[0]
+            if package not in {"fptkernels", "torch", "triton", *sys.stdlib_module_names}:
                 yield f"{path.relative_to(root)}:{line}: fptkernels must not import {name}"
 
 
@@ -285,7 +287,7 @@ def one_op_one_name(root: Path) -> Iterator[str]:
             yield f"{op}: no schema in ops/library.py"
         if not re.search(rf"\| `{op}\(", design):
             yield f"{op}: no row in DESIGN.md"
-    shared = {"__init__", "launch_table", "primitives"}
+    shared = {"__init__", "compile_report", "launch_table", "primitives"}
     for folder, suffix in (("fptkernels", ".py"), ("csrc", ".cpp")):
         for path in sorted((root / folder).glob(f"*{suffix}")):
             known = {*ops.values(), *shared, "register", "read_records"}

@@ -21,6 +21,7 @@ from fpt_fast.ops.implementation import (
     resolve,
 )
 from fpt_fast.ops.reference import Scales
+from fpt_fast.ops.triton_reasons import triton_reasons
 
 _library = torch.library.Library("fpt", "DEF")  # type: ignore[no-untyped-call]
 ops = torch.ops.fpt
@@ -33,9 +34,11 @@ def _register(op: str, name: str, module: str, reasons: Reasons = anywhere) -> N
 # Of one op, the implementation that auto prefers stands first.
 _cpu = needs_device("cpu")
 _register("token_scores", "cpu", "fpt_fast.ops.cpu", _cpu)
+_register("token_scores", "triton", "fptkernels.token_scores", triton_reasons)
 _register("token_scores", "blocked", "fpt_fast.ops.cpu")
 _register("token_scores", "reference", "fpt_fast.ops.reference_ops")
 _register("select_tokens", "cpu", "fpt_fast.ops.cpu", _cpu)
+_register("select_tokens", "triton", "fptkernels.select_tokens", triton_reasons)
 _register("select_tokens", "reference", "fpt_fast.ops.reference_ops")
 for _op in (
     "prompt_attention",
