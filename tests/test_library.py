@@ -157,16 +157,16 @@ def test_explain_names_the_choice_and_every_reason() -> None:
     q = torch.zeros(1, 1, 3, 8)
     assert explain("token_scores", q, q).splitlines() == [
         "token_scores: impl='auto' runs 'cpu'",
-        "  triton: can run, but 'cpu' is preferred",
         "  blocked: can run, but 'cpu' is preferred",
         "  reference: can run, but 'cpu' is preferred",
+        "  triton: can run, but 'cpu' is preferred",
     ]
     elsewhere = q.to("meta")
     assert explain("token_scores", elsewhere, elsewhere).splitlines() == [
         "token_scores: impl='auto' runs 'blocked'",
         "  cpu: it runs on cpu tensors, got tensors on meta",
-        "  triton: it runs on cuda tensors, got tensors on meta",
         "  reference: can run, but 'blocked' is preferred",
+        "  triton: it runs on cuda tensors, got tensors on meta",
     ]
     with pytest.raises(ValueError, match=r"op must be one of token_scores, .*, got 'softmax'"):
         explain("softmax", q)
