@@ -136,3 +136,20 @@ def test_settings_that_cannot_work_are_refused_before_work(
     with pytest.raises(ValueError, match=named):
         preload(settings)
     assert not settings.cache.exists() or not any(settings.cache.iterdir())
+
+
+def test_a_cache_directory_that_is_something_else_is_refused(
+    preload_settings: MakePreload, data: Path, tmp_path: Path
+) -> None:
+    before = files_of(data)
+    with pytest.raises(ConfigError, match="folder of the images"):
+        preload(preload_settings(cache=data))
+    assert files_of(data) == before
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="is a file"):
+        preload(preload_settings(cache=tmp_path / "notes.txt"))
+
+
+def test_a_batch_size_of_nothing_is_refused(preload_settings: MakePreload) -> None:
+    with pytest.raises(ConfigError, match="batch_size must be at least 1"):
+        preload(preload_settings(batch_size=0))

@@ -60,6 +60,7 @@ def preload(settings: PreloadSettings | None = None, **values: Any) -> PreloadRe
     if settings.batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {settings.batch_size}")
     parse_size("input_size", settings.input_size)
+    _check_cache_directory(settings.cache, settings.data)
     # What can be refused without looking at a single image comes first.
     method = preset(
         settings.method,
@@ -95,6 +96,15 @@ def preload(settings: PreloadSettings | None = None, **values: Any) -> PreloadRe
         bytes=plan.layout.record_bytes * len(keys),
         seconds=time.monotonic() - started,
     )
+
+
+def _check_cache_directory(cache: Path, data: Path) -> None:
+    if cache.exists() and not cache.is_dir():
+        raise ConfigError(f"--cache must be a directory, {cache} is a file; name another")
+    if cache.resolve() == data.resolve():
+        raise ConfigError(
+            f"--cache must not be the folder of the images, got {cache} for both; name another"
+        )
 
 
 def _recorded(cache: Path) -> FeaturePlan | None:
