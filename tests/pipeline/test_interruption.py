@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -141,3 +142,24 @@ def test_preloading_a_finished_cache_computes_nothing(preload_settings: MakePrel
     before = files_of(settings.cache)
     assert preload(settings).computed == 0
     assert files_of(settings.cache) == before
+
+
+def test_before_it_starts_it_says_how_large_and_how_long(
+    preload_settings: MakePreload, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "fpt_fast")
+    preload(preload_settings())
+    said = [record.getMessage() for record in caplog.records]
+    size = next(i for i, line in enumerate(said) if "the cache of 24 images takes" in line)
+    assert "are free" in said[size]
+    assert re.match(r"this takes about [\d.]+ (s|min|h) for 24 images", said[size + 1])
+    caplog.clear()
+    preload(preload_settings())
+    assert not any("this takes" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "1 s"), (42.4, "42 s"), (600, "10 min"), (7200, "2.0 h")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert preloading._duration(seconds) == text

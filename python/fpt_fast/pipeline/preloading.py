@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
+from fpt_fast.backbone import FrozenBackbone
 from fpt_fast.cache import (
     CacheCorrupt,
     CacheMismatch,
@@ -87,6 +89,12 @@ def preload(settings: PreloadSettings | None = None, **values: Any) -> PreloadRe
         pending = set(writer.pending)
         if 0 < len(pending) < len(keys):
             log.info("resuming: %d of %d images are done", len(keys) - len(pending), len(keys))
+        if pending:
+            log.info(
+                "this takes about %s for %d images (more where decoding is slower)",
+                _duration(len(pending) * _seconds_per_image(plan, backbone)),
+                len(pending),
+            )
         _fill(writer, images.items, pending, plan, backbone, settings)
         writer.finish()
     return PreloadResult(
@@ -96,6 +104,23 @@ def preload(settings: PreloadSettings | None = None, **values: Any) -> PreloadRe
         bytes=plan.layout.record_bytes * len(keys),
         seconds=time.monotonic() - started,
     )
+
+
+def _seconds_per_image(plan: FeaturePlan, backbone: FrozenBackbone) -> float:
+    """Wall time of a frozen pass over one blank image, after one to warm up."""
+    frozen = plan.frozen_pass(backbone)
+    pixels = torch.zeros(1, 3, *plan.preprocessing.size)
+    frozen(pixels).cpu()
+    started = time.monotonic()
+    # Reading the result back waits for the device.
+    frozen(pixels).cpu()
+    return time.monotonic() - started
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _check_cache_directory(cache: Path, data: Path) -> None:
@@ -165,7 +190,7 @@ def _fill(
     items: tuple[ImageItem, ...],
     pending: set[int],
     plan: FeaturePlan,
-    backbone: Any,
+    backbone: FrozenBackbone,
     settings: PreloadSettings,
 ) -> None:
     """Compute the pending records, batch by batch.
