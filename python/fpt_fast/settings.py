@@ -323,7 +323,26 @@ def build_settings(settings: type[_T], values: Mapping[str, Any]) -> _T:
     ]
     if missing:
         raise ConfigError(f"{settings.__name__} needs {', '.join(missing)}")
-    return settings(**values)
+    hints = get_type_hints(settings)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ConfigError(
+            f"{settings.__name__} has no {', '.join(map(repr, unknown))}; known are "
+            f"{', '.join(sorted(hints))}"
+        )
+    return settings(**{name: _as_path(value, hints[name]) for name, value in values.items()})
+
+
+def _as_path(value: Any, hint: Any) -> Any:
+    """A path may be given as text, and text (``cache``) as a path."""
+    options = (hint, *get_args(hint))
+    if isinstance(value, str) and Path in options and str not in options:
+        return Path(value)
+    if isinstance(value, Path) and str in options and Path not in options:
+        return str(value)
+    if isinstance(value, list | tuple) and get_args(hint) and Path in get_args(hint):
+        return tuple(Path(item) for item in value)
+    return value
 
 
 def _from_yaml(key: str, value: Any, hint: Any) -> Any:

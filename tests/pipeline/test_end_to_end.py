@@ -301,3 +301,28 @@ def test_the_run_says_how_it_was_made(
     assert values["method"]["token_ratio"] == 0.2
     assert values["features"]["layers"] == [2, 3]
     assert values["classes"] == ["healthy", "mild", "severe"]
+
+
+def test_paths_may_be_text(backbone: Path, data: Path, tmp_path: Path) -> None:
+    """The calls as README.md has them."""
+    preload(
+        data=str(data),
+        backbone=str(backbone),
+        cache=str(tmp_path / "CACHE"),
+        input_size="48",
+        normalization="backbone",
+    )
+    result = train(
+        data=str(data),
+        cache=tmp_path / "CACHE",
+        run=str(tmp_path / "RUN"),
+        side_size="24",
+        epochs=1,
+        learning_rate=5e-4,
+    )
+    assert 0 <= result.metrics.values["auc"] <= 1
+    out = str(tmp_path / "out.csv")
+    assert len(predict(run=str(result.run), images=[str(data)], output=out).classes) == 3
+    assert evaluate(run=str(result.run)).values["auc"] == result.metrics.values["auc"]
+    with pytest.raises(ConfigError, match="'epoch'"):
+        train(data=str(data), cache="none", run=str(tmp_path / "x"), epoch=3)
