@@ -156,13 +156,20 @@ def write_image_set(
 
 
 def deselect_gpu_tests(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is marked ``gpu`` on a machine without a CUDA device, and say how many."""
+    """Leave out what only a GPU can run on a machine without one, and say how many.
+
+    Of the tests marked ``gpu``, those with the fixture ``device`` (tests/gpu) run anywhere.
+    """
     if torch.cuda.is_available():
         return
-    dropped = [item for item in items if item.get_closest_marker("gpu")]
+    dropped = [
+        item
+        for item in items
+        if item.get_closest_marker("gpu") and "device" not in getattr(item, "fixturenames", ())
+    ]
     if dropped:
         config.hook.pytest_deselected(items=dropped)
-        items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+        items[:] = [item for item in items if item not in dropped]
 
 
 def assert_tensors_equal(left: Iterable[Tensor], right: Iterable[Tensor]) -> None:
