@@ -159,6 +159,27 @@ TABLE: dict[Key, Tile] = {
             128: Tile(16, 2048, 4, 1),
         },
     ),
+    # block_n tokens of one head's keys or values at once: 16 KB or less.
+    **_rows(
+        "quantise_kv",
+        _HALF,
+        {
+            16: Tile(1, 256, 4, 2),
+            32: Tile(1, 128, 4, 2),
+            64: Tile(1, 64, 4, 2),
+            128: Tile(1, 32, 4, 2),
+        },
+    ),
+    **_rows(
+        "quantise_kv",
+        _F32,
+        {
+            16: Tile(1, 256, 4, 2),
+            32: Tile(1, 128, 4, 2),
+            64: Tile(1, 64, 4, 2),
+            128: Tile(1, 32, 4, 2),
+        },
+    ),
     # Prompts: at most block_m of a head in one program, tokens stream.
     **_rows(
         "prompt_attention",

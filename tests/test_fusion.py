@@ -6,6 +6,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from fpt_fast.fusion import PromptFusion
+from fpt_fast.ops import dequantise_kv, quantise_kv
+from fpt_fast.ops.implementation import implementations
 
 LAYERS, HEADS, WIDTH, SIDE, PROMPTS, KEPT, BATCH = 3, 4, 24, 8, 5, 7, 2
 
@@ -87,6 +89,22 @@ def test_half_precision_features_keep_the_module_in_f32() -> None:
     out = module(kv)
     assert out.dtype == torch.float32
     torch.testing.assert_close(out, module(kv.float()), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("impl", implementations("prompt_attention"))
+def test_8_bit_features_and_the_choice_of_implementation(impl: str, dtype: torch.dtype) -> None:
+    module = fusion("fpt_plus")
+    kv8, *scales = quantise_kv(features(images=4), dtype)
+    rows = torch.tensor([2, 0, 2])
+    module.impl = impl
+    out = module(kv8, rows, (scales[0], scales[1]))
+    module.impl = "reference"
+    wide = module(dequantise_kv(kv8, scales[0], scales[1]), rows)
+    torch.testing.assert_close(out, wide, rtol=1e-4, atol=1e-5)
+    module.impl = "flash"
+    with pytest.raises(ValueError, match="impl must be 'auto' or one of"):
+        module(kv8, rows, (scales[0], scales[1]))
 
 
 def test_queries_do_not_grow_with_the_batch() -> None:

@@ -19,6 +19,7 @@ PROMPT = PROMPT_CASES[0]
 NAMES = (
     "token_scores",
     "select_tokens",
+    "quantise_kv",
     "prompt_attention",
     "prompt_attention_backward",
     "prompt_attention_indexed",
@@ -51,6 +52,7 @@ def op_calls(impl: str) -> list[tuple[str, tuple[object, ...]]]:
         ("token_scores", (q, k, "global", None, impl)),
         ("token_scores", (q, k, "class_token", torch.rand(q.shape[:3]), impl)),
         ("select_tokens", (scores, k, v, FROZEN.keep, torch.float16, impl)),
+        ("quantise_kv", (kv, torch.int8, impl)),
         ("prompt_attention", (leaf, kv, None, None, None, impl)),
         ("prompt_attention", (leaf, int8, rows, *scales, impl)),
         (
@@ -66,7 +68,7 @@ def op_calls(impl: str) -> list[tuple[str, tuple[object, ...]]]:
 
 
 @pytest.mark.parametrize("impl", ["auto", "reference"])
-@pytest.mark.parametrize("call", range(8))
+@pytest.mark.parametrize("call", range(9))
 def test_opcheck(call: int, impl: str) -> None:
     name, args = op_calls(impl)[call]
     torch.library.opcheck(getattr(torch.ops.fpt, name).default, args)
@@ -85,10 +87,11 @@ def attend_indexed(q: Tensor, k: Tensor, v: Tensor, index: Tensor) -> Tensor:
     return (ops.prompt_attention_indexed(q * 2, k, v, index) + 1).square().mean()
 
 
-def score_and_select(q: Tensor, k: Tensor, v: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+def score_and_select(q: Tensor, k: Tensor, v: Tensor, keep: int) -> tuple[Tensor, ...]:
     scores = ops.token_scores(q * 2, k)
     kv, index = ops.select_tokens(scores * 3, k, v, keep, dtype=torch.float16)
-    return kv + 1, index
+    kv8, k_scales, v_scales = ops.quantise_kv(kv.unsqueeze(1))
+    return kv + 1, index, kv8, k_scales * 2, v_scales
 
 
 def assert_same_with_gradient(

@@ -14,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from fpt_fast.backbone import load_backbone
 from fpt_fast.config import ConfigError, FptConfig, fpt, fpt_plus
 from fpt_fast.model import CONFIG_FILE, WEIGHTS_FILE, FptModel, ModelFileError, create_model
+from fpt_fast.ops import dequantise_kv, quantise_kv
 from fpt_fast.records import FeatureBatch
 from helpers import VIT_B
 
@@ -87,6 +88,21 @@ def test_forward(method: str) -> None:
         batch, kv=torch.cat((torch.zeros_like(batch.kv), batch.kv)), rows=torch.tensor([2, 3])
     )
     torch.testing.assert_close(model(stored), logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
+def test_8_bit_features(dtype: torch.dtype) -> None:
+    model = tiny_model().eval()
+    batch = tiny_batch(model, images=3)
+    kv8, k_scales, v_scales = quantise_kv(batch.kv, dtype)
+    rows = torch.tensor([2, 0, 1])
+    stored = dataclasses.replace(batch, kv=kv8, rows=rows, k_scales=k_scales, v_scales=v_scales)
+    wide = dataclasses.replace(batch, kv=dequantise_kv(kv8, k_scales, v_scales), rows=rows)
+    torch.testing.assert_close(model(stored), model(wide), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="k_scales and batch.v_scales belong together"):
+        model(dataclasses.replace(stored, k_scales=None))
+    with pytest.raises(ValueError, match="scales must be given with 8-bit kv"):
+        model(dataclasses.replace(stored, k_scales=None, v_scales=None))
 
 
 def test_side_network_alone() -> None:

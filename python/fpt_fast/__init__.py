@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         explain,
         prompt_attention,
         prompt_attention_indexed,
+        quantise_kv,
         select_tokens,
         token_scores,
     )
@@ -42,6 +43,7 @@ __all__ = [
     "predict",
     "prompt_attention",
     "prompt_attention_indexed",
+    "quantise_kv",
     "select_features",
     "select_tokens",
     "token_scores",
@@ -62,6 +64,7 @@ _MODULE_OF = {
     "predict": "trainer",
     "prompt_attention": "ops",
     "prompt_attention_indexed": "ops",
+    "quantise_kv": "ops",
     "select_features": "selection",
     "select_tokens": "ops",
     "token_scores": "ops",

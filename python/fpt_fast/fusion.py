@@ -19,8 +19,9 @@ class PromptFusion(nn.Module):
     prompts, ``prompt_proj`` projects them to ``frozen_width``, before they become queries.  Norm
     and projections are shared by all layers.
 
-    Parameter names are those of the published code.  Raises ``ValueError`` for widths that do
-    not fit together.
+    ``impl`` names the implementation of ``fpt_fast.ops.prompt_attention``; it may be set at any
+    time.  Parameter names are those of the published code.  Raises ``ValueError`` for widths that
+    do not fit together.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class PromptFusion(nn.Module):
         prompt_norm: bool = True,
         prompt_proj: bool = False,
         dropout: float = 0.5,
+        impl: str = "auto",
     ) -> None:
         super().__init__()
         width = frozen_width if prompt_dim is None else prompt_dim
@@ -58,6 +60,7 @@ class PromptFusion(nn.Module):
         self.num_heads = num_heads
         self.num_prompts = num_prompts
         self.frozen_width = frozen_width
+        self.impl = impl
         self.adds_before_projection = width == frozen_width
 
         self.prompts = nn.Parameter(torch.empty(num_layers, 1, num_prompts, width))
@@ -73,15 +76,18 @@ class PromptFusion(nn.Module):
         shape = (self.num_layers, self.num_prompts, self.num_heads, -1)
         return q.view(shape).transpose(1, 2)
 
-    def forward(self, kv: Tensor, rows: Tensor | None = None) -> Tensor:
+    def forward(
+        self, kv: Tensor, rows: Tensor | None = None, scales: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         """Return the states ``[L, B, P, S]`` that the side network's layers see.
 
         ``kv`` [M, L, 2, H, K, D], any dtype that ``fpt_fast.ops.prompt_attention`` reads;
-        ``rows`` [B] picks the batch out of it, None takes all ``M`` in their order.  Raises
+        ``rows`` [B] picks the batch out of it, None takes all ``M`` in their order; ``scales``
+        ([M, L, H, D], [M, L, H, K]) f32 belong to 8-bit ``kv`` (``quantise_kv``).  Raises
         ``ValueError`` where ``kv`` was not extracted for this module's layers, heads and width.
         """
         self._check(kv)
-        return self.project(prompt_attention(self.queries(), kv, rows))
+        return self.project(prompt_attention(self.queries(), kv, rows, scales, impl=self.impl))
 
     def project(self, attended: Tensor) -> Tensor:
         """Add the prompts to ``attended`` [L, B, P, C] and project it: states [L, B, P, S]."""

@@ -102,7 +102,7 @@ class FptModel(nn.Module):
                     "batch.kv must hold the frozen model's features for this model, got None; "
                     "use a cache or a loader that runs the frozen model, or fusion=False"
                 )
-            states = self.fusion(batch.kv, batch.rows)
+            states = self.fusion(batch.kv, batch.rows, _scales(batch))
         logits: Tensor = self.side(batch.side_pixels, states)
         return logits
 
@@ -231,6 +231,14 @@ def create_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return FptModel(config, spec, num_classes, frozen_parameters=frozen_parameters)
+
+
+def _scales(batch: FeatureBatch) -> tuple[Tensor, Tensor] | None:
+    if batch.k_scales is not None and batch.v_scales is not None:
+        return batch.k_scales, batch.v_scales
+    if batch.k_scales is not None or batch.v_scales is not None:
+        raise ValueError("batch.k_scales and batch.v_scales belong together, got only one of them")
+    return None
 
 
 def _describe(

@@ -152,7 +152,9 @@ class FeatureBatch:
 
     ``side_pixels`` [B, 3, h, w] f32; ``kv`` [M, L, 2, H, K, D], or None for a side network
     alone; ``rows`` [B] i64 picks the batch's images out of ``kv``, or None when M is B and
-    the order is the same; ``labels`` [B] i64.
+    the order is the same; ``labels`` [B] i64.  8-bit ``kv`` (int8 or fp8) comes with ``k_scales``
+    [M, L, H, D] f32, per channel of K, and ``v_scales`` [M, L, H, K] f32, per token of V; both are
+    None with any other.
     """
 
     side_pixels: Tensor
@@ -160,6 +162,8 @@ class FeatureBatch:
     rows: Tensor | None
     labels: Tensor
     keys: tuple[str, ...]
+    k_scales: Tensor | None = None
+    v_scales: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

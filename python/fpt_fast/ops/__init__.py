@@ -7,14 +7,17 @@ when they first run.
 from fpt_fast.ops.attention import attention_with_scores
 from fpt_fast.ops.implementation import explain
 from fpt_fast.ops.prompt_attention import prompt_attention, prompt_attention_indexed
+from fpt_fast.ops.quantise_kv import dequantise_kv, quantise_kv
 from fpt_fast.ops.select_tokens import select_tokens
 from fpt_fast.ops.token_scores import token_scores
 
 __all__ = [
     "attention_with_scores",
+    "dequantise_kv",
     "explain",
     "prompt_attention",
     "prompt_attention_indexed",
+    "quantise_kv",
     "select_tokens",
     "token_scores",
 ]

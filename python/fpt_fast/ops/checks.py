@@ -64,6 +64,19 @@ def check_no_nan(scores: Tensor) -> None:
         )
 
 
+def check_finite_scales(kv: Tensor, k_scales: Tensor, v_scales: Tensor) -> None:
+    """Refuse kv [M, L, 2, H, K, D] that held NaN or infinity on the CPU: its scales are NaN."""
+    if kv.device.type != "cpu" or not (k_scales.isnan().any() or v_scales.isnan().any()):
+        return
+    bad = ~kv.isfinite()
+    image, layer, part, head, token, _ = bad.nonzero()[0].tolist()
+    raise ValueError(
+        f"kv must be finite, got NaN or infinity in {int(bad.sum())} of {kv.numel()} values, the "
+        f"first in the {('keys', 'values')[part]} of image {image}, layer {layer}, head {head}, "
+        f"token {token}; look for overflow in the frozen model, or run it in float32"
+    )
+
+
 def check_values_in_range(name: str, index: Tensor, size: int, of: str) -> None:
     """Refuse indices outside [0, size) on the CPU; a GPU's own gather asserts instead."""
     if index.device.type != "cpu" or index.numel() == 0:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from fpt_fast.ops import blocks, fused, prompt_blocks
 from fpt_fast.ops.prompt_blocks import IndexedTokens, StoredTokens
+from fpt_fast.ops.quantise_blocks import quantise_block
 from fpt_fast.ops.reference import Scales
 
 
@@ -43,6 +44,22 @@ def select_tokens(
     kv[:, 0] = k[image, head, index]
     kv[:, 1] = v[image, head, index]
     return kv, index.to(torch.int32)
+
+
+def quantise_kv(kv: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer of one image at a time, converted, used and overwritten: no f32 copy of kv."""
+    images, layers, _, heads, kept, width = kv.shape
+    kv8 = kv.new_empty(kv.shape, dtype=dtype)
+    k_scales = kv.new_empty((images, layers, heads, width), dtype=torch.float32)
+    v_scales = kv.new_empty((images, layers, heads, kept), dtype=torch.float32)
+    wide = kv.new_empty((2, heads, kept, width), dtype=torch.float32)
+    for image in range(images):
+        for layer in range(layers):
+            wide.copy_(kv[image, layer])
+            quantise_block(wide[0], k_scales[image, layer], dtype, axis=1)
+            quantise_block(wide[1], v_scales[image, layer], dtype, axis=2)
+            kv8[image, layer] = wide
+    return kv8, k_scales, v_scales
 
 
 def prompt_attention(

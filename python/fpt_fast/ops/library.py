@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fpt_fast.ops.checks import check_no_nan, check_values_in_range
+from fpt_fast.ops.checks import check_finite_scales, check_no_nan, check_values_in_range
 from fpt_fast.ops.implementation import (
     Implementation,
     Reasons,
@@ -38,6 +38,8 @@ _register("token_scores", "blocked", "fpt_fast.ops.cpu")
 _register("token_scores", "reference", "fpt_fast.ops.reference_ops")
 _register("select_tokens", "cpu", "fpt_fast.ops.cpu", _cpu)
 _register("select_tokens", "reference", "fpt_fast.ops.reference_ops")
+_register("quantise_kv", "cpu", "fpt_fast.ops.cpu", _cpu)
+_register("quantise_kv", "reference", "fpt_fast.ops.reference_ops")
 for _op in (
     "prompt_attention",
     "prompt_attention_backward",
@@ -48,7 +50,7 @@ for _op in (
     _register(_op, "reference", "fpt_fast.ops.reference_ops")
 # Last, so that auto does not choose them: no GPU has run these kernels yet (issues 3 and 8).  Once
 # `make device` has, they belong behind "cpu".
-for _op in ("token_scores", "select_tokens"):
+for _op in ("token_scores", "select_tokens", "quantise_kv"):
     _register(_op, "triton", f"fptkernels.{_op}", triton_reasons)
 
 
@@ -119,6 +121,29 @@ _define(
     _select_tokens_fake,
 )
 _without_gradient("select_tokens")
+
+
+def _quantise_kv(kv: Tensor, dtype: torch.dtype, impl: str) -> tuple[Tensor, Tensor, Tensor]:
+    function = resolve("quantise_kv", impl, (kv, dtype)).load()
+    kv8, k_scales, v_scales = function(kv, dtype)
+    check_finite_scales(kv, k_scales, v_scales)
+    return kv8, k_scales, v_scales
+
+
+def _quantise_kv_fake(kv: Tensor, dtype: torch.dtype, impl: str) -> tuple[Tensor, Tensor, Tensor]:
+    images, layers, _, heads, kept, width = kv.shape
+    k_scales = kv.new_empty((images, layers, heads, width), dtype=torch.float32)
+    v_scales = kv.new_empty((images, layers, heads, kept), dtype=torch.float32)
+    return kv.new_empty(kv.shape, dtype=dtype), k_scales, v_scales
+
+
+_define(
+    "quantise_kv",
+    "(Tensor kv, ScalarType dtype, str impl) -> (Tensor kv8, Tensor k_scales, Tensor v_scales)",
+    _quantise_kv,
+    _quantise_kv_fake,
+)
+_without_gradient("quantise_kv")
 
 
 def _prompt_attention(

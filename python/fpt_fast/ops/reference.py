@@ -36,6 +36,19 @@ def select_tokens(scores: Tensor, k: Tensor, v: Tensor, keep: int) -> tuple[Tens
     return kv, index.to(torch.int32)
 
 
+def quantise_kv(kv: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Kept keys and values [M, L, 2, H, K, D] in 8 bits: of K by channel, of V by token.
+
+    -> kv8 of ``dtype``, k_scales [M, L, H, D], v_scales [M, L, H, K], both of kv's dtype.  What is
+    all zero, or too small for a normal scale, becomes 0 of scale 0; what holds NaN or infinity
+    becomes 0 of scale NaN.
+    """
+    keys, values = kv.unbind(dim=2)  # [M, L, H, K, D]
+    keys8, k_scales = _quantise(keys, dtype, axis=-2)
+    values8, v_scales = _quantise(values, dtype, axis=-1)
+    return torch.stack([keys8, values8], dim=2), k_scales.squeeze(-2), v_scales.squeeze(-1)
+
+
 def prompt_attention(
     q: Tensor, kv: Tensor, rows: Tensor | None = None, scales: Scales | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -92,6 +105,19 @@ def _keys_and_values(
         return keys, values
     k_scales, v_scales = (s.to(q.dtype) if rows is None else s[rows].to(q.dtype) for s in scales)
     return keys * k_scales.unsqueeze(-2), values * v_scales.unsqueeze(-1)
+
+
+def _quantise(x: Tensor, dtype: torch.dtype, axis: int) -> tuple[Tensor, Tensor]:
+    """``x`` in 8 bits, and the scales along ``axis`` that give it back: x8 * scales."""
+    # A tensor: torch divides a number by a tensor by way of its reciprocal.
+    largest = x.new_tensor(127.0 if dtype == torch.int8 else torch.finfo(dtype).max)
+    top = x.abs().amax(dim=axis, keepdim=True)  # NaN where there is any
+    scales = top / largest
+    is_plain = (scales >= torch.finfo(x.dtype).tiny) & top.isfinite()
+    scaled = torch.where(is_plain, x * (largest / top), 0)
+    rounded = scaled.round() if dtype == torch.int8 else scaled  # conversion rounds fp8 itself
+    scales = torch.where(is_plain, scales, 0).masked_fill(~top.isfinite(), torch.nan)
+    return rounded.to(dtype), scales
 
 
 def _gather_tokens(k: Tensor, v: Tensor, index: Tensor) -> Tensor:

@@ -21,6 +21,11 @@ def select_tokens(
     return kv.to(dtype), index
 
 
+def quantise_kv(kv: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """``reference.quantise_kv`` in f32."""
+    return reference.quantise_kv(kv.float(), dtype)
+
+
 def prompt_attention(
     q: Tensor, kv: Tensor, rows: Tensor | None, scales: Scales | None
 ) -> tuple[Tensor, Tensor]:

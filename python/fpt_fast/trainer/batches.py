@@ -55,6 +55,8 @@ def move_batch(batch: FeatureBatch, device: torch.device) -> FeatureBatch:
         rows=None if batch.rows is None else move(batch.rows),
         labels=move(batch.labels),
         keys=batch.keys,
+        k_scales=None if batch.k_scales is None else move(batch.k_scales),
+        v_scales=None if batch.v_scales is None else move(batch.v_scales),
     )
 
 
