@@ -1,5 +1,6 @@
 """What several test files share: golden vectors, error budgets, tiny images and backbones."""
 
+import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -88,6 +89,10 @@ VIT_B = BackboneSpec(
     image_size=(384, 384),
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
+)
+
+TINY_SPEC = dataclasses.replace(
+    VIT_B, hidden_size=48, num_heads=3, depth=4, patch_size=(8, 8), image_size=(32, 32)
 )
 
 
