@@ -167,6 +167,15 @@ class FeatureBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class SweepBatch:
+    """A batch for several models: ``shared`` by all but for the side input, which is augmented
+    for each seed: ``side_pixels`` [seeds, B, 3, h, w] f32."""
+
+    side_pixels: Tensor
+    shared: FeatureBatch
+
+
+@dataclass(frozen=True, slots=True)
 class Predictions:
     """Model output on a split: ``logits`` and ``probabilities`` [images, classes] f32 on the CPU,
     ``labels`` [images] i64 (``UNLABELLED`` where unknown).

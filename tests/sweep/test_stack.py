@@ -51,6 +51,10 @@ def stacked_logits(
     return stack.forward(pixels, prompt_attention(stack.queries(), batches[0].kv), keep)
 
 
+def backward(stack: ModelStack, loss: Tensor) -> None:
+    stack.take_gradients(torch.autograd.grad(loss, stack.leaves))
+
+
 FORMS = [
     pytest.param("fpt_plus", {}, id="fpt_plus"),
     pytest.param("fpt", {}, id="fpt"),
@@ -68,7 +72,7 @@ def test_logits_and_gradients_are_those_of_each_model_alone(
     stack = ModelStack(models)
     logits = stacked_logits(stack, inputs)
     weights = torch.randn(logits.shape, dtype=logits.dtype)
-    stack.backward((logits * weights).sum())
+    backward(stack, (logits * weights).sum())
     for w, (model, batch) in enumerate(zip(models, inputs, strict=True)):
         alone = model.eval()(batch)
         torch.testing.assert_close(logits[w], alone, rtol=1e-10, atol=1e-12)
@@ -110,7 +114,7 @@ def test_steps_are_those_of_torch(optimizer: str) -> None:
     ]
     for step in range(6):
         factor = 1 - step / 10
-        stack.backward(stacked_logits(stack, inputs).square().sum())
+        backward(stack, stacked_logits(stack, inputs).square().sum())
         together.step(torch.tensor([rate * factor for rate in rates]).double())
         for model, batch, lone, rate in zip(models, inputs, alone, rates, strict=True):
             lone.zero_grad()
@@ -131,7 +135,7 @@ def test_a_dropped_model_leaves_the_others_as_they_are() -> None:
     optimizer = StackOptimizer(stack, [TrainConfig()] * MODELS)
 
     def step(rows: list[int]) -> None:
-        stack.backward(stacked_logits(stack, [inputs[row] for row in rows]).square().sum())
+        backward(stack, stacked_logits(stack, [inputs[row] for row in rows]).square().sum())
         optimizer.step(torch.full((len(rows),), 1e-2))
 
     step([0, 1, 2])
@@ -143,7 +147,7 @@ def test_a_dropped_model_leaves_the_others_as_they_are() -> None:
     alone = ModelStack(models[2:])
     alone_optimizer = StackOptimizer(alone, [TrainConfig()])
     for _ in range(2):
-        alone.backward(stacked_logits(alone, inputs[2:]).square().sum())
+        backward(alone, stacked_logits(alone, inputs[2:]).square().sum())
         alone_optimizer.step(torch.full((1,), 1e-2))
     torch.testing.assert_close(stack.weights[1], alone.weights[0], rtol=1e-9, atol=1e-10)
 

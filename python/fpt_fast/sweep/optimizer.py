@@ -3,6 +3,8 @@
 Each model has its own learning rate and weight decay; norms and moments never cross rows.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -32,9 +34,15 @@ class StackOptimizer:
 
     def keep(self, rows: list[int]) -> None:
         """Drop the state of all models but ``rows``."""
-        index = torch.tensor(rows, device=self._decay.device)
+        index = torch.tensor(rows, dtype=torch.int64, device=self._decay.device)
         self._decay = self._decay[index]
         self.moments = tuple(moment[index] for moment in self.moments)
+
+    def load(self, steps: int, moments: Sequence[Tensor]) -> None:
+        """Take up the state after ``steps`` steps."""
+        self.steps = steps
+        for own, given in zip(self.moments, moments, strict=True):
+            own.copy_(given)
 
     @torch.no_grad()
     def step(self, rates: Tensor) -> None:

@@ -47,13 +47,14 @@ class ModelStack:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all models but ``rows``."""
-        index = torch.tensor(rows, device=self.weights.device)
+        index = torch.tensor(rows, dtype=torch.int64, device=self.weights.device)
         self.weights, self.gradients = self.weights[index], self.gradients[index]
         self._bind()
 
     def load(self, weights: Tensor) -> None:
         """Take the weights [W, n] of other models of this configuration."""
-        self.weights.copy_(weights)
+        with torch.no_grad():
+            self.weights.copy_(weights)
 
     def state_dict(self, weights: Tensor) -> dict[str, Tensor]:
         """One row of weights [n] as the state dict of an ``FptModel``."""
@@ -88,9 +89,13 @@ class ModelStack:
         last = self._norm("side.norm", tokens[:, :, 0], self.config.layer_norm_eps)
         return self._linear("side.head", last)
 
-    def backward(self, loss: Tensor) -> None:
-        """Set ``gradients`` to those of ``loss``, a sum over the models."""
-        gradients = torch.autograd.grad(loss, list(self._of.values()))
+    @property
+    def leaves(self) -> list[Tensor]:
+        """The weights as leaves of autograd."""
+        return list(self._of.values())
+
+    def take_gradients(self, gradients: Sequence[Tensor]) -> None:
+        """Set ``gradients`` to those given, in the order of ``leaves``."""
         for part, gradient in zip(self._gradient_of.values(), gradients, strict=True):
             part.copy_(gradient)
 
@@ -162,7 +167,7 @@ class ModelStack:
 
     def _parts(self, buffer: Tensor) -> dict[str, Tensor]:
         """Views [W, ...] of a buffer [W, n], by parameter name."""
-        parts = buffer.split([shape.numel() for shape in self._shapes.values()], 1)
+        parts = torch.split(buffer, [shape.numel() for shape in self._shapes.values()], 1)
         return {
             name: part.view(len(buffer), *shape)
             for (name, shape), part in zip(self._shapes.items(), parts, strict=True)

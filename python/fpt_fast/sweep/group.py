@@ -1,0 +1,108 @@
+"""Trials of one configuration, trained as one stack."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fpt_fast.losses import EpochLoss
+from fpt_fast.model import FptModel
+from fpt_fast.ops import prompt_attention
+from fpt_fast.records import EpochRecord, FeatureBatch
+from fpt_fast.sweep.optimizer import StackOptimizer
+from fpt_fast.sweep.stack import ModelStack
+from fpt_fast.sweep.trials import Trial
+from fpt_fast.trainer import learning_rate_at
+
+
+@dataclass(slots=True)
+class TrialState:
+    """How far one trial is; weights are rows [n] of its group's stack.
+
+    ``ended`` says why it was ended before its last epoch, None where it was not.
+    """
+
+    trial: Trial
+    stack: ModelStack
+    generator: torch.Generator
+    records: list[EpochRecord] = field(default_factory=list)
+    best_epoch: int | None = None
+    best_value: float | None = None
+    best_weights: Tensor | None = None
+    ended: str | None = None
+
+
+class TrialGroup:
+    """Trials whose models have equal shapes: one stack, one optimiser, ``W`` rows each."""
+
+    def __init__(
+        self, models: Sequence[FptModel], trials: Sequence[Trial], device: torch.device
+    ) -> None:
+        self.stack = ModelStack(models)
+        self.stack.to(device)
+        self.optimizer = StackOptimizer(self.stack, [trial.recipe for trial in trials])
+        self.states = [
+            TrialState(trial, self.stack, torch.Generator(device).manual_seed(trial.recipe.seed))
+            for trial in trials
+        ]
+        self._dropout = models[0].config.fusion_dropout
+
+    def __len__(self) -> int:
+        """Trials that still train."""
+        return len(self.states)
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with ``rows`` alone."""
+        self.stack.keep(rows)
+        self.optimizer.keep(rows)
+        self.states = [self.states[row] for row in rows]
+
+    def logits(self, pixels: Tensor, attended: Tensor | None, *, training: bool = False) -> Tensor:
+        """Logits [W, B, outputs] of pixels [W, B, 3, h, w], with dropout while training."""
+        keep = None
+        if training and attended is not None and self._dropout > 0:
+            keep = self._dropout_factors(attended.shape[0], attended.shape[1])
+        return self.stack.forward(pixels, attended, keep).float()
+
+    def step(self, epoch: float) -> None:
+        """One optimiser step with the gradients of ``backward``; ``epoch`` is fractional."""
+        rates = [learning_rate_at(epoch, state.trial.recipe) for state in self.states]
+        self.optimizer.step(torch.tensor(rates, device=self.stack.weights.device))
+
+    def _dropout_factors(self, layers: int, batch: int) -> Tensor:
+        """[W, L, B, P, S]: the random numbers that each model draws alone, from its own seed."""
+        config, share = self.stack.config, 1 - self._dropout
+        width = self.stack.spec.hidden_size // config.side_reduction
+        factors = self.stack.weights.new_empty(
+            (len(self), layers, batch, config.num_prompts, width)
+        )
+        for row, state in zip(factors, self.states, strict=True):
+            row.bernoulli_(share, generator=state.generator)
+        return factors.div_(share)
+
+
+def attend_all(groups: Sequence[TrialGroup], batch: FeatureBatch) -> list[Tensor | None]:
+    """What the prompts of every group read: [L, B, W * P, C] each, by one pass over the features.
+
+    None for all where there are no features to read.
+    """
+    if batch.kv is None or not groups[0].stack.config.fusion:
+        return [None] * len(groups)
+    queries = [group.stack.queries() for group in groups]
+    attended = prompt_attention(torch.cat(queries, dim=2), batch.kv, batch.rows)
+    return list(torch.split(attended, [part.shape[2] for part in queries], 2))
+
+
+def backward(groups: Sequence[TrialGroup], loss: Tensor) -> None:
+    """Gradients of ``loss``, the sum over all trials, to each group's stack: one pass for all."""
+    weights = [weight for group in groups for weight in group.stack.leaves]
+    gradients = iter(torch.autograd.grad(loss, weights))
+    for group in groups:
+        group.stack.take_gradients([next(gradients) for _ in group.stack.leaves])
+
+
+def losses_of(loss: EpochLoss, logits: Tensor, labels: Tensor) -> Tensor:
+    """Each model's loss [W] for logits [W, B, outputs]."""
+    losses: Tensor = torch.func.vmap(loss, in_dims=(0, None))(logits, labels)
+    return losses
