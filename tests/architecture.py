@@ -24,6 +24,7 @@ STAGES = (
     "side_network",
     "model",
     "trainer",
+    "sweep",
     "report",
 )
 HELPERS = {
@@ -36,6 +37,7 @@ HELPERS = {
 NARROW = {
     "cache": BASE,
     "trainer": BASE | {"losses", "metrics", "interrupts"},
+    "sweep": BASE | {"ops", "model", "losses", "metrics", "interrupts", "trainer"},
     "report": BASE | {"metrics"},
 }
 BELOW_PIPELINE = BASE | set(STAGES) | set(HELPERS) | {"ops"}

@@ -102,7 +102,7 @@ class FptModel(nn.Module):
                     "batch.kv must hold the frozen model's features for this model, got None; "
                     "use a cache or a loader that runs the frozen model, or fusion=False"
                 )
-            states = self.fusion(batch.kv, batch.rows, _scales(batch))
+            states = self.fusion(batch.kv, batch.rows, feature_scales(batch))
         logits: Tensor = self.side(batch.side_pixels, states)
         return logits
 
@@ -233,7 +233,8 @@ def create_model(
         return FptModel(config, spec, num_classes, frozen_parameters=frozen_parameters)
 
 
-def _scales(batch: FeatureBatch) -> tuple[Tensor, Tensor] | None:
+def feature_scales(batch: FeatureBatch) -> tuple[Tensor, Tensor] | None:
+    """Scales of a batch's 8-bit features as ``prompt_attention`` takes them, None without."""
     if batch.k_scales is not None and batch.v_scales is not None:
         return batch.k_scales, batch.v_scales
     if batch.k_scales is not None or batch.v_scales is not None:

@@ -14,6 +14,7 @@ Axis letters, used in every docstring, comment, test and benchmark:
 ``P``  prompts per extracted layer
 ``S``  width of the side network
 ``T``  tokens of the side network, class token included
+``W``  models trained side by side
 ====== ==================================================================
 
 A record is immutable, has a fixed set of fields, and carries no behaviour beyond

@@ -48,17 +48,17 @@ def learning_curves(history: TrainingHistory) -> bytes:
         axes = figure.subplots(1, panels, squeeze=False)[0]
         epochs = [record.epoch + 1 for record in history.epochs]
         axes[0].set_title("Loss")
-        _line(axes[0], epochs, [record.loss for record in history.epochs], 0, "training")
+        line(axes[0], epochs, [record.loss for record in history.epochs], 0, "training")
         if validated:
             at = [record.epoch + 1 for record in validated]
-            _line(axes[0], at, [record.val["loss"] for record in validated], 1, "validation")
+            line(axes[0], at, [record.val["loss"] for record in validated], 1, "validation")
             axes[1].set_title("Validation")
             others = ("auc", "accuracy", "f1", "kappa", "mae")
             shown = dict.fromkeys((history.monitor, *others))
             for number, name in enumerate(
                 n for n in shown if n in validated[0].val and n != "loss"
             ):
-                _line(axes[1], at, [record.val[name] for record in validated], number, name)
+                line(axes[1], at, [record.val[name] for record in validated], number, name)
         for axis in axes:
             axis.set_xlabel("epoch")
             axis.xaxis.get_major_locator().set_params(integer=True)
@@ -68,7 +68,7 @@ def learning_curves(history: TrainingHistory) -> bytes:
                 )
             axis.legend(loc="best")
 
-    return _render(draw, (4.6 * panels, 3.2))
+    return render(draw, (4.6 * panels, 3.2))
 
 
 def roc_curves(predictions: Predictions, classes: Sequence[str], metrics: Metrics) -> bytes:
@@ -91,7 +91,7 @@ def roc_curves(predictions: Predictions, classes: Sequence[str], metrics: Metric
                 continue
             false_positive, true_positive, _ = roc_curve(labels == column, scores[:, column])
             label = f"{_short(classes[column])}  {area:.3f}"
-            _line(axis, false_positive, true_positive, number, label, marker=False)
+            line(axis, false_positive, true_positive, number, label, marker=False)
         axis.set_xlabel("false positive rate")
         axis.set_ylabel("true positive rate")
         axis.set_aspect("equal")
@@ -100,12 +100,13 @@ def roc_curves(predictions: Predictions, classes: Sequence[str], metrics: Metric
                 loc="upper left", bbox_to_anchor=(1.02, 1.0), title="class, AUC", alignment="left"
             )
 
-    return _render(draw, (6.6, 4.0))
+    return render(draw, (6.6, 4.0))
 
 
-def _line(
+def line(
     axis: Any, x: Sequence[float], y: Sequence[float], number: int, label: str, marker: bool = True
 ) -> None:
+    """Draw one line in the colour and dash of its ``number``."""
     axis.plot(
         x,
         y,
@@ -118,7 +119,8 @@ def _line(
     )
 
 
-def _render(draw: Any, size: tuple[float, float]) -> bytes:
+def render(draw: Any, size: tuple[float, float]) -> bytes:
+    """SVG of what ``draw(figure)`` draws on a figure of ``size`` in inches."""
     # matplotlib takes half a second to import; Figure on its own needs no display or backend.
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fpt_fast.losses import EpochLoss
-from fpt_fast.model import FptModel
+from fpt_fast.model import FptModel, feature_scales
 from fpt_fast.ops import prompt_attention
 from fpt_fast.records import EpochRecord, FeatureBatch
 from fpt_fast.sweep.optimizer import StackOptimizer
@@ -90,7 +90,8 @@ def attend_all(groups: Sequence[TrialGroup], batch: FeatureBatch) -> list[Tensor
     if batch.kv is None or not groups[0].stack.config.fusion:
         return [None] * len(groups)
     queries = [group.stack.queries() for group in groups]
-    attended = prompt_attention(torch.cat(queries, dim=2), batch.kv, batch.rows)
+    q = torch.cat(queries, dim=2)
+    attended = prompt_attention(q, batch.kv, batch.rows, feature_scales(batch))
     return list(torch.split(attended, [part.shape[2] for part in queries], 2))
 
 
