@@ -9,11 +9,10 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from benchmarks.cases import PromptCase, prompt_case
+from benchmarks.cases import PromptCase, cpu_implementations, prompt_case
 from fpt_fast.ops import prompt_attention, reference
-from fpt_fast.ops.implementation import implementations
 
-IMPLEMENTATIONS = ["plain", *implementations("prompt_attention")]
+IMPLEMENTATIONS = ["plain", *cpu_implementations("prompt_attention")]
 
 
 def attend(impl: str, q: Tensor, kv: Tensor) -> Tensor:

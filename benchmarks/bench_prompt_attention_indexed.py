@@ -4,13 +4,12 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.cases import FrozenCase, frozen_case, prompt_case
+from benchmarks.cases import FrozenCase, cpu_implementations, frozen_case, prompt_case
 from fpt_fast.ops import prompt_attention_indexed, reference
-from fpt_fast.ops.implementation import implementations
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("impl", implementations("prompt_attention_indexed"))
+@pytest.mark.parametrize("impl", cpu_implementations("prompt_attention_indexed"))
 @pytest.mark.benchmark(group="prompt_attention_indexed")
 def bench_prompt_attention_indexed(
     benchmark: BenchmarkFixture, full: bool, impl: str, dtype: torch.dtype

@@ -52,10 +52,13 @@ def is_key_bias(name: str) -> bool:
     return name.endswith("attention.key.bias")
 
 
-@pytest.fixture
-def model(golden: Golden) -> FptModel:
+# "triton" runs in the interpreter, on the CPU.
+@pytest.fixture(params=["auto", "triton"])
+def model(golden: Golden, request: pytest.FixtureRequest) -> FptModel:
     model = FptModel(config_of(golden), spec_of(golden), golden.config["num_classes"])
     model.load_state_dict(to_native(golden.group("model"), model))
+    assert model.fusion is not None
+    model.fusion.impl = request.param
     return model.eval()
 
 
@@ -76,7 +79,7 @@ def gradients(model: FptModel) -> dict[str, Tensor]:
 
 
 def test_fused_states(golden: Golden, model: FptModel, batch: FeatureBatch) -> None:
-    assert model.fusion is not None
+    assert model.fusion is not None and batch.kv is not None
     states = model.fusion(batch.kv)
     assert relative_error(states, golden["fine_grained_states"]) < 1e-5
 

@@ -67,7 +67,7 @@ def op_calls(impl: str) -> list[tuple[str, tuple[object, ...]]]:
     ]
 
 
-@pytest.mark.parametrize("impl", ["auto", "reference"])
+@pytest.mark.parametrize("impl", ["auto", "reference", "triton"])
 @pytest.mark.parametrize("call", range(9))
 def test_opcheck(call: int, impl: str) -> None:
     name, args = op_calls(impl)[call]
@@ -78,24 +78,26 @@ def test_opcheck_covers_every_op() -> None:
     assert {name for name, _ in op_calls("auto")} == set(NAMES) == set(implementation.ops())
 
 
-def attend(q: Tensor, kv: Tensor, rows: Tensor | None) -> Tensor:
+def attend(q: Tensor, kv: Tensor, rows: Tensor | None, impl: str = "auto") -> Tensor:
     """Op between ordinary operations, so that a compiler has something to fuse around it."""
-    return (ops.prompt_attention(q * 2, kv, rows) + 1).square().mean()
+    return (ops.prompt_attention(q * 2, kv, rows, impl=impl) + 1).square().mean()
 
 
-def attend_indexed(q: Tensor, k: Tensor, v: Tensor, index: Tensor) -> Tensor:
-    return (ops.prompt_attention_indexed(q * 2, k, v, index) + 1).square().mean()
+def attend_indexed(q: Tensor, k: Tensor, v: Tensor, index: Tensor, impl: str = "auto") -> Tensor:
+    return (ops.prompt_attention_indexed(q * 2, k, v, index, impl=impl) + 1).square().mean()
 
 
-def score_and_select(q: Tensor, k: Tensor, v: Tensor, keep: int) -> tuple[Tensor, ...]:
-    scores = ops.token_scores(q * 2, k)
-    kv, index = ops.select_tokens(scores * 3, k, v, keep, dtype=torch.float16)
-    kv8, k_scales, v_scales = ops.quantise_kv(kv.unsqueeze(1))
+def score_and_select(
+    q: Tensor, k: Tensor, v: Tensor, keep: int, impl: str = "auto"
+) -> tuple[Tensor, ...]:
+    scores = ops.token_scores(q * 2, k, impl=impl)
+    kv, index = ops.select_tokens(scores * 3, k, v, keep, dtype=torch.float16, impl=impl)
+    kv8, k_scales, v_scales = ops.quantise_kv(kv.unsqueeze(1), impl=impl)
     return kv + 1, index, kv8, k_scales * 2, v_scales
 
 
 def assert_same_with_gradient(
-    compiled: Callable[..., Tensor], eager: Callable[..., Tensor], q: Tensor, *rest: Tensor | None
+    compiled: Callable[..., Tensor], eager: Callable[..., Tensor], q: Tensor, *rest: object
 ) -> None:
     results = []
     for function in (compiled, eager):
@@ -106,25 +108,29 @@ def assert_same_with_gradient(
     torch.testing.assert_close(results[0], results[1])
 
 
+@pytest.mark.parametrize("impl", ["auto", "triton"])
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-def test_training_ops_compile_as_one_graph(dynamic: bool) -> None:
+def test_training_ops_compile_as_one_graph(dynamic: bool, impl: str) -> None:
     torch.compiler.reset()
     compiled = torch.compile(attend, fullgraph=True, backend="aot_eager", dynamic=dynamic)
     for images in (3, 2):
         kv = PROMPT.kv(torch.float16)[:images]
         for rows in (None, torch.tensor([1, 0, 1, 1])):
-            assert_same_with_gradient(compiled, attend, PROMPT.q(torch.float32), kv, rows)
+            assert_same_with_gradient(compiled, attend, PROMPT.q(torch.float32), kv, rows, impl)
     indexed = torch.compile(attend_indexed, fullgraph=True, backend="aot_eager", dynamic=dynamic)
-    assert_same_with_gradient(indexed, attend_indexed, PROMPT.q(torch.float32), *indexed_inputs())
+    inputs = (PROMPT.q(torch.float32), *indexed_inputs(), impl)
+    assert_same_with_gradient(indexed, attend_indexed, *inputs)
 
 
+@pytest.mark.parametrize("impl", ["auto", "triton"])
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-def test_preloading_ops_compile_as_one_graph(dynamic: bool) -> None:
+def test_preloading_ops_compile_as_one_graph(dynamic: bool, impl: str) -> None:
     torch.compiler.reset()
     compiled = torch.compile(score_and_select, fullgraph=True, backend="aot_eager", dynamic=dynamic)
     for tokens, keep in ((37, 7), (20, 5)):
         q, k, v = (x[:, :, :tokens] for x in FROZEN.qkv(torch.float32))
-        torch.testing.assert_close(compiled(q, k, v, keep), score_and_select(q, k, v, keep))
+        expected = score_and_select(q, k, v, keep, impl)
+        torch.testing.assert_close(compiled(q, k, v, keep, impl), expected)
 
 
 @pytest.mark.slow

@@ -50,8 +50,13 @@ for _op in (
     _register(_op, "reference", "fpt_fast.ops.reference_ops")
 # Last, so that auto does not choose them: no GPU has run these kernels yet (issues 3 and 8).  Once
 # `make device` has, they belong behind "cpu".
-for _op in ("token_scores", "select_tokens", "quantise_kv"):
-    _register(_op, "triton", f"fptkernels.{_op}", triton_reasons)
+_register("token_scores", "triton", "fptkernels.token_scores", triton_reasons(width_of=0))
+_register("select_tokens", "triton", "fptkernels.select_tokens", triton_reasons(width_of=1))
+_register("quantise_kv", "triton", "fptkernels.quantise_kv", triton_reasons(width_of=0))
+for _op in ("prompt_attention", "prompt_attention_indexed"):
+    _register(_op, "triton", "fptkernels.prompt_attention", triton_reasons(width_of=0))
+    _backward = f"{_op}_backward"
+    _register(_backward, "triton", "fptkernels.prompt_attention", triton_reasons(width_of=1))
 
 
 def _define(name: str, schema: str, body: Callable[..., Any], fake: Callable[..., Any]) -> None:

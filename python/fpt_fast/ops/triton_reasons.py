@@ -8,24 +8,30 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from fpt_fast.ops.implementation import Reasons
+
 MAX_WIDTH = 128
 _OLDEST = (8, 0)
 
 
-def triton_reasons(args: Sequence[object]) -> list[str]:
-    """Full sentences; empty where the kernel runs: on a GPU, or in Triton's interpreter.
+def triton_reasons(width_of: int) -> Reasons:
+    """Reasons of a kernel whose head width is the last axis of argument number ``width_of``.
 
-    The last axis of the first floating-point tensor with four axes or more is the head width.
+    Full sentences; empty where the kernel runs: on a GPU, or in Triton's interpreter.
     """
+    return lambda args: _reasons(args, width_of)
+
+
+def _reasons(args: Sequence[object], width_of: int) -> list[str]:
     if not _is_installed():
         return ["triton is not installed (pip install 'fpt-fast[gpu]')"]
     tensors = [arg for arg in _flat(args) if isinstance(arg, Tensor)]
     reasons = _device_reasons({tensor.device for tensor in tensors})
     if any(tensor.dtype == torch.float64 for tensor in tensors):
         reasons.append("it has no float64 form")
-    widths = [t.shape[-1] for t in tensors if t.dim() >= 4 and t.is_floating_point()]
-    if widths and widths[0] > MAX_WIDTH:
-        reasons.append(f"it takes a head width of at most {MAX_WIDTH}, got {widths[0]}")
+    for heads in args[width_of : width_of + 1]:  # ``explain`` may be given fewer
+        if isinstance(heads, Tensor) and heads.shape[-1] > MAX_WIDTH:
+            reasons.append(f"it takes a head width of at most {MAX_WIDTH}, got {heads.shape[-1]}")
     return reasons
 
 
