@@ -9,13 +9,14 @@ STAMP := $(VENV)/.fpt-fast-installed
 INSTALL_LOG := $(VENV)/fpt-fast-install.log
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench figures device lint types architecture tests benchmarks cold-import clean
+.PHONY: help install native demo test bench figures device lint types architecture tests benchmarks cold-import clean
 
 help:
 	@echo "make demo    preload, train, evaluate and report on the bundled task, into demo-output/"
 	@echo "make test    lint, types, architecture, tests, benchmarks as tests, cold import"
 	@echo "make bench   benchmarks with numbers, into $(RESULTS)"
 	@echo "make figures the figures of README.md, measured anew"
+	@echo "make native  the C++ extension, built in place"
 	@echo "make lint    ruff: rules and format      make types   mypy"
 	@echo "make device  tests that need a GPU"
 	@echo "make clean   remove build products, caches and demo-output/ (not the environment)"
@@ -29,14 +30,20 @@ $(STAMP): pyproject.toml setup.py
 		&& echo "creating $(VENV)" && $(PYTHON) -m venv $(VENV); }
 	@echo "installing fpt-fast and its tools into $(VENV) (minutes on a fresh machine)"
 	@{ $(BIN)/python -m pip --version || $(BIN)/python -m ensurepip; } > $(INSTALL_LOG) 2>&1; \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' \
-		>> $(INSTALL_LOG) 2>&1 || { cat $(INSTALL_LOG); exit 1; }
+		for what in 'torch>=2.10' '-e .[dev]'; do \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check $$what \
+		>> $(INSTALL_LOG) 2>&1 || { cat $(INSTALL_LOG); exit 1; }; done
+	@$(BIN)/fpt-fast info | grep '^native:'
 	@touch $@
 
-demo: $(STAMP)
+# Up to date in a second; an editable installation sees it at once.
+native: $(STAMP)
+	@$(BIN)/python setup.py --quiet build_ext --inplace
+
+demo: native
 	$(BIN)/fpt-fast demo --output demo-output
 
-test: lint types architecture tests benchmarks cold-import
+test: native lint types architecture tests benchmarks cold-import
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -48,24 +55,24 @@ types: $(STAMP)
 architecture: $(STAMP)
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
-tests: $(STAMP)
+tests: native
 	$(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) tests \
 		--ignore tests/test_architecture.py --ignore tests/test_import.py
 
-benchmarks: $(STAMP)
+benchmarks: native
 	$(BIN)/python -m pytest -q --benchmark-disable benchmarks
 
 # A fresh process in which `import triton` fails.
 cold-import: $(STAMP)
 	$(BIN)/python -m pytest -q tests/test_import.py
 
-bench: $(STAMP)
+bench: native
 	@mkdir -p $(dir $(RESULTS))
 	$(BIN)/python -m pytest -q --benchmark-only --benchmark-json=$(RESULTS) benchmarks
 
 # The figures of README.md: benchmarks at the published sizes, then the demo.  Leave the machine
 # alone meanwhile (about 15 minutes on 2 cores).
-figures: $(STAMP)
+figures: native
 	@mkdir -p benchmarks/results
 	rm -rf demo-output
 	$(BIN)/python -m pytest -q --benchmark-only --full --benchmark-json=benchmarks/results/cpu.json \
@@ -81,5 +88,5 @@ device: $(STAMP)
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest -q -m gpu tests
 
 clean:
-	rm -rf build dist demo-output .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis python/fpt_fast.egg-info
+	rm -rf build dist python/fpt_fast/_native* demo-output .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis python/fpt_fast.egg-info
 	find fptkernels python tests benchmarks scripts -name __pycache__ -prune -exec rm -rf {} +

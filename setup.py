@@ -1,18 +1,78 @@
-"""Two packages from two places: the library under ``python/``, the Triton kernels beside it.
+"""Two packages from two places, and the C++ extension ``fpt_fast/_native.so``.
 
-Everything else is in ``pyproject.toml``.  Nothing here probes the machine or the network.
+The library stands under ``python/``, the Triton kernels beside it; everything else is in
+``pyproject.toml``.  The extension is a plain shared library on torch's stable ABI: one for all
+versions of Python and torch.  Where it cannot be built, a note that says why takes its place.
+Nothing here uses the network.
 """
 
-from setuptools import find_packages, setup
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import BaseError, CCompilerError
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "csrc"))
+from native_build import find_torch, why_not  # noqa: E402
+
+FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
+TORCH_2_10 = "0x020a000000000000"
+
+
+class BuildNative(build_ext):
+    """Compile, or leave ``_native_missing.txt`` behind and go on."""
+
+    def run(self) -> None:
+        package = ROOT / "python" if self.inplace else Path(self.build_lib)
+        torch = find_torch()
+        reason = why_not() or (None if torch else "there was no torch of 2.10 or newer to build on")
+        if torch:
+            for extension in self.extensions:
+                extension.extra_compile_args += ["-isystem", str(torch / "include")]
+                extension.library_dirs.append(str(torch / "lib"))
+        try:
+            if reason is None:
+                super().run()
+        except (BaseError, CCompilerError) as error:
+            self.warn(str(error))
+            reason = "the compiler failed (pip install -v shows how)"
+        note = package / "fpt_fast" / "_native_missing.txt"
+        note.unlink(missing_ok=True)
+        if reason:
+            self.warn(f"no C++ extension: {reason}. The torch implementations serve instead.")
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.with_name("_native.so").unlink(missing_ok=True)  # that of older sources
+            note.write_text(reason + "\n")
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return fullname.replace(".", "/") + ".so"
+
+
+class AnyPython(bdist_wheel):
+    """The platform counts, Python's version does not."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
 
 setup(
     package_dir={"": "python", "fptkernels": "fptkernels"},
-    packages=[
-        *find_packages("python"),
-        "fptkernels",
-    ],
-    package_data={
-        "fpt_fast": ["py.typed", "images/presets.json", "demo/backbone/*"],
-    },
+    packages=[*find_packages("python"), "fptkernels"],
+    package_data={"fpt_fast": ["py.typed", "images/presets.json", "demo/backbone/*"]},
     include_package_data=False,
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": AnyPython},
+    ext_modules=[
+        Extension(
+            "fpt_fast._native",
+            sources=sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/*.cpp")),
+            depends=sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.h")),
+            define_macros=[("TORCH_STABLE_ONLY", None), ("TORCH_TARGET_VERSION", TORCH_2_10)],
+            libraries=["torch_cpu"],
+            extra_compile_args=FLAGS,
+            language="c++",
+        )
+    ],
 )

@@ -289,12 +289,30 @@ def one_op_one_name(root: Path) -> Iterator[str]:
             yield f"{op}: no schema in ops/library.py"
         if not re.search(rf"\| `{op}\(", design):
             yield f"{op}: no row in DESIGN.md"
-    shared = {"__init__", "compile_report", "launch_table", "primitives"}
+    shared = {"__init__", "compile_report", "launch_table", "primitives", "levels"}
     for folder, suffix in (("fptkernels", ".py"), ("csrc", ".cpp")):
         for path in sorted((root / folder).glob(f"*{suffix}")):
             known = {*ops.values(), *shared, "register", "read_records"}
-            if path.stem not in known:
+            if path.stem not in known and not path.stem.startswith("level_"):
                 yield f"{path.relative_to(root)}: kernel of no op"
+
+
+def native_stays_behind_its_door(root: Path) -> Iterator[str]:
+    """C++ is short, knows no Python and registers in one file; ops/native*.py alone call it."""
+    sources = (p for p in (root / "csrc").rglob("*") if p.suffix in {".h", ".cpp"})
+    for path in sorted(sources):
+        text = path.read_text(encoding="utf-8")
+        where = path.relative_to(root)
+        if text.count("\n") > MAX_FILE_LINES:
+            yield f"{where}: {text.count(chr(10))} lines, at most {MAX_FILE_LINES}"
+        if re.search(r"Python\.h|pybind11|PyInit|torch/extension\.h|\bat::|\bc10::", text):
+            yield f"{where}: not the stable ABI, or Python"
+        if re.search(r"STABLE_TORCH_LIBRARY", text) and path.name != "register.cpp":
+            yield f"{where}: registers beside register.cpp"
+    for path in python_files(root, "python/fpt_fast"):
+        is_door = path.parent.name == "ops" and path.name.startswith("native")
+        if not is_door and "fpt_native" in path.read_text(encoding="utf-8"):
+            yield f"{path.relative_to(root)}: names fpt_native"
 
 
 def layout_is_documented(root: Path) -> Iterator[str]:
@@ -331,6 +349,7 @@ RULES: tuple[Rule, ...] = (
     bans,
     records,
     one_op_one_name,
+    native_stays_behind_its_door,
     layout_is_documented,
     contributing_paths,
 )

@@ -8,7 +8,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from helpers import (
     GOLDEN_NAMES,
     Golden,
     deselect_gpu_tests,
+    implementation,
     load_golden,
     tiny_vit,
     write_image_set,
@@ -32,6 +33,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def impl(request: pytest.FixtureRequest) -> Iterator[str]:
+    """One of ``implementations_here(op)``, by ``indirect=["impl"]``."""
+    with implementation(request.param) as name:
+        yield name
 
 
 @pytest.fixture(params=GOLDEN_NAMES)

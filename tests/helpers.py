@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from safetensors import safe_open
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from fpt_fast.ops.implementation import implementations
+from fpt_fast.ops.native_reasons import native_levels, native_missing
 from fpt_fast.records import BackboneSpec
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -158,6 +162,34 @@ def write_image_set(
                 path = root / split / name / f"{number}.png"
                 write_image(path, class_image(label, size, rng))
     return root
+
+
+def implementations_here(op: str) -> list[str]:
+    """Implementations of ``op``; ``native/<level>`` for every level of it that runs here.
+
+    tests/test_native.py sees to it that ``native`` is there where a compiler is.
+    """
+    levels = [] if native_missing() else native_levels().split(", ")
+    return [
+        name
+        for impl in implementations(op)
+        for name in ([f"native/{level}" for level in levels] if impl == "native" else [impl])
+    ]
+
+
+@contextmanager
+def implementation(name: str) -> Iterator[str]:
+    """Set the level of ``native/<level>``; yields what an op's ``impl`` argument takes."""
+    impl, _, level = name.partition("/")
+    before = os.environ.get("FPT_NATIVE_LEVEL")
+    os.environ["FPT_NATIVE_LEVEL"] = level
+    try:
+        yield impl
+    finally:
+        if before is None:
+            del os.environ["FPT_NATIVE_LEVEL"]
+        else:
+            os.environ["FPT_NATIVE_LEVEL"] = before
 
 
 def deselect_gpu_tests(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -27,12 +27,14 @@ def describe_installation() -> str:
 
     from fpt_fast.backbone import choose_dtype
     from fpt_fast.ops import explain
+    from fpt_fast.ops.native_reasons import native_levels, native_missing
 
     lines = [
         f"python: {sys.version.split()[0]} on {platform.system()} {platform.machine()}",
         *(f"{name}: {_version(name)}" for name in PACKAGES),
         f"cpu threads: {torch.get_num_threads()}",
         f"cpu dtype (auto): {_short(choose_dtype(torch.device('cpu')))}",
+        f"native: {native_missing() or 'levels ' + native_levels()}",
     ]
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from benchmarks.cases import FROZEN_CASES, FrozenCase
 from fpt_fast.ops import reference, select_tokens
-from fpt_fast.ops.implementation import implementations
+from helpers import implementation, implementations_here
 
-IMPLEMENTATIONS = implementations("select_tokens")
+IMPLEMENTATIONS = implementations_here("select_tokens")
+NATIVE = [impl for impl in IMPLEMENTATIONS if impl.startswith("native/")]
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # The kernels have no f64 form.
 KINDS = [
@@ -41,7 +42,7 @@ def assert_kept(scores: Tensor, k: Tensor, v: Tensor, kv: Tensor, index: Tensor)
             assert torch.equal(kv[image, 1, head], v[image, head, kept].to(kv.dtype))
 
 
-@pytest.mark.parametrize(("impl", "dtype"), KINDS, ids=str)
+@pytest.mark.parametrize(("impl", "dtype"), KINDS, ids=str, indirect=["impl"])
 @pytest.mark.parametrize("case", FROZEN_CASES, ids=lambda case: case.name)
 def test_exact(case: FrozenCase, impl: str, dtype: torch.dtype) -> None:
     q, k, v = case.qkv(dtype)
@@ -52,7 +53,7 @@ def test_exact(case: FrozenCase, impl: str, dtype: torch.dtype) -> None:
     assert_kept(scores, k, v, kv, index)
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS, indirect=True)
 @pytest.mark.parametrize("tokens", [5, 16, 33, 300, 1025])
 def test_ties_go_to_the_lower_index(impl: str, tokens: int) -> None:
     """At sizes at which sorting algorithms change."""
@@ -64,7 +65,7 @@ def test_ties_go_to_the_lower_index(impl: str, tokens: int) -> None:
         assert_kept(scores, k, v, kv, index)
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS, indirect=True)
 def test_signed_zeros_tie_and_infinities_are_ordered(impl: str) -> None:
     _, k, v = FrozenCase("", 1, 1, 6, 4, 1).qkv(torch.float32)
     scores = torch.tensor([[[-0.0, 0.0, -math.inf, math.inf, -0.0, 0.0]]])
@@ -73,12 +74,46 @@ def test_signed_zeros_tie_and_infinities_are_ordered(impl: str) -> None:
         assert_kept(scores, k, v, kv, index)
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS, indirect=True)
 def test_copies_are_converted_once_on_request(impl: str) -> None:
     _, k, v = FROZEN_CASES[0].qkv(torch.float32)
     scores = torch.rand(k.shape[:3])
     kv, index = select_tokens(scores, k, v, 7, impl=impl, dtype=torch.float16)
     assert kv.dtype == torch.float16
+    assert_kept(scores, k, v, kv, index)
+
+
+@pytest.mark.parametrize("to", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("impl", NATIVE, indirect=True)
+def test_native_converts_every_number_as_torch_does(
+    impl: str, dtype: torch.dtype, to: torch.dtype
+) -> None:
+    """All 16-bit numbers, or patterns of bits of the wider dtypes, in rows with a rest."""
+    bits = {8: torch.int64, 4: torch.int32, 2: torch.int16}[dtype.itemsize]
+    low, high = torch.iinfo(bits).min, torch.iinfo(bits).max
+    values = torch.arange(2**16).to(bits)
+    if dtype.itemsize > 2:
+        # Half of them of a size that f16 holds, and ties between two of its neighbours.
+        wild = torch.randint(low, high, (2**15,), dtype=bits).view(dtype)
+        tame = (torch.arange(2**15) - 2**14).to(dtype) * (2.0**-26 + 2.0**-14)
+        values = torch.cat([wild, tame, tame * (1 + 2.0**-11)])[: 2**16]
+    numbers = values.view(dtype)[: 2**16 // 37 * 37].view(1, 1, -1, 37)
+    for k in (numbers, numbers.mT.contiguous().mT):
+        scores = torch.rand(k.shape[:3])
+        kv, index = select_tokens(scores, k, -k, k.shape[2] - 3, impl=impl, dtype=to)
+        for part, source in enumerate((k, -k)):
+            expected = source[0, 0, index[0, 0].long()].to(to)
+            torch.testing.assert_close(kv[0, part, 0], expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("impl", NATIVE, indirect=True)
+def test_native_orders_scores_of_every_dtype_and_stride(impl: str, dtype: torch.dtype) -> None:
+    _, k, v = FrozenCase("", 2, 3, 700, 3, 1).qkv(torch.float32)
+    scores = torch.randn(700, 3, 2).to(dtype).permute(2, 1, 0)
+    assert scores.unique().numel() < scores.numel() or dtype.itemsize > 2, "no ties"
+    kv, index = select_tokens(scores, k, v, 300, impl=impl)
     assert_kept(scores, k, v, kv, index)
 
 
@@ -94,14 +129,15 @@ def test_copies_are_converted_once_on_request(impl: str) -> None:
 def test_selection_equals_a_stable_sort(scores: list[float], data: st.DataObject) -> None:
     keep = data.draw(st.integers(1, len(scores)))
     k = torch.arange(len(scores), dtype=torch.float32).view(1, 1, -1, 1)
-    for impl in IMPLEMENTATIONS:
-        kv, index = select_tokens(torch.tensor([[scores]]), k, -k, keep, impl=impl)
+    for name in IMPLEMENTATIONS:
+        with implementation(name) as impl:
+            kv, index = select_tokens(torch.tensor([[scores]]), k, -k, keep, impl=impl)
         assert index.flatten().tolist() == ranked(scores, keep)
         assert torch.equal(kv[0, 0].flatten(), index.flatten().float())
         assert torch.equal(kv[0, 1].flatten(), -index.flatten().float())
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS, indirect=True)
 def test_nan_scores_are_refused_by_place(impl: str) -> None:
     _, k, v = FROZEN_CASES[0].qkv(torch.float32)
     scores = torch.rand(k.shape[:3])

@@ -20,6 +20,7 @@ from fpt_fast.ops.implementation import (
     register,
     resolve,
 )
+from fpt_fast.ops.native_reasons import native_reasons
 from fpt_fast.ops.reference import Scales
 from fpt_fast.ops.triton_reasons import triton_reasons
 
@@ -36,6 +37,7 @@ _cpu = needs_device("cpu")
 _register("token_scores", "cpu", "fpt_fast.ops.cpu", _cpu)
 _register("token_scores", "blocked", "fpt_fast.ops.cpu")
 _register("token_scores", "reference", "fpt_fast.ops.reference_ops")
+_register("select_tokens", "native", "fpt_fast.ops.native", native_reasons)
 _register("select_tokens", "cpu", "fpt_fast.ops.cpu", _cpu)
 _register("select_tokens", "reference", "fpt_fast.ops.reference_ops")
 _register("quantise_kv", "cpu", "fpt_fast.ops.cpu", _cpu)

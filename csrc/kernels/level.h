@@ -1,0 +1,23 @@
+// Every kernel, compiled once per level: included by level_*.cpp after they have set the target.
+// FPT_LEVEL names the level and its namespace, FPT_WIDTH is floats in a vector, and FPT_BF16 says
+// that products of bf16 pairs are in hardware.
+
+#define FPT_INLINE inline __attribute__((always_inline))
+
+namespace fpt {
+namespace FPT_LEVEL {
+namespace {
+
+#include "simd.h"
+#include "select_tokens.h"
+
+}  // namespace
+
+extern const Kernels kernels;
+const Kernels kernels = {
+    .select_tokens = select_tokens,
+    .gather_rows = gather_rows,
+};
+
+}  // namespace FPT_LEVEL
+}  // namespace fpt

@@ -1,0 +1,132 @@
+// Vectors of FPT_WIDTH floats, once per level.  GCC's and clang's vector extensions do the arithmetic;
+// intrinsics only where those have no word for it.
+
+constexpr int W = FPT_WIDTH;
+
+typedef float F __attribute__((vector_size(4 * W)));
+typedef int32_t I __attribute__((vector_size(4 * W)));
+typedef uint32_t U __attribute__((vector_size(4 * W)));
+typedef uint16_t H __attribute__((vector_size(2 * W)));
+// The same in memory: at any address, over any type.
+typedef float FM __attribute__((vector_size(4 * W), aligned(2), may_alias));
+typedef uint16_t HM __attribute__((vector_size(2 * W), aligned(2), may_alias));
+
+FPT_INLINE F splat(float x) { return x - F{}; }
+FPT_INLINE F as_float(U x) { return reinterpret_cast<F>(x); }
+FPT_INLINE U as_bits(F x) { return reinterpret_cast<U>(x); }
+
+FPT_INLINE float float_of_bits(uint32_t bits) {
+  float x;
+  __builtin_memcpy(&x, &bits, 4);
+  return x;
+}
+
+FPT_INLINE uint32_t bits_of_float(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, 4);
+  return bits;
+}
+
+// One value of a 16-bit kind.
+
+FPT_INLINE float float_of_bf16(uint16_t x) { return float_of_bits(uint32_t(x) << 16); }
+
+FPT_INLINE uint16_t bf16_of_float(float x) {
+  const uint32_t bits = bits_of_float(x);
+  if (x != x) return 0x7fc0;
+  return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+FPT_INLINE float float_of_f16(uint16_t x) {
+  const uint32_t sign = uint32_t(x & 0x8000) << 16;
+  const uint32_t rest = x & 0x7fff;
+  if (rest >= 0x7c00) return float_of_bits(sign | 0x7f800000 | (rest & 0x3ff) << 13);
+  // 2^112 moves the exponent, and makes subnormal numbers normal.
+  const float magnitude = float_of_bits(rest << 13) * 0x1p112f;
+  return float_of_bits(sign | bits_of_float(magnitude));
+}
+
+FPT_INLINE uint16_t f16_of_float(float x) {
+  const uint32_t bits = bits_of_float(x);
+  const uint16_t sign = uint16_t(bits >> 16 & 0x8000);
+  const uint32_t rest = bits & 0x7fffffff;
+  if (rest > 0x7f800000) return sign | 0x7e00;
+  if (rest >= 0x477ff000) return sign | 0x7c00;  // 65520 and above round to infinity
+  if (rest < 0x38800000) {
+    // Subnormal: adding 0.5 leaves 2^-24, the unit of f16, as the last bit, rounded to even.
+    const float shifted = float_of_bits(rest) + 0.5f;
+    return sign | uint16_t(bits_of_float(shifted) - 0x3f000000);
+  }
+  return sign | uint16_t((rest + 0xfff + ((rest >> 13) & 1) - 0x38000000) >> 13);
+}
+
+// W values from memory and back.
+
+FPT_INLINE F load(const float* p) { return *reinterpret_cast<const FM*>(p); }
+FPT_INLINE void store(float* p, F x) { *reinterpret_cast<FM*>(p) = x; }
+
+FPT_INLINE F load_bf16(const uint16_t* p) {
+  return as_float(__builtin_convertvector(H(*reinterpret_cast<const HM*>(p)), U) << 16);
+}
+
+FPT_INLINE void store_bf16(uint16_t* p, F x) {
+  const U bits = as_bits(x);
+  const U rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const U kept = x == x ? rounded : U{} + 0x7fc0;
+  *reinterpret_cast<HM*>(p) = __builtin_convertvector(kept, H);
+}
+
+FPT_INLINE F load_f16(const uint16_t* p) {
+#if FPT_WIDTH == 16
+  return reinterpret_cast<F>(_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i*)p)));
+#elif FPT_WIDTH == 8
+  return reinterpret_cast<F>(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)));
+#else
+  F x{};
+  for (int i = 0; i < W; ++i) x[i] = float_of_f16(p[i]);
+  return x;
+#endif
+}
+
+FPT_INLINE void store_f16(uint16_t* p, F x) {
+#if FPT_WIDTH == 16
+  _mm256_storeu_si256((__m256i*)p, _mm512_maskz_cvtps_ph(0xffff, (__m512)x, 0));
+#elif FPT_WIDTH == 8
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)x, 0));
+#else
+  for (int i = 0; i < W; ++i) p[i] = f16_of_float(x[i]);
+#endif
+}
+
+// The kinds as types, so that a loop is written once.
+
+struct F16 {
+  using Value = uint16_t;
+  static FPT_INLINE float one(Value x) { return float_of_f16(x); }
+  static FPT_INLINE Value of(float x) { return f16_of_float(x); }
+  static FPT_INLINE F some(const Value* p) { return load_f16(p); }
+  static FPT_INLINE void put(Value* p, F x) { store_f16(p, x); }
+};
+
+struct BF16 {
+  using Value = uint16_t;
+  static FPT_INLINE float one(Value x) { return float_of_bf16(x); }
+  static FPT_INLINE Value of(float x) { return bf16_of_float(x); }
+  static FPT_INLINE F some(const Value* p) { return load_bf16(p); }
+  static FPT_INLINE void put(Value* p, F x) { store_bf16(p, x); }
+};
+
+struct F32 {
+  using Value = float;
+  static FPT_INLINE float one(Value x) { return x; }
+  static FPT_INLINE Value of(float x) { return x; }
+  static FPT_INLINE F some(const Value* p) { return load(p); }
+  static FPT_INLINE void put(Value* p, F x) { store(p, x); }
+};
+
+// f64 is only ever copied and compared.
+struct F64 {
+  using Value = double;
+  static FPT_INLINE double one(Value x) { return x; }
+  static FPT_INLINE Value of(double x) { return x; }
+};

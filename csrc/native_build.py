@@ -1,0 +1,75 @@
+"""Build backend: setuptools, which also asks for torch where its headers are not at hand.
+
+``torch.stable`` needs headers at build time, and an isolated build sees no installed torch.  That
+of the environment that is installed into will do: its files are read, and it is not imported.
+"""
+
+import re
+import shutil
+import sys
+import sysconfig
+from os import environ
+from pathlib import Path
+
+from setuptools import build_meta
+from setuptools.build_meta import (
+    build_editable,
+    build_sdist,
+    build_wheel,
+    get_requires_for_build_sdist,
+    prepare_metadata_for_build_editable,
+    prepare_metadata_for_build_wheel,
+)
+
+__all__ = [
+    "build_editable",
+    "build_sdist",
+    "build_wheel",
+    "find_torch",
+    "get_requires_for_build_editable",
+    "get_requires_for_build_sdist",
+    "get_requires_for_build_wheel",
+    "prepare_metadata_for_build_editable",
+    "prepare_metadata_for_build_wheel",
+    "why_not",
+]
+
+OLDEST_TORCH = (2, 10)
+
+
+def find_torch() -> Path | None:
+    """Folder of the first installed torch that is new enough, or None."""
+    places = [*sys.path, sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    for place in dict.fromkeys(places):
+        torch = Path(place) / "torch"
+        if not (torch / "include/torch/csrc/stable/ops.h").exists():
+            continue
+        version = re.search(r"__version__ = '(\d+)\.(\d+)", (torch / "version.py").read_text())
+        if version and (int(version[1]), int(version[2])) >= OLDEST_TORCH:
+            return torch
+    return None
+
+
+def why_not() -> str | None:
+    """Why nothing can be compiled here, torch aside; None where it can."""
+    if sys.platform != "linux":
+        return f"it is built on Linux only, and this is {sys.platform}"
+    compiler = environ.get("CXX", "c++").split()[0]
+    if shutil.which(compiler) is None:
+        return f"there was no C++ compiler ({compiler})"
+    return None
+
+
+def _torch_if_needed() -> list[str]:
+    needed = why_not() is None and find_torch() is None
+    return ["torch>=" + ".".join(map(str, OLDEST_TORCH))] if needed else []
+
+
+def get_requires_for_build_wheel(config_settings: dict[str, object] | None = None) -> list[str]:
+    """What setuptools needs, and torch where there are no headers."""
+    return [*build_meta.get_requires_for_build_wheel(config_settings), *_torch_if_needed()]
+
+
+def get_requires_for_build_editable(config_settings: dict[str, object] | None = None) -> list[str]:
+    """What setuptools needs, and torch where there are no headers."""
+    return [*build_meta.get_requires_for_build_editable(config_settings), *_torch_if_needed()]

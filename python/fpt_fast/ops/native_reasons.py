@@ -1,0 +1,67 @@
+"""Loads the C++ extension on first need, and says why its ops cannot run on given arguments.
+
+The extension is ``fpt_fast/_native.so``, a plain shared library that registers ops of the namespace
+``fpt_native`` with torch (``csrc/register.cpp``).  It is loaded when an op first asks for its
+implementations, and not at import, which stays cheap.  Two environment variables, for tests and
+builds of one's own:
+
+- ``FPT_NATIVE_LIBRARY``: path of another build; empty for none at all.
+- ``FPT_NATIVE_LEVEL``: ``avx512_bf16``, ``avx512``, ``avx2`` or ``portable``, to run the kernels of
+  that level instead of the best one.
+"""
+
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_FOLDER = Path(__file__).resolve().parent.parent
+
+
+def native_reasons(args: Sequence[object]) -> list[str]:
+    """Full sentences; empty where the extension runs: on the CPU, if it was built."""
+    missing = native_missing()
+    if missing:
+        return [missing]
+    elsewhere = sorted({arg.device.type for arg in args if isinstance(arg, Tensor)} - {"cpu"})
+    return [f"it runs on cpu tensors, got tensors on {', '.join(elsewhere)}"] if elsewhere else []
+
+
+def native_floats_reasons(args: Sequence[object]) -> list[str]:
+    """``native_reasons`` of an op that computes in f32, and so has no f64 form."""
+    reasons = native_reasons(args)
+    if any(isinstance(arg, Tensor) and arg.dtype == torch.float64 for arg in args):
+        reasons.append("it has no float64 form")
+    return reasons
+
+
+@cache
+def native_missing() -> str | None:
+    """Load the extension; None where it is there, else why it is not."""
+    named = os.environ.get("FPT_NATIVE_LIBRARY")
+    if named == "":
+        return "the C++ extension is switched off by FPT_NATIVE_LIBRARY"
+    path = Path(named) if named else _FOLDER / "_native.so"
+    if not path.exists():
+        return f"the C++ extension is not installed: {_why_not_built(path)}"
+    try:
+        torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
+    except OSError as error:
+        return f"the C++ extension does not load: {error}"
+    return None
+
+
+def native_levels() -> str:
+    """Levels that this processor runs, the best first; only where nothing is missing."""
+    levels: str = torch.ops.fpt_native.levels()
+    return levels
+
+
+def _why_not_built(path: Path) -> str:
+    note = path.with_name("_native_missing.txt")
+    if note.exists():
+        return "when fpt-fast was installed, " + note.read_text(encoding="utf-8").strip()
+    return f"there is no {path.name} (python setup.py build_ext --inplace builds it in a clone)"
