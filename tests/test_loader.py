@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from fpt_fast.config import AugmentConfig
-from fpt_fast.images import DecodedStore, load_image_set
+from fpt_fast.images import DecodedStore, ImageError, load_image_set, shrink_images
 from fpt_fast.loader import CachedFeatures, FeatureLoader, NoFeatures
 from fpt_fast.records import FeatureBatch, ImageItem, Preprocessing
 
@@ -94,6 +95,41 @@ def test_without_shuffling_and_augmentation_epochs_are_equal(
     first, second = epoch(loader, 0), epoch(loader, 1)
     assert keys(first) == [item.key for item in items]
     assert torch.equal(pixels(first), pixels(second))
+
+
+def test_stored_side_images_make_the_same_choices_and_decode_nothing(
+    make_image_set: Callable[..., Path],
+) -> None:
+    """These images are no larger than twice the input: nothing is lost but 8-bit rounding."""
+    items = load_image_set(make_image_set("small", size=(32, 28))).of_split("train")
+    shrunk = shrink_images(items, SIDE.size, augmented=True)
+
+    def make(**changes: Any) -> FeatureLoader:
+        values = {"batch_size": 5, "store": DecodedStore(), "shuffle": True, "seed": 3, **changes}
+        return FeatureLoader(items, NoFeatures(), SIDE, augmentation=AugmentConfig(), **values)
+
+    expected = {number: epoch(make(), number) for number in (0, 3)}
+    for item in items:
+        item.path.unlink()
+    with pytest.raises(ImageError):
+        epoch(make(), 0)
+    for number, exact in expected.items():
+        made = epoch(make(side_images=shrunk), number)
+        assert keys(made) == keys(exact)
+        assert torch.equal(pixels(made), pixels(epoch(make(side_images=shrunk, workers=1), number)))
+        # In units of the input's deviation, which is a quarter of full scale here.
+        assert float((pixels(made) - pixels(exact)).abs().max()) <= 4 * 1.5 / 255
+    with pytest.raises(ValueError, match="those of the 12 items, got 0"):
+        make(side_images=shrink_images((), SIDE.size, augmented=True))
+
+
+def test_stored_images_are_exact_without_augmentation(
+    make_loader: Callable[..., FeatureLoader], items: tuple[ImageItem, ...]
+) -> None:
+    stored = shrink_images(items, SIDE.size, augmented=False)
+    exact = epoch(make_loader(augmentation=None), 1)
+    made = epoch(make_loader(augmentation=None, side_images=stored), 1)
+    assert keys(made) == keys(exact) and torch.equal(pixels(made), pixels(exact))
 
 
 def test_an_epoch_left_early_stops_its_threads(make_loader: Callable[..., FeatureLoader]) -> None:

@@ -18,7 +18,16 @@ from torch import Tensor
 from fpt_fast.backbone import FrozenBackbone
 from fpt_fast.cache import CacheReader
 from fpt_fast.config import AugmentConfig
-from fpt_fast.images import DecodedStore, SideAugmentation, to_network_input
+from fpt_fast.images import (
+    DecodedStore,
+    SideAugmentation,
+    SideBatches,
+    SideImages,
+    choose,
+    hashed_uniform,
+    mix,
+    to_network_input,
+)
 from fpt_fast.profiling import span
 from fpt_fast.records import FeatureBatch, ImageItem, Importance, Preprocessing
 from fpt_fast.selection import select_features
@@ -50,18 +59,25 @@ class FrozenPass:
 
 
 class FeatureSource(Protocol):
-    """Where a batch's keys and values come from."""
+    """Where a batch's keys and values come from; ``needs_images`` where it looks at images."""
+
+    needs_images: bool
 
     def __call__(
         self, items: Sequence[ImageItem], images: Sequence[Tensor], seeds: Sequence[int]
     ) -> Tensor | None:
-        """Kept keys and values [B, L, 2, H, K, D] of ``items``, whose decoded ``images`` are
-        given; ``seeds``, one an image, are for a source that augments its input."""
+        """Kept keys and values [B, L, 2, H, K, D] of ``items``.
+
+        A source that ``needs_images`` is given the decoded ``images``, and ``seeds``, one an
+        image, to augment them; for another both are empty.
+        """
         ...
 
 
 class CachedFeatures:
     """Features of a cache, by key; refuses at once a data set that the cache does not cover."""
+
+    needs_images = False
 
     def __init__(self, reader: CacheReader, items: Sequence[ImageItem]) -> None:
         self._reader = reader
@@ -78,11 +94,14 @@ class CachedFeatures:
         self, items: Sequence[ImageItem], images: Sequence[Tensor], seeds: Sequence[int]
     ) -> Tensor:
         """Read and check the records of ``items``; ``images`` are not looked at."""
-        return self._reader.read([self._reader.row(item.key) for item in items]).kv
+        with span("read"):
+            return self._reader.read([self._reader.row(item.key) for item in items]).kv
 
 
 class LiveFeatures:
     """Features of a frozen pass made for the batch; its input may be augmented."""
+
+    needs_images = True
 
     def __init__(self, frozen: FrozenPass, augmentation: AugmentConfig | None = None) -> None:
         self._frozen = frozen
@@ -119,6 +138,8 @@ class LiveFeatures:
 class NoFeatures:
     """For a side network alone."""
 
+    needs_images = False
+
     def __call__(
         self, items: Sequence[ImageItem], images: Sequence[Tensor], seeds: Sequence[int]
     ) -> None:
@@ -131,7 +152,9 @@ class FeatureLoader:
 
     ``side`` says how the side input is made; with ``augmentation`` it is augmented, with numbers
     that depend only on (seed, epoch, image).  The last batch may be smaller: no image is ever
-    dropped.  ``shuffle`` permutes the images anew in every epoch.
+    dropped.  ``shuffle`` permutes the images anew in every epoch.  ``side_images`` are ``items``
+    shrunk beforehand (``shrink_images``, augmented or not as here); without them every image is
+    decoded for its batch, unless ``store`` has it.
     """
 
     def __init__(
@@ -143,6 +166,7 @@ class FeatureLoader:
         batch_size: int,
         store: DecodedStore,
         augmentation: AugmentConfig | None = None,
+        side_images: SideImages | None = None,
         shuffle: bool = False,
         seed: int = 0,
         workers: int = 2,
@@ -151,10 +175,18 @@ class FeatureLoader:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if not items:
             raise ValueError("a loader needs at least one image, got none; is the split empty?")
+        if side_images is not None and len(side_images) != len(items):
+            raise ValueError(
+                f"side_images must be those of the {len(items)} items, got {len(side_images)}"
+            )
         self._items = tuple(items)
+        self._labels = torch.tensor([item.label for item in items], dtype=torch.int64)
         self._features = features
         self._side = side
         self._augment = None if augmentation is None else SideAugmentation(augmentation, side)
+        self._side_batches = (
+            None if side_images is None else SideBatches(side_images, side, augmentation)
+        )
         self._batch_size = batch_size
         self._store = store
         self._shuffle = shuffle
@@ -188,28 +220,40 @@ class FeatureLoader:
     def _order(self, epoch: int) -> list[int]:
         if not self._shuffle:
             return list(range(len(self._items)))
-        generator = _generator(_mix(self._seed, epoch), _ORDER_STREAM)
+        generator = _generator(mix(self._seed, epoch), _ORDER_STREAM)
         order: list[int] = torch.randperm(len(self._items), generator=generator).tolist()
         return order
 
     def _make(self, positions: Sequence[int], epoch: int) -> FeatureBatch:
         items = [self._items[position] for position in positions]
-        images = [self._store.get(item) for item in items]
-        seeds = [_mix(self._seed, epoch, position) for position in positions]
-        side = [
-            to_network_input(image, self._side)
-            if self._augment is None
-            else self._augment(image, _generator(seed, _SIDE_STREAM))
-            for image, seed in zip(images, seeds, strict=True)
-        ]
-        with span("features"):
-            kv = self._features(items, images, seeds)
+        rows = torch.tensor(positions, dtype=torch.int64)
+        images: list[Tensor] = []
+        seeds: list[int] = []
+        if self._features.needs_images or self._side_batches is None:
+            images = [self._store.get(item) for item in items]
+        if self._features.needs_images:
+            seeds = [mix(self._seed, epoch, position) for position in positions]
+        with span("augment"):
+            side = self._make_side(rows, images, mix(self._seed, epoch, _SIDE_STREAM))
+        kv = self._features(items, images, seeds)
         return FeatureBatch(
-            side_pixels=torch.stack(side),  # [B, 3, h, w]
+            side_pixels=side,
             kv=kv,
             rows=None,
-            labels=torch.tensor([item.label for item in items], dtype=torch.int64),  # [B]
+            labels=self._labels[rows],  # [B]
             keys=tuple(item.key for item in items),
+        )
+
+    def _make_side(self, rows: Tensor, images: Sequence[Tensor], seed: int) -> Tensor:
+        """Side input [B, 3, h, w]; both ways make the same choices for the same image."""
+        if self._side_batches is not None:
+            return self._side_batches(rows, seed)
+        if self._augment is None:
+            return torch.stack([to_network_input(image, self._side) for image in images])
+        heights, widths = torch.tensor([image.shape[1:] for image in images]).unbind(1)
+        draws = choose(hashed_uniform(seed, rows), heights, widths, self._augment.config)
+        return torch.stack(
+            [self._augment.apply(image, draws.of(i)) for i, image in enumerate(images)]
         )
 
 
@@ -232,16 +276,5 @@ def _ahead(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _mix(*numbers: int) -> int:
-    """One 63-bit seed out of several small numbers (splitmix64 rounds)."""
-    state = 0
-    for number in numbers:
-        state = (state + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-        state ^= state >> 31
-    return state >> 1
-
-
 def _generator(seed: int, stream: int) -> torch.Generator:
-    return torch.Generator().manual_seed(_mix(seed, stream))
+    return torch.Generator().manual_seed(mix(seed, stream))

@@ -208,6 +208,11 @@ class TrainSettings(FrozenSettings):
     """Epochs between validations."""
     augment: bool = True
     """Augment the side input as published."""
+    side_images: Literal["stored", "exact"] = "stored"
+    """stored: decode and shrink the side input once, to twice its size; exact: decode the
+    original in every epoch, as published."""
+    side_cache: Path | None = None
+    """Folder to keep the stored side images in, so that later runs need not decode either."""
     seed: int = 0
     """Seed of weights, order, augmentation and dropout."""
     tensorboard: bool = False

@@ -5,12 +5,18 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from images.published_augmentation import in_published_order, make_image
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as vision
 
 from fpt_fast.config import AugmentConfig
-from fpt_fast.images import AugmentationDraw, SideAugmentation, to_network_input
+from fpt_fast.images import (
+    AugmentationDraw,
+    SideAugmentation,
+    choose,
+    hashed_uniform,
+    mix,
+    to_network_input,
+)
 from fpt_fast.records import Preprocessing
 
 UNIT = Preprocessing((16, 24), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -20,18 +26,16 @@ DRAWS = 4000
 DISTANCE = 1.95 * math.sqrt(2 / DRAWS)
 
 
-def make_image(kind: str, height: int = 90, width: int = 120) -> Tensor:
-    """``bright`` and ``dark`` reach the ends of the range, so that jitter clamps; ``mid`` not."""
-    rng = np.random.default_rng(0)
-    low, high = {"mid": (90, 160), "bright": (120, 256), "dark": (0, 90), "full": (0, 256)}[kind]
-    blocks = rng.integers(low, high, (height // 6, width // 6, 3)).repeat(6, 0).repeat(6, 1)
-    return torch.from_numpy(blocks.astype(np.uint8)).permute(2, 0, 1)
-
-
 def draws(height: int, width: int, config: AugmentConfig = PUBLISHED) -> list[AugmentationDraw]:
-    augment = SideAugmentation(config, UNIT)
-    generator = torch.Generator().manual_seed(1)
-    return [augment.draw(height, width, generator) for _ in range(DRAWS)]
+    """As the loader draws them: half of them of other images, half of other epochs."""
+    rows = torch.arange(DRAWS // 2)
+    sizes = torch.full_like(rows, height), torch.full_like(rows, width)
+    return [
+        chosen.of(i)
+        for epoch in (0, 1)
+        for chosen in [choose(hashed_uniform(mix(7, epoch), rows), *sizes, config)]
+        for i in rows.tolist()
+    ]
 
 
 def distance(left: list[float], right: list[float]) -> float:
@@ -103,21 +107,21 @@ def test_choices_do_not_depend_on_each_other() -> None:
     assert np.abs(correlation).max() <= 4 / math.sqrt(DRAWS)
 
 
-def in_published_order(image: Tensor, draw: AugmentationDraw) -> Tensor:
-    """Jitter, crop and resize, flip, each by torchvision on the full image, in f64.
-
-    The crop is that of the unflipped image, which is where ``draw`` has it.
-    """
-    out = vision.to_dtype(image, torch.float64, scale=True)
-    steps = [
-        lambda x: vision.adjust_brightness(x, draw.brightness),
-        lambda x: vision.adjust_contrast(x, draw.contrast),
-    ]
-    for step in steps[:: -1 if draw.contrast_first else 1]:
-        out = step(out)
-    out = vision.resized_crop(out, *draw.crop, list(UNIT.size), antialias=True)
-    out = vision.horizontal_flip(out) if draw.flip_horizontally else out
-    return vision.vertical_flip(out) if draw.flip_vertically else out
+def test_hashed_numbers_are_uniform_and_unrelated() -> None:
+    """Over images, counters and epochs; a number is the same in any company."""
+    here, there = (hashed_uniform(mix(0, epoch), torch.arange(4000)) for epoch in (0, 1))
+    assert here.shape == (4000, 45) and float(here.min()) >= 0 and float(here.max()) < 1
+    for column in range(0, 45, 7):
+        uniform = np.sort(here[:, column].numpy())
+        steps = np.arange(1, 4001) / 4000
+        assert np.abs(uniform - steps).max() <= 1.95 / math.sqrt(4000)
+    bound = 5 / math.sqrt(4000)
+    inside = np.corrcoef(here.numpy().T) - np.eye(45)
+    assert np.abs(inside).max() <= bound
+    for left, right in ((here[:, 3], there[:, 3]), (here[1:, 3], here[:-1, 3])):
+        assert abs(np.corrcoef(left.numpy(), right.numpy())[0, 1]) <= bound
+    some = torch.tensor([17, 3])
+    assert torch.equal(hashed_uniform(mix(0, 0), some), here[some])
 
 
 @pytest.mark.parametrize("kind", ["mid", "bright", "dark", "full"])
@@ -137,7 +141,7 @@ def test_pixels_agree_with_the_published_order(kind: str, depth: int, grey: bool
         draw = augment.draw(*image.shape[1:], generator)
         out = augment.apply(image, draw)
         assert out.shape == (3, *UNIT.size) and out.dtype == torch.float32 and out.is_contiguous()
-        expected = in_published_order(image, draw)
+        expected = in_published_order(image, draw, UNIT.size)
         bound = 1.5 / 255 if depth == 8 else 1e-4
         assert (out - expected).abs().max() <= bound
         assert (out - expected).mean().abs() <= (0.2 / 255 if depth == 8 else 1e-4)
@@ -149,8 +153,8 @@ def test_order_of_the_jitter_matters_and_is_kept(first: str) -> None:
     draw = AugmentationDraw(False, False, 1.2, 0.8, first == "contrast", (0, 0, 90, 120))
     other = AugmentationDraw(False, False, 1.2, 0.8, first != "contrast", (0, 0, 90, 120))
     out = SideAugmentation(PUBLISHED, UNIT).apply(image, draw)
-    assert (out - in_published_order(image, draw)).abs().max() <= 1.5 / 255
-    assert (out - in_published_order(image, other)).abs().max() > 3 / 255
+    assert (out - in_published_order(image, draw, UNIT.size)).abs().max() <= 1.5 / 255
+    assert (out - in_published_order(image, other, UNIT.size)).abs().max() > 3 / 255
 
 
 def test_same_generator_same_result() -> None:

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from small_run import write_backbone
+from small_run import files_of, write_backbone
 
 from fpt_fast.backbone import load_backbone
 from fpt_fast.cache import CacheReader
 from fpt_fast.config import ConfigError
-from fpt_fast.images import read_image, to_network_input
+from fpt_fast.images import read_image, side_images, to_network_input
 from fpt_fast.model import FptModel
 from fpt_fast.pipeline import (
     PreloadSettings,
@@ -28,6 +28,7 @@ from fpt_fast.pipeline import (
     train,
 )
 from fpt_fast.pipeline.features import FeaturePlan
+from fpt_fast.records import ImageItem
 from helpers import class_image, write_image, write_image_set
 
 MakePreload = Callable[..., PreloadSettings]
@@ -138,6 +139,7 @@ def test_without_a_cache_the_trainer_sees_the_same(
         {"augment": False, "loss": "focal"},
         {"loss": "mean_square_error"},
         {"loss_weight": "balance"},
+        {"side_images": "exact"},
     ],
     ids=str,
 )
@@ -301,6 +303,32 @@ def test_the_run_says_how_it_was_made(
     assert values["method"]["token_ratio"] == 0.2
     assert values["features"]["layers"] == [2, 3]
     assert values["classes"] == ["healthy", "mild", "severe"]
+
+
+def test_side_images_are_decoded_once_and_kept(
+    preload_settings: MakePreload,
+    train_settings: MakeTrain,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three epochs decode as much as one; with a folder for them, the next run decodes nothing."""
+    preload(preload_settings())
+    decoded: list[str] = []
+    original = side_images.read_item
+
+    def counting(item: ImageItem) -> torch.Tensor:
+        decoded.append(item.key)
+        return original(item)
+
+    monkeypatch.setattr(side_images, "read_item", counting)
+    first = train(train_settings(epochs=3, side_cache=tmp_path / "side"))
+    assert len(decoded) == len(set(decoded)) == 12 + 6  # train and val
+    again = train(train_settings(epochs=3, side_cache=tmp_path / "side", run=tmp_path / "again"))
+    assert len(decoded) == 12 + 6
+    assert files_of(again.run / "best") == files_of(first.run / "best")
+    settings = yaml.safe_load((first.run / "config.yaml").read_text())["settings"]
+    assert settings["side_images"] == "stored"
+    assert settings["side_cache"] == str(tmp_path / "side")
 
 
 def test_paths_may_be_text(backbone: Path, data: Path, tmp_path: Path) -> None:

@@ -134,7 +134,14 @@ def test_images_that_changed_under_their_names_are_refused(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"augment": False}, {"num_prompts": 4}, {"side_size": "32"}, {"seed": 1}, {"fusion": False}],
+    [
+        {"augment": False},
+        {"num_prompts": 4},
+        {"side_size": "32"},
+        {"seed": 1},
+        {"fusion": False},
+        {"side_images": "exact"},
+    ],
     ids=str,
 )
 def test_a_run_is_resumed_with_its_own_settings_only(

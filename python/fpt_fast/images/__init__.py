@@ -1,12 +1,15 @@
 """Images: data sets, decoding, network input, augmentation, statistics."""
 
-from fpt_fast.images.augmentation import AugmentationDraw, SideAugmentation
+from fpt_fast.images.augmentation import SideAugmentation
 from fpt_fast.images.batches import iter_image_batches
 from fpt_fast.images.csv_list import ImageSetError
 from fpt_fast.images.dataset import EXTENSIONS, list_images, load_image_set
 from fpt_fast.images.decode import ImageError, read_image, read_item
 from fpt_fast.images.digests import digest_images
+from fpt_fast.images.draws import AugmentationDraw, AugmentationDraws, choose, hashed_uniform, mix
 from fpt_fast.images.presets import DatasetPreset, dataset_preset, preset_names
+from fpt_fast.images.side_batches import SideBatches
+from fpt_fast.images.side_images import SideImages, shrink_images
 from fpt_fast.images.statistics import check_images, format_unreadable, measure_statistics
 from fpt_fast.images.store import DecodedStore
 from fpt_fast.images.transforms import to_network_input
@@ -14,21 +17,28 @@ from fpt_fast.images.transforms import to_network_input
 __all__ = [
     "EXTENSIONS",
     "AugmentationDraw",
+    "AugmentationDraws",
     "DatasetPreset",
     "DecodedStore",
     "ImageError",
     "ImageSetError",
     "SideAugmentation",
+    "SideBatches",
+    "SideImages",
     "check_images",
+    "choose",
     "dataset_preset",
     "digest_images",
     "format_unreadable",
+    "hashed_uniform",
     "iter_image_batches",
     "list_images",
     "load_image_set",
     "measure_statistics",
+    "mix",
     "preset_names",
     "read_image",
     "read_item",
+    "shrink_images",
     "to_network_input",
 ]

@@ -9,7 +9,6 @@ image if no level of this image is clamped, and on the crop at full resolution o
 Unlike the published code, nothing is rounded to 8 bits between the steps.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fpt_fast.config import AugmentConfig
+from fpt_fast.images.draws import UNIFORMS, AugmentationDraw, choose
 from fpt_fast.images.transforms import (
     FULL_SCALE,
     check_image,
@@ -26,22 +26,9 @@ from fpt_fast.images.transforms import (
 )
 from fpt_fast.records import Preprocessing
 
-_CROP_ATTEMPTS = 10
 _CHUNK_BYTES = 1 << 17
 # ITU-R 601, as Pillow and torchvision turn colour to grey.
-_GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])
-
-
-@dataclass(frozen=True, slots=True)
-class AugmentationDraw:
-    """The random choices for one image; ``crop`` is (top, left, height, width) in pixels."""
-
-    flip_horizontally: bool
-    flip_vertically: bool
-    brightness: float
-    contrast: float
-    contrast_first: bool
-    crop: tuple[int, int, int, int]
+GREY_WEIGHTS = np.array([0.299, 0.587, 0.114])
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +68,9 @@ class SideAugmentation:
 
     def draw(self, height: int, width: int, generator: torch.Generator) -> AugmentationDraw:
         """Make the random choices for an image of ``height`` x ``width`` pixels."""
-        config = self.config
-        uniform: list[float] = torch.rand(
-            5 + 4 * _CROP_ATTEMPTS, generator=generator, dtype=torch.float64
-        ).tolist()
-        return AugmentationDraw(
-            flip_horizontally=uniform[0] < config.horizontal_flip,
-            flip_vertically=uniform[1] < config.vertical_flip,
-            brightness=1.0 + config.brightness * (2.0 * uniform[2] - 1.0),
-            contrast=1.0 + config.contrast * (2.0 * uniform[3] - 1.0),
-            contrast_first=uniform[4] < 0.5,
-            crop=_draw_crop(height, width, config, uniform[5:]),
-        )
+        uniform = torch.rand(1, UNIFORMS, generator=generator, dtype=torch.float64)
+        sizes = torch.tensor([height]), torch.tensor([width])
+        return choose(uniform, *sizes, self.config).of(0)
 
     def apply(self, image: Tensor, draw: AugmentationDraw) -> Tensor:
         """Apply given choices to [3, h, w] u8 or u16: [3, H, W] f32."""
@@ -110,30 +88,6 @@ class SideAugmentation:
         if axes:
             small = small.flip(axes)
         return normalise(small, self.preprocessing, FULL_SCALE[image.dtype])
-
-
-def _draw_crop(
-    height: int, width: int, config: AugmentConfig, uniform: list[float]
-) -> tuple[int, int, int, int]:
-    """Choose a crop as torchvision's RandomResizedCrop does; four numbers an attempt."""
-    low, high = (math.log(ratio) for ratio in config.crop_ratio)
-    least, most = config.crop_area
-    for i in range(0, 4 * _CROP_ATTEMPTS, 4):
-        area = height * width * (least + (most - least) * uniform[i])
-        ratio = math.exp(low + (high - low) * uniform[i + 1])
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            top = int(uniform[i + 2] * (height - h + 1))
-            left = int(uniform[i + 3] * (width - w + 1))
-            return top, left, h, w
-    # No crop of that area fits an image this long: the largest central one of a ratio in range.
-    h, w = height, width
-    if width / height < config.crop_ratio[0]:
-        h = round(width / config.crop_ratio[0])
-    elif width / height > config.crop_ratio[1]:
-        w = round(height * config.crop_ratio[1])
-    h, w = min(max(h, 1), height), min(max(w, 1), width)
-    return (height - h) // 2, (width - w) // 2, h, w
 
 
 def _colour_jitter(image: Tensor, draw: AugmentationDraw) -> tuple[list[_Tone], bool]:
@@ -169,7 +123,7 @@ def _mean_grey(image: Tensor) -> float:
         columns = pixels.reshape(pixels.shape[0], -1).sum(axis=0, dtype=np.uint64)
         sums = columns.reshape(-1, pixels.shape[2]).sum(axis=0)
     means = sums / (image.shape[1] * image.shape[2])
-    return float(means[0] if len(means) == 1 else means @ _GREY_WEIGHTS)
+    return float(means[0] if len(means) == 1 else means @ GREY_WEIGHTS)
 
 
 def _apply_tones(image: Tensor, tones: list[_Tone]) -> Tensor:

@@ -64,6 +64,11 @@ class DecodedStore:
 
 
 def _default_limit() -> int:
+    return min(memory_bytes() // 4, _MOST_BYTES)
+
+
+def memory_bytes() -> int:
+    """Memory of this machine, or of the container that we are in."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not on every platform
@@ -71,4 +76,4 @@ def _default_limit() -> int:
     # No such file outside of a container, and "max" in one without a limit.
     with contextlib.suppress(OSError, ValueError):
         memory = min(memory, int(_CGROUP_LIMIT.read_text()))
-    return min(memory // 4, _MOST_BYTES)
+    return memory

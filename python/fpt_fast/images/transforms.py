@@ -50,13 +50,13 @@ def resize_levels(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 def normalise(levels: Tensor, preprocessing: Preprocessing, full_scale: float) -> Tensor:
     """``(levels / full_scale - mean) / std`` of [1 or 3, H, W] u8 or f32: [3, H, W] f32."""
-    scale, shift = _scale_and_shift(preprocessing.mean, preprocessing.std, full_scale)
+    scale, shift = scale_and_shift(preprocessing.mean, preprocessing.std, full_scale)
     out = torch.empty((3, *levels.shape[1:]))
     return torch.mul(levels, scale, out=out).add_(shift)
 
 
 @lru_cache(maxsize=64)
-def _scale_and_shift(
+def scale_and_shift(
     mean: tuple[float, ...], std: tuple[float, ...], full_scale: float
 ) -> tuple[Tensor, Tensor]:
     """The normalisation as one multiplication and one addition, [3, 1, 1] f32 each."""

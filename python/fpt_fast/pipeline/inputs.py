@@ -19,7 +19,7 @@ from fpt_fast.config import (
     parse_layers,
     preset,
 )
-from fpt_fast.images import DecodedStore, dataset_preset, digest_images
+from fpt_fast.images import DecodedStore, dataset_preset, digest_images, shrink_images
 from fpt_fast.loader import (
     CachedFeatures,
     FeatureLoader,
@@ -195,19 +195,36 @@ def _method(settings: TrainSettings, plan: FeaturePlan | None) -> FptConfig:
     return preset(settings.method, **changes)
 
 
-def make_loader(inputs: RunInputs, settings: TrainSettings, split: Split) -> FeatureLoader:
-    """The loader of one split; only that of training shuffles and augments."""
+def make_loader(
+    inputs: RunInputs, settings: TrainSettings, split: Split, *, repeated: bool = False
+) -> FeatureLoader:
+    """The loader of one split; only that of training shuffles and augments.
+
+    ``repeated``: it will be gone through in every epoch, so that its side images may be stored.
+    """
     training = split == "train"
+    augmentation = AugmentConfig() if training and settings.augment else None
     features = inputs.features
     if not training and inputs.plain_features is not None:
         features = inputs.plain_features
+    items = inputs.images.of_split(split)
+    side_images = None
+    if repeated and items and settings.side_images == "stored":
+        side_images = shrink_images(
+            items,
+            inputs.side.size,
+            augmented=augmentation is not None,
+            workers=settings.workers,
+            directory=settings.side_cache,
+        )
     return FeatureLoader(
-        inputs.images.of_split(split),
+        items,
         features,
         inputs.side,
         batch_size=settings.batch_size,
         store=inputs.store,
-        augmentation=AugmentConfig() if training and settings.augment else None,
+        augmentation=augmentation,
+        side_images=side_images,
         shuffle=training,
         seed=settings.seed,
         workers=settings.workers,

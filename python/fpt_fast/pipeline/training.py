@@ -77,9 +77,9 @@ def train(settings: TrainSettings | None = None, **values: Any) -> TrainResult:
         classes = inputs.images.classes
         torch.manual_seed(settings.seed)
         model = FptModel(method, inputs.plan.spec, 1 if recipe.is_regression else len(classes))
-        train_loader = make_loader(inputs, settings, "train")
+        train_loader = make_loader(inputs, settings, "train", repeated=True)
         val_items = inputs.images.of_split("val")
-        val_loader = make_loader(inputs, settings, "val") if val_items else None
+        val_loader = make_loader(inputs, settings, "val", repeated=True) if val_items else None
         with _run_directory(settings):
             if not settings.resume:
                 _write_config(settings, inputs, method, recipe)
@@ -185,6 +185,7 @@ def _identity(settings: TrainSettings, inputs: RunInputs, method: FptConfig) -> 
         "images": xxhash.xxh3_128_hexdigest(json.dumps(images).encode()),
         "augment": settings.augment,
         "augment_input": settings.augment_input,
+        "side_images": settings.side_images,
     }
 
 
@@ -222,6 +223,7 @@ def _write_config(
             "cache": _absolute_cache(settings.cache),
             "backbone": None if settings.backbone is None else recorded_source(settings.backbone),
             "checkpoint_path": _absolute(settings.checkpoint_path),
+            "side_cache": _absolute(settings.side_cache),
         },
         "method": method.to_json(),
         "training": recipe.to_json(),
