@@ -1,30 +1,82 @@
 """prompt_attention_indexed: tokens gathered from the frozen layers' own keys and values."""
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
 
-from benchmarks.cases import FrozenCase, cpu_implementations, frozen_case, prompt_case
-from fpt_fast.ops import prompt_attention_indexed, reference
+from benchmarks import counts
+from benchmarks.bench_prompt_attention import assert_near
+from benchmarks.cases import FrozenCase, PromptCase, Sizes
+from benchmarks.contest import Contest, Result, cpu_implementations
+from fpt_fast.ops import library, prompt_attention_indexed, reference
+
+DTYPES = ((torch.float32, torch.float32), (torch.float32, torch.bfloat16))
+GPU_DTYPES = ((torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("impl", cpu_implementations("prompt_attention_indexed"))
-@pytest.mark.benchmark(group="prompt_attention_indexed")
-def bench_prompt_attention_indexed(
-    benchmark: BenchmarkFixture, full: bool, impl: str, dtype: torch.dtype
-) -> None:
-    case = prompt_case(full)
-    tokens = frozen_case(full).tokens
+def contests(sizes: Sizes) -> Iterator[Contest]:
+    """Forward and backward of every pair of dtypes: prompts, tokens."""
+    for case in sizes.prompt:
+        for is_forward in (True, False):
+            for dtype, kv_dtype in GPU_DTYPES if sizes.size == "gpu" else DTYPES:
+                yield contest(case, dtype, kv_dtype, is_forward, sizes)
+
+
+def contest(
+    case: PromptCase, dtype: torch.dtype, kv_dtype: torch.dtype, is_forward: bool, sizes: Sizes
+) -> Contest:
+    """The tokens of a batch of images, all layers at once."""
+    tokens = sizes.frozen[0].tokens
     frozen = FrozenCase("", case.layers * case.images, case.heads, tokens, case.width, case.kept)
-    _, k, v = (x.unflatten(0, (case.layers, case.images)) for x in frozen.qkv(dtype))
-    generator = torch.Generator().manual_seed(0)
-    ranks = torch.rand(case.images, case.layers, case.heads, tokens, generator=generator)
+    packed = frozen.qkv(kv_dtype, device=sizes.device)
+    _, k, v = (x.unflatten(0, (case.layers, case.images)) for x in packed)
+    shape = (case.images, case.layers, case.heads, tokens)
+    ranks = torch.rand(shape, generator=sizes.generator(0), device=sizes.device)
     index = ranks.argsort(-1)[..., : case.kept].sort(-1).values.int()
-    q = case.q(torch.float32)
-    out = benchmark(prompt_attention_indexed, q, k, v, index, impl=impl)
-    expected, _ = reference.prompt_attention_indexed(q, k, v, index)
-    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
-    benchmark.extra_info["case"] = case.name
-    benchmark.extra_info["flops"] = case.forward_flops
-    benchmark.extra_info["bytes"] = case.kv_bytes(dtype) + index.nbytes
+    q = case.q(dtype, device=sizes.device)
+    out, lse = reference.prompt_attention_indexed(q, k, v, index)
+    grad = torch.randn(out.shape, generator=sizes.generator(2), device=sizes.device).to(dtype)
+
+    def ours(impl: str) -> Result:
+        if is_forward:
+            return prompt_attention_indexed(q, k, v, index, impl=impl)
+        saved = (grad, q, k, v, index, out, lse.float())
+        grad_q: Tensor = library.ops.prompt_attention_indexed_backward(*saved, impl)
+        return grad_q
+
+    def plain(q: Tensor = q, grad: Tensor = grad) -> Result:
+        if is_forward:
+            return reference.prompt_attention_indexed(q, k, v, index)[0]
+        return reference.prompt_attention_indexed_backward(grad, q, k, v, index)
+
+    def check(result: Result) -> None:
+        expected = plain(q.float(), grad.float())
+        assert isinstance(expected, Tensor)
+        assert_near(result, expected, dtype)
+
+    return Contest(
+        op=f"prompt_attention_indexed{'' if is_forward else '_backward'}",
+        group=f"prompt_attention_indexed{'' if is_forward else ', backward'}",
+        case=case.name,
+        dtype=" ".join(str(x).removeprefix("torch.") for x in (dtype, kv_dtype)),
+        ours=ours,
+        plain=plain,
+        check=check,
+        count=counts.prompt_attention(case, dtype, kv_dtype, is_forward, not is_forward),
+    )
+
+
+@pytest.mark.parametrize("kv_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("impl", cpu_implementations("prompt_attention_indexed"))
+@pytest.mark.parametrize("form", ["forward", "backward"])
+def bench_prompt_attention_indexed(
+    beside: Callable[[Contest, str], None],
+    sizes: Sizes,
+    form: str,
+    impl: str,
+    kv_dtype: torch.dtype,
+) -> None:
+    case = sizes.prompt[0]
+    beside(contest(case, torch.float32, kv_dtype, form == "forward", sizes), impl)

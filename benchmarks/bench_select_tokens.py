@@ -1,27 +1,54 @@
-"""select_tokens: the implementations side by side, as preloading calls it, with f16 copies."""
+"""select_tokens: the implementations beside the plain expression, with f16 copies as preloading."""
+
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.cases import cpu_implementations, frozen_case
+from benchmarks import counts
+from benchmarks.cases import FrozenCase, Sizes
+from benchmarks.contest import Contest, Result, cpu_implementations
 from fpt_fast.ops import reference, select_tokens
+from fptkernels.launch_table import pad_width
+
+DTYPES = (torch.float32, torch.bfloat16)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def contests(sizes: Sizes) -> Iterator[Contest]:
+    """Every size and dtype; bf16 first."""
+    for case in sizes.frozen:
+        for dtype in reversed(DTYPES):
+            yield contest(case, dtype, sizes)
+
+
+def contest(case: FrozenCase, dtype: torch.dtype, sizes: Sizes) -> Contest:
+    """One layer's selection."""
+    _, k, v = case.qkv(dtype, device=sizes.device)
+    scores = torch.rand(k.shape[:3], generator=sizes.generator(0), device=sizes.device)
+
+    def plain() -> Result:
+        kv, index = reference.select_tokens(scores, k, v, case.keep)
+        return kv.half(), index
+
+    def check(result: Result) -> None:
+        assert all(torch.equal(got, want) for got, want in zip(result, plain(), strict=True))
+
+    return Contest(
+        op="select_tokens",
+        group="select_tokens",
+        case=case.name,
+        dtype=str(dtype).removeprefix("torch."),
+        ours=lambda impl: select_tokens(scores, k, v, case.keep, impl=impl, dtype=torch.float16),
+        plain=plain,
+        check=check,
+        count=counts.select_tokens(case, dtype, torch.float16),
+        tunes=("select_tokens", dtype, pad_width(case.width)),
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("impl", cpu_implementations("select_tokens"))
-@pytest.mark.benchmark(group="select_tokens")
 def bench_select_tokens(
-    benchmark: BenchmarkFixture, full: bool, impl: str, dtype: torch.dtype
+    beside: Callable[[Contest, str], None], sizes: Sizes, impl: str, dtype: torch.dtype
 ) -> None:
-    case = frozen_case(full)
-    _, k, v = case.qkv(dtype)
-    scores = torch.rand(k.shape[:3], generator=torch.Generator().manual_seed(0))
-    kv, index = benchmark(select_tokens, scores, k, v, case.keep, impl=impl, dtype=torch.float16)
-    expected, expected_index = reference.select_tokens(scores, k, v, case.keep)
-    assert torch.equal(index, expected_index) and torch.equal(kv, expected.half())
-    benchmark.extra_info["case"] = case.name
-    benchmark.extra_info["flops"] = 0
-    # Kept keys and values are read once and written once; scores are read, the index is written.
-    read = kv.numel() * k.element_size() + scores.nbytes
-    benchmark.extra_info["bytes"] = read + kv.nbytes + index.nbytes
+    beside(contest(sizes.frozen[0], dtype, sizes), impl)

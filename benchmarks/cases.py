@@ -9,7 +9,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fpt_fast.ops.implementation import implementations
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Where and how large a contest is: ``tiny``, ``full`` (published, on a CPU) or ``gpu``."""
+
+    size: str = "tiny"
+    device: torch.device = CPU
+
+    @property
+    def frozen(self) -> "tuple[FrozenCase, ...]":
+        """Frozen layers to measure."""
+        return {
+            "tiny": FROZEN_CASES[:1], "full": FULL_FROZEN_CASES, "gpu": GPU_FROZEN_CASES
+        }[self.size]  # fmt: skip
+
+    @property
+    def prompt(self) -> "tuple[PromptCase, ...]":
+        """Fusions to measure."""
+        return PROMPT_CASES[:1] if self.size == "tiny" else FULL_PROMPT_CASES
+
+    def generator(self, seed: int) -> torch.Generator:
+        """Random numbers on the device."""
+        return torch.Generator(self.device).manual_seed(seed)
 
 
 @dataclass(frozen=True)
@@ -23,11 +47,12 @@ class FrozenCase:
     width: int
     keep: int
 
-    def qkv(self, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    def qkv(
+        self, dtype: torch.dtype, seed: int = 0, device: torch.device = CPU
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v [B, H, N, D] as a frozen layer has them: views of one packed projection."""
-        generator = torch.Generator().manual_seed(seed)
         shape = (self.images, self.tokens, 3, self.heads, self.width)
-        packed = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        packed = _normal(shape, seed, device).to(dtype)
         q, k, v = packed.permute(2, 0, 3, 1, 4)
         return q, k, v
 
@@ -54,11 +79,10 @@ class PromptCase:
     width: int
     prompts: int
 
-    def q(self, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    def q(self, dtype: torch.dtype, seed: int = 0, device: torch.device = CPU) -> Tensor:
         """Queries of the prompts [L, H, P, D]."""
-        generator = torch.Generator().manual_seed(seed)
         shape = (self.layers, self.heads, self.prompts, self.width)
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        return _normal(shape, seed, device).to(dtype)
 
     def kv(self, dtype: torch.dtype, seed: int = 1) -> Tensor:
         """Kept keys and values [B, L, 2, H, K, D]."""
@@ -77,6 +101,13 @@ class PromptCase:
         return numel * dtype.itemsize
 
 
+def _normal(shape: tuple[int, ...], seed: int, device: torch.device) -> Tensor:
+    """f64, or f32 on a GPU, where 150 million f64 numbers would be most of a benchmark."""
+    generator = torch.Generator(device).manual_seed(seed)
+    wide = torch.float64 if device.type == "cpu" else torch.float32
+    return torch.randn(shape, generator=generator, dtype=wide, device=device)
+
+
 FROZEN_CASES = (
     FrozenCase("odd", images=2, heads=3, tokens=37, width=10, keep=7),
     FrozenCase("one_token", images=1, heads=2, tokens=1, width=5, keep=1),
@@ -85,6 +116,10 @@ FROZEN_CASES = (
     FrozenCase("several_blocks", images=1, heads=2, tokens=601, width=24, keep=120),
 )
 FULL_FROZEN_CASES = (FrozenCase("vit_b_512px", 1, 12, 1025, 64, 205),)
+GPU_FROZEN_CASES = (
+    FrozenCase("vit_b_512px_x16", 16, 12, 1025, 64, 205),
+    FrozenCase("vit_b_1024px_x16", 16, 12, 4097, 64, 819),
+)
 
 PROMPT_CASES = (
     PromptCase("odd", images=3, layers=2, heads=3, kept=7, width=10, prompts=5),
@@ -92,18 +127,3 @@ PROMPT_CASES = (
     PromptCase("many_kept", images=2, layers=3, heads=2, kept=205, width=64, prompts=16),
 )
 FULL_PROMPT_CASES = (PromptCase("fpt_plus_vit_b_512px", 16, 6, 12, 205, 64, 16),)
-
-
-def frozen_case(full: bool) -> FrozenCase:
-    """The case that benchmarks measure."""
-    return FULL_FROZEN_CASES[0] if full else FROZEN_CASES[0]
-
-
-def prompt_case(full: bool) -> PromptCase:
-    """The case that benchmarks measure."""
-    return FULL_PROMPT_CASES[0] if full else PROMPT_CASES[0]
-
-
-def cpu_implementations(op: str) -> list[str]:
-    """Implementations that run on the CPU; interpreted, a Triton kernel's time says nothing."""
-    return [impl for impl in implementations(op) if impl != "triton"]

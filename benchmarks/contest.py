@@ -1,0 +1,123 @@
+"""One operation as it is measured everywhere: ours, the plain expression, and who else can do it.
+
+``benchmarks/bench_<op>.py`` yields contests; pytest-benchmark measures them on a CPU, where they
+are small, and ``benchmarks/device`` on a GPU, where the same contests are also the cases of the
+race check, the memory checker and the tuning sweep.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor
+
+from benchmarks.counts import Count
+from fpt_fast.ops.implementation import implementations
+
+Result = Tensor | tuple[Tensor, ...]
+# A plain expression and ours alternate until both have run for about as long, or as often.
+_SECONDS, _FEWEST, _MOST = 0.5, 3, 50
+
+
+@dataclass(frozen=True)
+class Contest:
+    """``ours(impl)`` and ``plain()`` compute the same of inputs that exist already.
+
+    ``check`` raises AssertionError where a result of either is wrong.  ``tunes`` is the kernel of
+    the launch table that ``ours("triton")`` runs, with its dtype and head width; ``rivals`` are
+    other ways to the same result.
+    """
+
+    op: str
+    group: str
+    case: str
+    dtype: str
+    ours: Callable[[str], Result]
+    plain: Callable[[], Result]
+    check: Callable[[Result], None]
+    count: Count
+    tunes: tuple[str, torch.dtype, int] | None = None
+    rivals: Mapping[str, Callable[[], Result]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Unique among all contests of one run."""
+        return f"{self.group} {self.case} {self.dtype}"
+
+
+def cpu_implementations(op: str) -> list[str]:
+    """Implementations that run on the CPU; interpreted, a Triton kernel's time says nothing."""
+    return [impl for impl in implementations(op) if impl != "triton"]
+
+
+def device_implementation(op: str) -> str:
+    """The implementation that a GPU runs: the kernel where it is registered."""
+    known = implementations(op)
+    return "triton" if "triton" in known else "reference"
+
+
+def beside_plain(benchmark: BenchmarkFixture, contest: Contest, impl: str) -> dict[str, Any]:
+    """Measure ``impl`` with the plain expression in alternation, check both, note the work.
+
+    Returns the row that the summary prints: times are medians in seconds, None where
+    pytest-benchmark does not measure.
+    """
+    contest.check(contest.plain())
+    start = time.perf_counter()
+    contest.check(contest.ours(impl))
+    contest.plain()
+    rounds = int(_SECONDS / (time.perf_counter() - start))
+    plain_seconds: list[float] = []
+
+    def plain_between() -> None:
+        begin = time.perf_counter()
+        contest.plain()
+        plain_seconds.append(time.perf_counter() - begin)
+
+    result = benchmark.pedantic(
+        contest.ours,
+        args=(impl,),
+        setup=plain_between,
+        rounds=min(max(rounds, _FEWEST), _MOST) if benchmark.enabled else 1,
+    )
+    contest.check(result)
+    info = {
+        "case": contest.case,
+        "dtype": contest.dtype,
+        "impl": impl,
+        "flops": contest.count.flops,
+        "bytes": contest.count.bytes,
+        "exponentials": contest.count.exponentials,
+    }
+    row = {"group": contest.group, **info, "ours": None, "plain": None, "ratio": None}
+    if benchmark.enabled:
+        ours, plain = benchmark.stats.stats.median, median(plain_seconds)
+        info |= {"plain_seconds": plain, "plain_over_ours": round(plain / ours, 3)}
+        row |= {"ours": ours, "plain": plain, "ratio": plain / ours}
+    benchmark.extra_info.update(info)
+    return row
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Lines of the summary: every measured row with the plain expression beside it."""
+    head = (
+        f"{'group':38} {'case':22} {'dtype':18} {'impl':10} {'ours':>9} {'plain':>9} {'ratio':>7}"
+    )
+    lines = [
+        f"{row['group']:38} {row['case']:22} {row['dtype']:18} {row['impl']:10} "
+        f"{_time(row['ours']):>9} {_time(row['plain']):>9} {row['ratio']:7.2f}"
+        for row in rows
+        if row["ratio"] is not None
+    ]
+    return "\n".join([head, *lines])
+
+
+def _time(seconds: float) -> str:
+    for unit, factor in (("s", 1.0), ("ms", 1e3)):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"

@@ -1,0 +1,102 @@
+"""What each op must do at least, counted once for every benchmark, and how fast a device could.
+
+Bytes are of the op's own tensors, each read or written once.  A multiplication and an addition
+are two operations.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from benchmarks.cases import FrozenCase, PromptCase
+
+
+@dataclass(frozen=True)
+class Count:
+    """Operations, bytes moved, exponentials; ``out_bytes`` of the bytes are results."""
+
+    flops: int
+    bytes: int
+    exponentials: int = 0
+    out_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """Of one device, a second: bytes copied (read and written), operations by dtype, exponentials.
+
+    What is 0 or missing is unknown and bounds nothing.
+    """
+
+    bandwidth: float = 0.0
+    flops: Mapping[str, float] = field(default_factory=dict)
+    exponentials: float = 0.0
+
+
+# DESIGN.md section 6: 16 images' column means at N = 1025 are 51 µs of exponentials.
+H200 = Ceilings(4.3e12, {"float16": 790e12, "bfloat16": 790e12}, 12 * 1025**2 / 3.2e-6)
+
+
+def floor_seconds(count: Count, ceilings: Ceilings, dtype: str) -> float:
+    """No version that does the counted work can take less: the largest of its three times."""
+    times = (
+        (count.bytes, ceilings.bandwidth),
+        (count.flops, ceilings.flops.get(dtype, 0.0)),
+        (count.exponentials, ceilings.exponentials),
+    )
+    return max(work / rate if rate else 0.0 for work, rate in times)
+
+
+def token_scores(case: FrozenCase, dtype: torch.dtype, passes: int, queries: int = 0) -> Count:
+    """``passes`` products with the map and its exponentials, of ``queries`` rows (0: all)."""
+    rows = case.images * case.heads * (queries or case.tokens)
+    read = case.images * case.heads * (case.tokens + (queries or case.tokens)) * case.width
+    out = 4 * case.images * case.heads * case.tokens
+    lse = out if passes == 1 and not queries else 0
+    return Count(
+        flops=2 * passes * rows * case.tokens * case.width,
+        bytes=read * dtype.itemsize + lse + out,
+        exponentials=passes * rows * case.tokens,
+        out_bytes=out,
+    )
+
+
+def attention(case: FrozenCase, dtype: torch.dtype, products: int, passes: int) -> Count:
+    """A frozen layer's attention: ``products`` with the map, ``passes`` of exponentials."""
+    one = case.images * case.heads * case.tokens * case.width * dtype.itemsize
+    lse = 4 * case.images * case.heads * case.tokens
+    return Count(
+        flops=products * case.map_flops,
+        bytes=4 * one + lse,
+        exponentials=passes * case.map_exponentials,
+        out_bytes=one + lse,
+    )
+
+
+def select_tokens(case: FrozenCase, dtype: torch.dtype, copies: torch.dtype) -> Count:
+    """Kept keys and values are read and written once; scores are read, the index is written."""
+    rows = case.images * case.heads * case.keep
+    scores = 4 * case.images * case.heads * case.tokens
+    written = 2 * rows * case.width * copies.itemsize + 4 * rows
+    return Count(0, 2 * rows * case.width * dtype.itemsize + scores + written, 0, written)
+
+
+def prompt_attention(
+    case: PromptCase, dtype: torch.dtype, kv_dtype: torch.dtype, forward: bool, backward: bool
+) -> Count:
+    """Features are read once in each direction; two products forward, three backward."""
+    rows = case.layers * case.heads * case.prompts
+    queries = rows * case.width * dtype.itemsize
+    outs = case.images * queries
+    lse = 4 * case.images * rows
+    kv = case.kv_bytes(kv_dtype)
+    if kv_dtype.itemsize == 1:
+        kv += 4 * case.images * case.layers * case.heads * (case.width + case.kept)
+    moved = forward * (kv + queries + outs + lse) + backward * (kv + 2 * outs + lse + 2 * queries)
+    return Count(
+        flops=(2 * forward + 3 * backward) * case.forward_flops // 2,
+        bytes=moved,
+        exponentials=(forward + backward) * case.images * rows * case.kept,
+        out_bytes=forward * (outs + lse) + backward * queries,
+    )
