@@ -17,6 +17,7 @@ from torch import Tensor
 
 from benchmarks.counts import Count
 from fpt_fast.ops.implementation import implementations
+from fpt_fast.ops.native_reasons import native_missing
 
 Result = Tensor | tuple[Tensor, ...]
 # A plain expression and ours alternate until both have run for about as long, or as often.
@@ -50,8 +51,9 @@ class Contest:
 
 
 def cpu_implementations(op: str) -> list[str]:
-    """Implementations that run on the CPU; interpreted, a Triton kernel's time says nothing."""
-    return [impl for impl in implementations(op) if impl != "triton"]
+    """Implementations that run on this CPU; interpreted, a Triton kernel's time says nothing."""
+    absent = {"triton", "native"} if native_missing() else {"triton"}
+    return [impl for impl in implementations(op) if impl not in absent]
 
 
 def device_implementation(op: str) -> str:

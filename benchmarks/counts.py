@@ -82,6 +82,14 @@ def select_tokens(case: FrozenCase, dtype: torch.dtype, copies: torch.dtype) -> 
     return Count(0, 2 * rows * case.width * dtype.itemsize + scores + written, 0, written)
 
 
+def quantise_kv(case: PromptCase, dtype: torch.dtype) -> Count:
+    """Read once and written once, with its scales; a maximum, a product and a rounding each."""
+    values = case.kv_bytes(dtype) // dtype.itemsize
+    rows = case.images * case.layers * case.heads
+    written = values + 4 * rows * (case.width + case.kept)
+    return Count(3 * values, values * dtype.itemsize + written, 0, written)
+
+
 def prompt_attention(
     case: PromptCase, dtype: torch.dtype, kv_dtype: torch.dtype, forward: bool, backward: bool
 ) -> Count:

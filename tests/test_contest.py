@@ -6,11 +6,25 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import bench_prompt_attention, bench_select_tokens, bench_token_scores, counts
+from benchmarks import (
+    bench_prompt_attention,
+    bench_prompt_attention_indexed,
+    bench_quantise_kv,
+    bench_select_tokens,
+    bench_token_scores,
+    counts,
+)
 from benchmarks.cases import FULL_PROMPT_CASES, GPU_FROZEN_CASES, Sizes
 from benchmarks.contest import Contest, beside_plain, cpu_implementations, table
 from benchmarks.counts import H200, Ceilings, Count, floor_seconds
 
+MODULES = (
+    bench_token_scores,
+    bench_select_tokens,
+    bench_quantise_kv,
+    bench_prompt_attention,
+    bench_prompt_attention_indexed,
+)
 BF16, F16 = torch.bfloat16, torch.float16
 
 
@@ -73,27 +87,20 @@ def test_a_wrong_result_is_not_measured() -> None:
         beside_plain(FakeBenchmark(enabled=True), contest_of(4.0), "cpu")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    "module", [bench_token_scores, bench_select_tokens, bench_prompt_attention], ids=str
-)
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
 def test_checks_catch_a_wrong_result(module: Any) -> None:
     for contest in module.contests(Sizes()):
         contest.check(contest.plain())
         contest.check(contest.ours(cpu_implementations(contest.op)[0]))
         result = contest.plain()
         parts = result if isinstance(result, tuple) else (result,)
-        wrong = tuple(part * 2 for part in parts)
+        wrong = tuple((part.float() * 2).to(part.dtype) for part in parts)
         with pytest.raises(AssertionError):
             contest.check(wrong if isinstance(result, tuple) else wrong[0])
 
 
-@pytest.mark.parametrize("size", ["tiny"])
-def test_names_are_unique(size: str) -> None:
-    names = [
-        contest.name
-        for module in (bench_token_scores, bench_select_tokens, bench_prompt_attention)
-        for contest in module.contests(Sizes(size))
-    ]
+def test_names_are_unique() -> None:
+    names = [contest.name for module in MODULES for contest in module.contests(Sizes())]
     assert len(set(names)) == len(names)
 
 
