@@ -57,6 +57,10 @@ def test_the_commands_of_the_readme(folder: Path, capsys: pytest.CaptureFixture[
     assert run("cache", "inspect", folder / "cache") == 0
     assert "24" in capsys.readouterr().out
     assert run("cache", "verify", folder / "cache") == 0
+    assert run("cache", "convert", folder / "cache", folder / "int8") == 0
+    assert "converted 24 of 24 records" in capsys.readouterr().out
+    assert run("cache", "convert", folder / "int8", folder / "x", "--dtype", "int8") == 1
+    assert "cannot be undone" in capsys.readouterr().err
     repair = ("cache", "repair", "--cache", folder / "cache", "--data", folder / "images")
     assert run(*repair, "--backbone", folder / "vit") == 0
     assert "rebuilt 0 records" in capsys.readouterr().out

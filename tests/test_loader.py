@@ -1,5 +1,6 @@
 """Batches: what they hold depends on seed, epoch and image, and on nothing else."""
 
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from fpt_fast.cache import CacheReader, CacheWriter, RecordLayout
 from fpt_fast.config import AugmentConfig
 from fpt_fast.images import DecodedStore, ImageError, load_image_set, shrink_images
 from fpt_fast.loader import CachedFeatures, FeatureLoader, NoFeatures
-from fpt_fast.records import FeatureBatch, ImageItem, Preprocessing
+from fpt_fast.ops import quantise_kv
+from fpt_fast.records import FeatureBatch, ImageItem, Preprocessing, SelectedTokens
+from fpt_fast.trainer.batches import move_batch
 
 SIDE = Preprocessing((16, 16), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
@@ -133,8 +137,6 @@ def test_stored_images_are_exact_without_augmentation(
 
 
 def test_an_epoch_left_early_stops_its_threads(make_loader: Callable[..., FeatureLoader]) -> None:
-    import threading
-
     batches = iter(make_loader(batch_size=1))
     next(batches)
     batches.close()  # type: ignore[attr-defined]
@@ -149,27 +151,89 @@ def test_an_unreadable_image_is_named(
         epoch(make_loader(), 0)
 
 
+@pytest.fixture
+def make_cache(items: tuple[ImageItem, ...], tmp_path: Path) -> Callable[..., Path]:
+    """A cache whose rows are in another order than the items; kv of a row is its number."""
+
+    def make(**changes: Any) -> Path:
+        layout = RecordLayout(layers=1, heads=1, kept=2, head_width=8, dtype=changes.pop("dtype"))
+        with CacheWriter(
+            tmp_path / "cache",
+            layout,
+            {},
+            [item.key for item in reversed(items)],
+            quantise=quantise_kv if layout.has_scales else None,
+            **changes,
+        ) as writer:
+            for row in range(len(items)):
+                kv = torch.full((1, *layout.kv_shape), row + 1.0)
+                writer.write([row], SelectedTokens(kv, torch.zeros(1, 1, 1, 2, dtype=torch.int32)))
+            writer.finish()
+        return tmp_path / "cache"
+
+    return make
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+@pytest.mark.parametrize("mode", ["mmap", "pread"])
+@pytest.mark.parametrize("in_place", [False, True])
 def test_features_follow_their_key(
-    make_loader: Callable[..., FeatureLoader], items: tuple[ImageItem, ...]
+    make_loader: Callable[..., FeatureLoader],
+    make_cache: Callable[..., Path],
+    items: tuple[ImageItem, ...],
+    dtype: str,
+    mode: Any,
+    in_place: bool,
 ) -> None:
-    """A reader whose rows are in another order than the items."""
+    with CacheReader(make_cache(dtype=dtype, records_per_shard=5), mode=mode) as reader:
+        features = CachedFeatures(reader, items, in_place=in_place)
+        for batch in epoch(make_loader(features=features), 0):
+            assert batch.kv is not None
+            assert (batch.rows is not None) == (in_place and mode == "mmap")
+            assert (batch.k_scales is not None) == (dtype == "int8")
+            here = move_batch(batch, torch.device("cpu"))
+            assert here.kv is batch.kv  # on the CPU nothing is copied
+            kv, k_scales = batch.kv, batch.k_scales
+            if batch.rows is not None:
+                assert kv.shape[0] == len(items)
+                kv = kv[batch.rows]
+                k_scales = None if k_scales is None else k_scales[batch.rows]
+            keys_ = kv[:, 0, 0, 0, 0, 0].float()
+            if k_scales is not None:
+                keys_ = keys_ * k_scales[:, 0, 0, 0]
+            expected = [reader.keys.index(key) + 1 for key in batch.keys]
+            assert keys_.tolist() == pytest.approx(expected)
 
-    class Reader:
-        keys = tuple(reversed([item.key for item in items]))
 
-        def row(self, key: str) -> int:
-            return self.keys.index(key)
+def test_only_the_rows_of_a_batch_go_to_another_device(
+    make_loader: Callable[..., FeatureLoader],
+    make_cache: Callable[..., Path],
+    items: tuple[ImageItem, ...],
+) -> None:
+    with CacheReader(make_cache(dtype="int8"), mode="mmap") as reader:
+        features = CachedFeatures(reader, items, in_place=True)
+        batch = move_batch(epoch(make_loader(features=features), 0)[0], torch.device("meta"))
+    assert batch.rows is None
+    for tensor in (batch.kv, batch.k_scales, batch.v_scales):
+        assert tensor is not None and tensor.is_meta and tensor.shape[0] == 5
 
-        def read(self, rows: Sequence[int]) -> object:
-            class Tokens:
-                kv = torch.tensor(rows, dtype=torch.float16).view(-1, 1, 1, 1, 1, 1)
 
-            return Tokens()
+@pytest.mark.parametrize("workers", [1, 3])
+def test_what_comes_is_announced_in_order(
+    make_loader: Callable[..., FeatureLoader], workers: int
+) -> None:
+    announced: list[list[str]] = []
+    lock = threading.Lock()
 
-    reader = Reader()
-    for batch in epoch(make_loader(features=CachedFeatures(reader, items)), 0):  # type: ignore[arg-type]
-        assert batch.kv is not None and batch.rows is None
-        assert batch.kv.flatten().tolist() == [reader.keys.index(key) for key in batch.keys]
+    class Listens(NoFeatures):
+        def announce(self, items: Sequence[ImageItem]) -> None:
+            with lock:
+                announced.append([item.key for item in items])
+
+    made = [list(batch.keys) for batch in make_loader(features=Listens(), workers=workers)]
+    for number, keys_ in enumerate(made):
+        coming = made[number + workers] if number + workers < len(made) else []
+        assert keys_ + coming in announced
 
 
 def test_bad_arguments(make_loader: Callable[..., FeatureLoader]) -> None:

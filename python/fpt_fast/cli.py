@@ -13,6 +13,7 @@ from tyro.conf import Positional, arg, subcommand
 
 from fpt_fast.interrupts import Stopped
 from fpt_fast.settings import (
+    EightBitDtype,
     EvaluateSettings,
     ImportSettings,
     PredictSettings,
@@ -42,6 +43,18 @@ class CacheVerify:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CacheConvert:
+    """Write the features of a float16 cache into a new cache of 8 bits, half as large."""
+
+    source: Positional[Path]
+    """Directory of the cache to read; it stays as it is."""
+    target: Positional[Path]
+    """Directory of the cache to write; an unfinished one is resumed."""
+    dtype: EightBitDtype = "int8"
+    """What the new cache keeps keys and values in."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Info:
     """Say what is installed here and what it can run."""
 
@@ -63,6 +76,7 @@ class Demo:
 CacheCommand = (
     Annotated[CacheInspect, subcommand("inspect")]
     | Annotated[CacheVerify, subcommand("verify")]
+    | Annotated[CacheConvert, subcommand("convert")]
     | Annotated[RepairSettings, subcommand("repair")]
     | Annotated[ImportSettings, subcommand("import-reference")]
 )
@@ -70,7 +84,7 @@ CacheCommand = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cache:
-    """Look into, check, repair or import a feature cache."""
+    """Look into, check, convert, repair or import a feature cache."""
 
     command: Annotated[CacheCommand, arg(name="")]
 
@@ -212,6 +226,15 @@ def _run_cache(command: Any) -> int:
             report = pipeline.verify_cache(command.cache, workers=command.workers)
             _say(str(report))
             return 0 if report.ok else 1
+        case CacheConvert():
+            done = pipeline.convert(
+                source=command.source, target=command.target, dtype=command.dtype
+            )
+            _say(
+                f"converted {done.converted} of {done.images} records into {done.cache} "
+                f"({done.bytes_before / 1e9:.2f} -> {done.bytes_after / 1e9:.2f} GB, "
+                f"{done.seconds:.0f} s)"
+            )
         case RepairSettings():
             bad, report = pipeline.repair(command)
             _say(f"rebuilt {len(bad)} records\n{report}")

@@ -28,8 +28,16 @@ from fpt_fast.images import (
     mix,
     to_network_input,
 )
+from fpt_fast.ops import quantise_kv
 from fpt_fast.profiling import span
-from fpt_fast.records import FeatureBatch, ImageItem, Importance, Preprocessing
+from fpt_fast.records import (
+    FeatureBatch,
+    FeatureDtype,
+    ImageItem,
+    Importance,
+    KeptFeatures,
+    Preprocessing,
+)
 from fpt_fast.selection import select_features
 
 # Streams of random numbers that must never be the same numbers.
@@ -38,13 +46,17 @@ _ORDER_STREAM, _SIDE_STREAM, _FROZEN_STREAM = 1, 2, 3
 
 @dataclass(frozen=True, slots=True)
 class FrozenPass:
-    """A frozen model and what to take from it: the settings that a cache has in its fingerprint."""
+    """A frozen model and what to take from it: the settings that a cache has in its fingerprint.
+
+    ``features`` is the dtype that the features have in the cache, and so for the model.
+    """
 
     backbone: FrozenBackbone
     preprocessing: Preprocessing
     layers: tuple[int, ...]
     token_ratio: float
     importance: Importance
+    features: FeatureDtype = "float16"
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """``pixels`` [B, 3, h, w] f32 -> kept keys and values [B, L, 2, H, K, D] f16, on the
@@ -65,22 +77,33 @@ class FeatureSource(Protocol):
 
     def __call__(
         self, items: Sequence[ImageItem], images: Sequence[Tensor], seeds: Sequence[int]
-    ) -> Tensor | None:
-        """Kept keys and values [B, L, 2, H, K, D] of ``items``.
+    ) -> KeptFeatures | None:
+        """Kept keys and values of ``items``.
 
         A source that ``needs_images`` is given the decoded ``images``, and ``seeds``, one an
         image, to augment them; for another both are empty.
         """
         ...
 
+    def announce(self, items: Sequence[ImageItem]) -> None:
+        """Say that ``items`` will be asked for soon."""
+        ...
+
 
 class CachedFeatures:
-    """Features of a cache, by key; refuses at once a data set that the cache does not cover."""
+    """Features of a cache, by key; refuses at once a data set that the cache does not cover.
+
+    ``in_place``: where the reader has mapped the cache, batches point into it (``rows``), and
+    nothing is copied; for a model on the CPU.
+    """
 
     needs_images = False
 
-    def __init__(self, reader: CacheReader, items: Sequence[ImageItem]) -> None:
+    def __init__(
+        self, reader: CacheReader, items: Sequence[ImageItem], *, in_place: bool = False
+    ) -> None:
         self._reader = reader
+        self._in_place = in_place
         known = set(reader.keys)
         missing = [item.key for item in items if item.key not in known]
         if missing:
@@ -92,10 +115,20 @@ class CachedFeatures:
 
     def __call__(
         self, items: Sequence[ImageItem], images: Sequence[Tensor], seeds: Sequence[int]
-    ) -> Tensor:
+    ) -> KeptFeatures:
         """Read and check the records of ``items``; ``images`` are not looked at."""
+        rows = [self._reader.row(item.key) for item in items]
         with span("read"):
-            return self._reader.read([self._reader.row(item.key) for item in items]).kv
+            store = self._reader.view(rows) if self._in_place else None
+            if store is not None:
+                picked = torch.tensor(rows, dtype=torch.int64)
+                return KeptFeatures(store.kv, picked, store.k_scales, store.v_scales)
+            read = self._reader.read(rows)
+        return KeptFeatures(read.kv, None, read.k_scales, read.v_scales)
+
+    def announce(self, items: Sequence[ImageItem]) -> None:
+        """Have the disk work ahead."""
+        self._reader.announce([self._reader.row(item.key) for item in items])
 
 
 class LiveFeatures:
@@ -112,8 +145,8 @@ class LiveFeatures:
 
     def __call__(
         self, items: Sequence[ImageItem], images: Sequence[Tensor], seeds: Sequence[int]
-    ) -> Tensor:
-        """Run the frozen model on ``images``."""
+    ) -> KeptFeatures:
+        """Run the frozen model on ``images``; 8-bit features are made as a cache has them."""
         pixels = torch.stack(
             [
                 to_network_input(image, self._frozen.preprocessing)
@@ -132,7 +165,13 @@ class LiveFeatures:
                 f"the frozen model gave NaN, infinity or values beyond f16 for {names}; check its "
                 "weights and these images, or run it with --dtype float32"
             )
-        return kv
+        if self._frozen.features == "float16":
+            return KeptFeatures(kv)
+        kv, k_scales, v_scales = quantise_kv(kv, getattr(torch, self._frozen.features))
+        return KeptFeatures(kv, None, k_scales, v_scales)
+
+    def announce(self, items: Sequence[ImageItem]) -> None:
+        """Nothing to do ahead."""
 
 
 class NoFeatures:
@@ -145,6 +184,9 @@ class NoFeatures:
     ) -> None:
         """Nothing."""
         return None
+
+    def announce(self, items: Sequence[ImageItem]) -> None:
+        """Nothing to do ahead."""
 
 
 class FeatureLoader:
@@ -215,7 +257,13 @@ class FeatureLoader:
             order[start : start + self._batch_size]
             for start in range(0, len(order), self._batch_size)
         ]
-        return _ahead(chunks, lambda chunk: self._make(chunk, epoch), self._workers)
+        # The maker of a batch announces that which comes after those being made beside it.
+        coming = [*chunks[self._workers :], *([[]] * self._workers)]
+        return _ahead(
+            list(zip(chunks, coming, strict=False)),
+            lambda chunk: self._make(*chunk, epoch),
+            self._workers,
+        )
 
     def _order(self, epoch: int) -> list[int]:
         if not self._shuffle:
@@ -224,8 +272,9 @@ class FeatureLoader:
         order: list[int] = torch.randperm(len(self._items), generator=generator).tolist()
         return order
 
-    def _make(self, positions: Sequence[int], epoch: int) -> FeatureBatch:
+    def _make(self, positions: Sequence[int], coming: Sequence[int], epoch: int) -> FeatureBatch:
         items = [self._items[position] for position in positions]
+        self._features.announce([*items, *(self._items[position] for position in coming)])
         rows = torch.tensor(positions, dtype=torch.int64)
         images: list[Tensor] = []
         seeds: list[int] = []
@@ -235,13 +284,15 @@ class FeatureLoader:
             seeds = [mix(self._seed, epoch, position) for position in positions]
         with span("augment"):
             side = self._make_side(rows, images, mix(self._seed, epoch, _SIDE_STREAM))
-        kv = self._features(items, images, seeds)
+        features = self._features(items, images, seeds)
         return FeatureBatch(
             side_pixels=side,
-            kv=kv,
-            rows=None,
+            kv=None if features is None else features.kv,
+            rows=None if features is None else features.rows,
             labels=self._labels[rows],  # [B]
             keys=tuple(item.key for item in items),
+            k_scales=None if features is None else features.k_scales,
+            v_scales=None if features is None else features.v_scales,
         )
 
     def _make_side(self, rows: Tensor, images: Sequence[Tensor], seed: int) -> Tensor:
@@ -258,8 +309,8 @@ class FeatureLoader:
 
 
 def _ahead(
-    chunks: Sequence[Sequence[int]],
-    make: Callable[[Sequence[int]], FeatureBatch],
+    chunks: Sequence[tuple[Sequence[int], Sequence[int]]],
+    make: Callable[[tuple[Sequence[int], Sequence[int]]], FeatureBatch],
     workers: int,
 ) -> Iterator[FeatureBatch]:
     """Make batches by threads, in order, never more than ``workers + 1`` unclaimed."""

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 Importance = Literal["global", "class_token"]
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+FeatureDtype = Literal["float16", "int8", "float8_e4m3fn"]
 
 UNLABELLED = -1
 
@@ -141,10 +142,26 @@ class LayerStates:
 
 @dataclass(frozen=True, slots=True)
 class SelectedTokens:
-    """Kept keys and values: ``kv`` [B, L, 2, H, K, D], ``index`` [B, L, H, K] i32, ascending."""
+    """Kept keys and values: ``kv`` [B, L, 2, H, K, D], ``index`` [B, L, H, K] i32, ascending.
+
+    8-bit ``kv`` (int8, float8_e4m3fn) comes with f32 scales: ``k_scales`` [B, L, H, D], one for
+    each channel of the keys, and ``v_scales`` [B, L, H, K], one for each value token; else None.
+    """
 
     kv: Tensor
     index: Tensor
+    k_scales: Tensor | None = None
+    v_scales: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeptFeatures:
+    """The features of a batch: fields as in ``FeatureBatch``, which they become a part of."""
+
+    kv: Tensor
+    rows: Tensor | None = None
+    k_scales: Tensor | None = None
+    v_scales: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

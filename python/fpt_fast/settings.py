@@ -14,12 +14,13 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 
 from fpt_fast.config import ConfigError, Loss, LossWeight
-from fpt_fast.records import Importance, Split
+from fpt_fast.records import FeatureDtype, Importance, Split
 
 _T = TypeVar("_T")
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+EightBitDtype = Literal["int8", "float8_e4m3fn"]
 
 
 def _default_workers() -> int:
@@ -101,6 +102,8 @@ class PreloadSettings(FrozenSettings):
     """Token importance: mean over all queries, or the class token's row of the map."""
     input_size: str = "512"
     """Input of the frozen model in pixels: 512, or HEIGHTxWIDTH."""
+    features: FeatureDtype = "float16"
+    """What keys and values are kept in; 8 bits (int8, float8_e4m3fn) halve the cache."""
     batch_size: int = 8
     """Images per frozen pass."""
 
@@ -139,6 +142,22 @@ class ImportSettings(InputSettings):
     """Token importance that they were made with."""
     input_size: str = "512"
     """Input of the frozen model that they were made at."""
+    dtype: FeatureDtype = "float16"
+    """What the cache keeps them in; 8 bits (int8, float8_e4m3fn) halve it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConvertSettings:
+    """Write the features of a float16 cache into a new cache of 8 bits, half as large."""
+
+    source: Path
+    """Directory of the cache to read; it stays as it is."""
+    target: Path
+    """Directory of the cache to write; an unfinished one is resumed."""
+    dtype: EightBitDtype = "int8"
+    """What the new cache keeps keys and values in."""
+    batch_size: int = 16
+    """Records that are converted at a time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,6 +183,8 @@ class TrainSettings(FrozenSettings):
     """Token importance; with a cache, must be the one it was made with."""
     input_size: str | None = None
     """Input of the frozen model; with a cache, must be the one it was made with."""
+    features: FeatureDtype | None = None
+    """What features are kept in (default float16); with a cache, must be what it has."""
     backbone: str | None = None
     """Frozen model; needed with --cache none, else must be the one the cache was made with."""
     augment_input: bool = False

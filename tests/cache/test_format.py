@@ -44,7 +44,7 @@ def with_header(manifest: Manifest, **changes: object) -> bytes:
 def test_record_of_the_published_setting() -> None:
     layout = RecordLayout(layers=6, heads=12, kept=205, head_width=64)
     assert layout.kv_bytes == 6 * 2 * 12 * 205 * 64 * 2
-    assert layout.index_bytes == 6 * 12 * 205 * 4
+    assert layout.payload_bytes - layout.kv_bytes == 6 * 12 * 205 * 4
     assert layout.record_bytes == 3_837_952
     assert layout.record_bytes % 4096 == 0
     assert layout.record_bytes - layout.payload_bytes < 4096
@@ -59,7 +59,7 @@ def test_layout_refuses(bad: object) -> None:
 
 def test_layout_refuses_a_dtype_it_does_not_know() -> None:
     with pytest.raises(ValueError, match="dtype must be one of float16"):
-        replace(LAYOUT, dtype="int8")
+        replace(LAYOUT, dtype="float64")
 
 
 @pytest.mark.parametrize(
@@ -138,8 +138,8 @@ def test_other_magic_version_kind_and_dtype(tmp_path: Path) -> None:
     file.write_bytes(encode_manifest(replace(manifest, checksums=None)))
     with pytest.raises(CacheCorrupt):
         read_manifest(file, "manifest")
-    file.write_bytes(with_header(manifest, layout={**LAYOUT.to_json(), "dtype": "int8"}))
-    with pytest.raises(CacheMismatch, match="dtype 'int8'"):
+    file.write_bytes(with_header(manifest, layout={**LAYOUT.to_json(), "dtype": "int4"}))
+    with pytest.raises(CacheMismatch, match="dtype 'int4'.*reads float16, int8, float8_e4m3fn"):
         read_manifest(file, "manifest")
 
 

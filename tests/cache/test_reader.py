@@ -85,33 +85,6 @@ def test_expected_fingerprint(cache: Path) -> None:
         CacheReader(cache, expect={k: v for k, v in FINGERPRINT.items() if k != "backbone"})
 
 
-def test_view_of_one_shard(cache: Path, sharded: Path) -> None:
-    before = all_bytes(cache)
-    with CacheReader(cache) as reader:
-        view = reader.kv_view()
-        assert view is not None
-        assert view.shape == (6, *LAYOUT.kv_shape)
-        assert view.stride(0) == LAYOUT.record_bytes // 2
-        assert torch.equal(view, tokens(range(6)).kv)
-        assert reader.kv_view() is view
-        view[0].zero_()
-        assert torch.equal(reader.read([0]).kv, tokens([0]).kv)
-    assert torch.equal(view[1:], tokens(range(1, 6)).kv)
-    assert all_bytes(cache) == before
-    with CacheReader(cache, mode="pread") as reader:
-        assert reader.kv_view() is None
-    with CacheReader(sharded) as reader:
-        assert reader.kv_view() is None
-
-
-def test_view_is_verified(cache: Path) -> None:
-    flip(cache / "shard-00000.fpt", 4096 + 3 * LAYOUT.record_bytes + 7)
-    with CacheReader(cache) as reader, pytest.raises(CacheCorrupt, match="class_1/image 1"):
-        reader.kv_view()
-    with CacheReader(cache, verify=False) as reader:
-        assert reader.kv_view() is not None
-
-
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(

@@ -9,7 +9,14 @@ from safetensors.torch import save_file
 from small_run import files_of
 
 from fpt_fast.cache import CacheMismatch, CacheReader
-from fpt_fast.pipeline import PreloadSettings, TrainSettings, import_reference, preload, train
+from fpt_fast.pipeline import (
+    PreloadSettings,
+    TrainSettings,
+    convert,
+    import_reference,
+    preload,
+    train,
+)
 from helpers import class_image, write_image
 
 
@@ -104,3 +111,26 @@ def test_features_of_other_shapes_are_refused(
             normalization="backbone",
             token_ratio=0.4,
         )
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
+def test_imported_in_8_bits(
+    preload_settings: Callable[..., PreloadSettings],
+    unique_data: Path,
+    backbone: Path,
+    tmp_path: Path,
+    dtype: str,
+) -> None:
+    own = preload_settings(data=unique_data, cache=tmp_path / "own")
+    preload(own)
+    settings = {
+        "features": write_reference(own.cache, tmp_path / "reference"),
+        "data": unique_data,
+        "backbone": str(backbone),
+        "input_size": "48",
+        "normalization": "backbone",
+    }
+    import_reference(cache=tmp_path / "f16", **settings)
+    import_reference(cache=tmp_path / "direct", dtype=dtype, **settings)
+    convert(source=tmp_path / "f16", target=tmp_path / "converted", dtype=dtype)
+    assert files_of(tmp_path / "direct") == files_of(tmp_path / "converted")

@@ -1,23 +1,39 @@
 """Shape of a record, and what a key may be."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 PAGE_BYTES = 4096
 MAX_KEY_BYTES = 4096
 DEFAULT_SHARD_BYTES = 4 * 2**30
 
-# 8-bit forms will add their names here; a reader refuses a name that it does not know.
-DTYPES = {"float16": 2}
+# Bytes of an element of kv; a reader refuses a name that it does not know.
+DTYPES = {"float16": 2, "int8": 1, "float8_e4m3fn": 1}
+_SCALE_BYTES = _INDEX_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One tensor of a record: ``shape`` of ``dtype`` (torch's name), from byte ``offset`` on."""
+
+    name: str
+    offset: int
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class RecordLayout:
     """One image's record: ``kv`` [L, 2, H, K, D] of ``dtype``, then ``index`` [L, H, K] i32.
 
-    Padded with zeros to ``record_bytes``, a multiple of 4096.  Raises ``ValueError`` for an axis
-    that is not an integer of 1 to 2^20, and for a dtype that this version does not know.
+    Between the two, a record of 8-bit features has the f32 scales of keys [L, H, D] and values
+    [L, H, K].  Each part begins at a multiple of 4 bytes; zeros fill the gaps, and the record up
+    to ``record_bytes``, a multiple of 4096.  Raises ``ValueError`` for an axis that is not an
+    integer of 1 to 2^20, and for a dtype that this version does not know.
     """
 
     layers: int
@@ -48,19 +64,24 @@ class RecordLayout:
         return (self.layers, self.heads, self.kept)
 
     @property
-    def index_bytes(self) -> int:
-        """Bytes of ``index``."""
-        return 4 * self.layers * self.heads * self.kept
+    def has_scales(self) -> bool:
+        """True where kv has 8 bits an element, and scales."""
+        return DTYPES[self.dtype] == 1
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The tensors of a record, in the order they have on disk."""
+        return _parts(self)
 
     @property
     def kv_bytes(self) -> int:
         """Bytes of ``kv``."""
-        return 2 * self.layers * self.heads * self.kept * self.head_width * DTYPES[self.dtype]
+        return self.parts[0].bytes
 
     @property
     def payload_bytes(self) -> int:
-        """Bytes of ``kv`` and ``index``, without the padding."""
-        return self.kv_bytes + self.index_bytes
+        """Bytes of all parts, without the padding behind them."""
+        return self.parts[-1].offset + self.parts[-1].bytes
 
     @property
     def record_bytes(self) -> int:
@@ -76,6 +97,27 @@ class RecordLayout:
             "head_width": self.head_width,
             "dtype": self.dtype,
         }
+
+
+@lru_cache(maxsize=16)
+def _parts(layout: RecordLayout) -> tuple[Part, ...]:
+    layers, _, heads, kept, width = layout.kv_shape
+    described: list[tuple[str, tuple[int, ...], str, int]] = [
+        ("kv", layout.kv_shape, layout.dtype, DTYPES[layout.dtype])
+    ]
+    if layout.has_scales:
+        described += [
+            ("k_scales", (layers, heads, width), "float32", _SCALE_BYTES),
+            ("v_scales", (layers, heads, kept), "float32", _SCALE_BYTES),
+        ]
+    described.append(("index", layout.index_shape, "int32", _INDEX_BYTES))
+    parts: list[Part] = []
+    offset = 0
+    for name, shape, dtype, item in described:
+        size = math.prod(shape) * item
+        parts.append(Part(name, offset, shape, dtype, size))
+        offset += -(-size // 4) * 4  # a part of 4-byte elements must not lie across them
+    return tuple(parts)
 
 
 def default_records_per_shard(layout: RecordLayout) -> int:

@@ -1,11 +1,7 @@
-"""Reading a finished cache: by memory map or by ``pread``, each record checked on the way."""
+"""Reading a finished cache: copies of records, or the records themselves where they are mapped."""
 
-import contextlib
-import mmap
 import os
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -13,7 +9,6 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fpt_fast.cache.errors import (
     CacheKeyError,
@@ -24,6 +19,7 @@ from fpt_fast.cache.errors import (
     mismatch,
     refuse_changed_images,
 )
+from fpt_fast.cache.fetch import PythonFetch
 from fpt_fast.cache.format import (
     JOURNAL_FILE,
     MANIFEST_COPY_FILE,
@@ -38,25 +34,30 @@ from fpt_fast.cache.format import (
     recorded_digests,
     shard_file,
 )
-from fpt_fast.cache.layout import PAGE_BYTES, RecordLayout
+from fpt_fast.cache.layout import RecordLayout
+from fpt_fast.cache.memory import BufferPool, allocate_tokens, memory_limit, token_bytes
 from fpt_fast.cache.shards import open_shard, shard_files
-from fpt_fast.cache.storage import is_network_file_system, read_into, read_optional
+from fpt_fast.cache.storage import is_network_file_system, read_optional
+from fpt_fast.cache.view import map_records, viewed_tokens
 from fpt_fast.records import SelectedTokens
 
 ReadMode = Literal["auto", "mmap", "pread"]
 READ_MODES: tuple[ReadMode, ...] = ("auto", "mmap", "pread")
 
-# Linux's value where Python does not name it (before 3.13): no swap is set aside for the map.
-_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
-
 
 class CacheReader:
     """Features of a finished cache, by row; rows are numbered in the order of ``keys``.
 
-    ``expect``: the fingerprint that the cache must have, if any.  ``mode``: ``"mmap"``,
-    ``"pread"``, or ``"auto"``: pread on network file systems, where a page that cannot be fetched
-    would kill the process.  ``verify``: check each record against its checksum on every read.
-    ``threads``: how many records one ``read`` takes at a time.
+    ``read`` copies records by ``pread``; ``view`` shows them where they are, in mapped files.
+    ``expect``: the fingerprint that the cache must have, if any.  ``mode``: ``"mmap"`` allows
+    views, ``"pread"`` maps nothing, and ``"auto"`` maps what is on a local disk and fits in
+    ``memory_share`` of the memory that the process may take; on network file systems a page that
+    cannot be fetched would kill the process.  ``verify``: check each record against its checksum,
+    on every read, and in a view when it is first shown.  ``threads``: how many records one
+    ``read`` takes at a time.
+
+    Of a cache larger than ``memory_share``, as many records as fit in it stay in the page cache,
+    always the same ones; the others leave it once they are read, so that memory stays flat.
 
     Safe to use from several threads, after a fork, and to pickle (the copy opens the files
     again).  Raises ``CacheNotFound``, ``CacheUnfinished``, ``CacheMismatch``, ``CacheCorrupt``.
@@ -70,39 +71,38 @@ class CacheReader:
         mode: ReadMode = "auto",
         verify: bool = True,
         threads: int = 1,
+        memory_share: float = 0.5,
     ) -> None:
         if mode not in READ_MODES:
             raise ValueError(f"mode must be one of {', '.join(READ_MODES)}, got {mode!r}")
         if threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
+        if not 0 <= memory_share <= 1:
+            raise ValueError(f"memory_share must be 0 to 1, got {memory_share}")
         self.path = Path(path).absolute()
-        self._arguments = {"expect": expect, "mode": mode, "verify": verify, "threads": threads}
+        self._arguments = {
+            **{"expect": expect, "mode": mode, "verify": verify, "threads": threads},
+            "memory_share": memory_share,
+        }
         self._manifest, self._checksums = open_manifest(self.path)
         if expect is not None and (
             fields := differences(self._manifest.fingerprint, normalised(expect))
         ):
             raise mismatch(self.path, fields)
-        if mode == "auto":
-            mode = "pread" if is_network_file_system(self.path) else "mmap"
-        self.mode: ReadMode = mode
         self._verify = verify
-        self._threads = threads
         self._row_of = {key: row for row, key in enumerate(self.keys)}
-        self._pool: tuple[int, ThreadPoolExecutor] | None = None
-        self._view: Tensor | None = None
+        self._resident = int(memory_share * memory_limit()) // self.layout.record_bytes
+        self._announced: set[int] = set()
+        self._buffers = BufferPool()
+        self._fetch = PythonFetch(self.layout, threads)
+        self._view: SelectedTokens | None = None
+        self._mapped: NDArray[np.uint8] | None = None
+        self._checked = np.zeros(len(self), np.bool_)
         self._fds: list[int] = []
-        self._maps: list[mmap.mmap] = []
         try:
             for shard in range(self._manifest.shard_count):
-                fd = open_shard(self.path, self._manifest, shard)
-                if mode == "pread":
-                    self._fds.append(fd)
-                    continue
-                try:
-                    size = self._manifest.shard_bytes(shard)
-                    self._maps.append(mmap.mmap(fd, size, access=mmap.ACCESS_READ))
-                finally:  # the map keeps a descriptor of its own
-                    os.close(fd)
+                self._fds.append(open_shard(self.path, self._manifest, shard))
+            self.mode: ReadMode = self._map(mode)
         except BaseException:
             self.close()
             raise
@@ -144,67 +144,77 @@ class CacheReader:
                 "this data set into it to add them"
             ) from None
 
-    def read(self, rows: Sequence[int]) -> SelectedTokens:
-        """Copies of records: ``kv`` [B, L, 2, H, K, D] f16 and ``index`` [B, L, H, K] i32.
+    def read(self, rows: Sequence[int], *, out: SelectedTokens | None = None) -> SelectedTokens:
+        """Copies of records: ``kv`` [B, L, 2, H, K, D] of the layout's dtype, ``index``
+        [B, L, H, K] i32, and of 8-bit features the scales; with ``out``, in its memory.
 
         Rows may repeat and come in any order.  Raises ``CacheCorrupt`` naming file and key where
-        a record is not what was written, and ``IndexError`` for a row that is not there.
+        a record is not what was written, ``IndexError`` for a row that is not there, and
+        ``ValueError`` for an ``out`` that these records do not fill.
         """
         wanted = [self._check_row(row) for row in rows]
         self._check_sizes({self._manifest.locate(row)[0] for row in wanted})
-        kv = torch.empty((len(wanted), *self.layout.kv_shape), dtype=torch.float16)
-        index = torch.empty((len(wanted), *self.layout.index_shape), dtype=torch.int32)
+        if out is None:
+            buffer = self._buffers.take(token_bytes(self.layout, len(wanted)))
+            out = allocate_tokens(self.layout, len(wanted), buffer)
+        else:
+            self._check_out(out, len(wanted))
         if not wanted:
-            return SelectedTokens(kv, index)
-        kv_bytes = kv.numpy().reshape(len(wanted), -1).view(np.uint8)
-        index_bytes = index.numpy().reshape(len(wanted), -1).view(np.uint8)
-        self._announce(wanted)
-        read_one = self._copy_mapped if self.mode == "mmap" else self._copy_read
-
-        def fill(b: int) -> None:
-            read_one(wanted[b], kv_bytes[b], index_bytes[b])
-
-        self._each(fill, range(len(wanted)))
-        return SelectedTokens(kv, index)
-
-    def kv_view(self) -> Tensor | None:
-        """All keys and values, [M, L, 2, H, K, D] f16, as a strided view of the mapped file.
-
-        None where the cache has several shards, or is read by ``pread``.  With ``verify``, every
-        record is checked on the first call.  Writing to the view changes private copies of pages
-        in memory, never the file.  The view stays valid after ``close``.
-        """
-        if self.mode != "mmap" or self._manifest.shard_count != 1:
-            return None
-        self._check_sizes({0})
-        if self._view is None:
+            return out
+        self.announce(row for row in wanted if row not in self._announced)
+        self._announced.difference_update(wanted)
+        places = [self._place(row) for row in wanted]
+        for row, fetched in zip(
+            wanted, self._fetch(places, out, digests=self._verify), strict=True
+        ):
+            if fetched.count < self.layout.record_bytes:
+                raise corrupt(self._file_of(row), f"ends inside the record of {self.keys[row]!r}")
             if self._verify:
-                self._each(self._check_mapped, range(len(self)))
-            fd = open_shard(self.path, self._manifest, 0)
-            try:
-                mapped = mmap.mmap(
-                    fd,
-                    self._manifest.shard_bytes(0),
-                    flags=mmap.MAP_PRIVATE | _MAP_NORESERVE,
-                    prot=mmap.PROT_READ | mmap.PROT_WRITE,
-                )
-            finally:
-                os.close(fd)
-            self._view = torch.from_numpy(_strided(mapped, len(self), self.layout))
+                self._check_digest(row, fetched.digest)
+        self._drop_behind(wanted)
+        return out
+
+    def view(self, rows: Sequence[int] | None = None) -> SelectedTokens | None:
+        """The records themselves: tensors [M, ...] as ``read`` gives them, over the mapped files.
+
+        Row *i* of each is row *i* of the cache, whatever number of shards it has.  With
+        ``verify``, those of ``rows`` (None: all) are checked when they are first shown; the
+        others must not be looked at.  None where the cache is read by ``pread``.  Writing to a
+        view changes private copies of pages in memory, never the file.  It stays valid after
+        ``close``.  Raises as ``read`` does.
+        """
+        if self._mapped is None:
+            self._check_sizes(())
+            return None
+        wanted = range(len(self)) if rows is None else [self._check_row(row) for row in rows]
+        self._check_sizes({self._manifest.locate(row)[0] for row in wanted})
+        if self._verify:
+            for row in wanted:
+                if not self._checked[row]:
+                    self._check_digest(row, digest(self._mapped[row].data))
+                    # Pages of a cache that does not fit in memory come from the disk again.
+                    self._checked[row] = self._fits
+        self._announced.difference_update(wanted)
+        if self._view is None:
+            self._view = viewed_tokens(self._mapped, self.layout.parts)
         return self._view
 
+    def announce(self, rows: Iterable[int]) -> None:
+        """Tell the kernel what will be read soon, in this order, so that the disk works ahead."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        for row in rows:
+            fd, offset = self._place(self._check_row(row))
+            os.posix_fadvise(fd, offset, self.layout.record_bytes, os.POSIX_FADV_WILLNEED)
+            self._announced.add(row)
+
     def close(self) -> None:
-        """Release files and maps; harmless when called again."""
-        if self._pool is not None and self._pool[0] == os.getpid():
-            self._pool[1].shutdown()
-        self._pool, self._view = None, None
-        for mapped in self._maps:
-            # A read in another thread keeps its map; it goes when that read ends.
-            with contextlib.suppress(BufferError):
-                mapped.close()
+        """Release files; harmless when called again.  Views stay valid."""
+        self._fetch.close()
+        self._view = self._mapped = None
         for fd in self._fds:
             os.close(fd)
-        self._maps, self._fds = [], []
+        self._fds = []
 
     def __enter__(self) -> Self:
         return self
@@ -218,7 +228,7 @@ class CacheReader:
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_maps"):
+        if hasattr(self, "_fds"):
             self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -229,71 +239,77 @@ class CacheReader:
             raise IndexError(f"rows must be 0 to {len(self) - 1}, got {int(row)}")
         return int(row)
 
+    @property
+    def _fits(self) -> bool:
+        """True where all records may stay in memory."""
+        return len(self) <= self._resident
+
+    def _map(self, mode: ReadMode) -> ReadMode:
+        """Map the records as ``mode`` wants it; returns what was done."""
+        if mode == "auto" and (not self._fits or is_network_file_system(self.path)):
+            mode = "pread"
+        if mode != "pread":
+            try:
+                self._mapped = map_records(self._fds, self._manifest)
+            except OSError as error:
+                if mode == "mmap":
+                    raise OSError(
+                        error.errno, f"{self.path}: {error.strerror}; use mode='pread'"
+                    ) from error
+                return "pread"
+            return "mmap"
+        return mode
+
     def _check_sizes(self, shards: Iterable[int]) -> None:
         """Raise where a shard has become shorter: reading its map would kill the process."""
-        if not self._fds and not self._maps:
+        if not self._fds:
             raise ValueError("this CacheReader is closed; open another one")
         for shard in shards:
-            mapped = self.mode == "mmap"
-            size = self._maps[shard].size() if mapped else os.fstat(self._fds[shard]).st_size
+            size = os.fstat(self._fds[shard]).st_size
             expected = self._manifest.shard_bytes(shard)
             if size < expected:
-                raise corrupt(self._file(shard), f"has {size} bytes, was opened with {expected}")
+                file = self.path / shard_file(shard, finished=True)
+                raise corrupt(file, f"has {size} bytes, was opened with {expected}")
 
-    def _file(self, shard: int) -> Path:
-        return self.path / shard_file(shard, finished=True)
+    def _check_out(self, out: SelectedTokens, images: int) -> None:
+        for part in self.layout.parts:
+            tensor, shape = getattr(out, part.name), (images, *part.shape)
+            dtype = getattr(torch, part.dtype)
+            if (
+                tensor is None
+                or (tuple(tensor.shape), tensor.dtype) != (shape, dtype)
+                or tensor.device.type != "cpu"
+                or not tensor.is_contiguous()
+            ):
+                got = "None" if tensor is None else f"{tuple(tensor.shape)} of {tensor.dtype}"
+                raise ValueError(
+                    f"out.{part.name} must be {shape} of {dtype}, contiguous on the CPU, got {got}"
+                )
 
-    def _announce(self, rows: Sequence[int]) -> None:
-        """Tell the kernel what is about to be read, so that the disk works ahead of us."""
-        for row in rows:
-            shard, offset = self._manifest.locate(row)
-            start = offset - offset % mmap.PAGESIZE
-            length = offset + self.layout.record_bytes - start
-            if self.mode == "mmap":
-                self._maps[shard].madvise(mmap.MADV_WILLNEED, start, length)
-            elif hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(self._fds[shard], start, length, os.POSIX_FADV_WILLNEED)
+    def _place(self, row: int) -> tuple[int, int]:
+        shard, offset = self._manifest.locate(row)
+        return self._fds[shard], offset
 
-    def _each(self, work: Callable[[int], None], items: Iterable[int]) -> None:
-        """Run ``work`` on each item, in ``threads`` threads."""
-        if self._threads == 1:
-            for item in items:
-                work(item)
+    def _file_of(self, row: int) -> Path:
+        return self.path / shard_file(self._manifest.locate(row)[0], finished=True)
+
+    def _drop_behind(self, rows: Iterable[int]) -> None:
+        """Let go of the page cache of records that have no place in memory of their own.
+
+        Always the same ones: left to itself, the kernel would keep the last ones read, which a
+        shuffled epoch asks for last.
+        """
+        if self._fits or not hasattr(os, "posix_fadvise"):
             return
-        # The threads of a pool do not survive a fork; a pool belongs to one process.
-        if self._pool is None or self._pool[0] != os.getpid():
-            self._pool = (os.getpid(), ThreadPoolExecutor(self._threads))
-        for _ in self._pool[1].map(work, items):
-            pass
-
-    def _copy_mapped(self, row: int, kv: NDArray[np.uint8], index: NDArray[np.uint8]) -> None:
-        record = self._mapped_record(row)
-        if self._verify:
-            self._check_digest(row, digest(record.data))
-        kv[:] = record[: len(kv)]
-        index[:] = record[len(kv) : len(kv) + len(index)]
-
-    def _copy_read(self, row: int, kv: NDArray[np.uint8], index: NDArray[np.uint8]) -> None:
-        shard, offset = self._manifest.locate(row)
-        padding = np.empty(self.layout.record_bytes - self.layout.payload_bytes, np.uint8)
-        for part in (kv, index, padding):
-            if read_into(self._fds[shard], part.data, offset) < len(part):
-                raise corrupt(self._file(shard), f"ends inside the record of {self.keys[row]!r}")
-            offset += len(part)
-        if self._verify:
-            self._check_digest(row, digest(kv.data, index.data, padding.data))
-
-    def _check_mapped(self, row: int) -> None:
-        self._check_digest(row, digest(self._mapped_record(row).data))
-
-    def _mapped_record(self, row: int) -> NDArray[np.uint8]:
-        shard, offset = self._manifest.locate(row)
-        return np.frombuffer(self._maps[shard], np.uint8, self.layout.record_bytes, offset)
+        for row in rows:
+            if row >= self._resident:
+                fd, offset = self._place(row)
+                os.posix_fadvise(fd, offset, self.layout.record_bytes, os.POSIX_FADV_DONTNEED)
 
     def _check_digest(self, row: int, value: bytes) -> None:
         if value != self._checksums[row].tobytes():
             raise corrupt(
-                self._file(self._manifest.locate(row)[0]),
+                self._file_of(row),
                 f"the record of {self.keys[row]!r} (row {row}) does not match its checksum",
             )
 
@@ -323,17 +339,6 @@ def _why_no_manifest(directory: Path) -> Exception:
     if (directory / MANIFEST_COPY_FILE).exists() or shard_files(directory):
         return corrupt(directory / MANIFEST_FILE, "is missing")
     return CacheNotFound(f"{directory} has no feature cache; run `fpt-fast preload` to make one")
-
-
-def _strided(mapped: mmap.mmap, records: int, layout: RecordLayout) -> NDArray[np.float16]:
-    """The kv part of every record, [M, L, 2, H, K, D], over the mapped shard."""
-    item = np.dtype("<f2").itemsize
-    strides = [item]
-    for axis in reversed(layout.kv_shape[1:]):
-        strides.insert(0, strides[0] * axis)
-    return np.ndarray(
-        (records, *layout.kv_shape), "<f2", mapped, PAGE_BYTES, (layout.record_bytes, *strides)
-    )
 
 
 def _open_again(path: str, arguments: dict[str, Any]) -> CacheReader:

@@ -1,20 +1,16 @@
 """Writing a cache: open, resume, extend or reuse; batches are the unit of commit."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from fpt_fast.cache.build import Build, leftovers, remove_leftovers, reopen, start
+from fpt_fast.cache.encode import Quantise, check_tokens, record_bytes, stored_tokens
 from fpt_fast.cache.errors import (
     CacheCorrupt,
     CacheMismatch,
-    FeatureValueError,
     corrupt,
     differences,
     mismatch,
@@ -36,8 +32,6 @@ from fpt_fast.cache.shards import shard_files, shard_problems
 from fpt_fast.cache.storage import DirectoryLock, report_full_disk, sync_directory
 from fpt_fast.records import SelectedTokens
 
-_KV_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
 
 class CacheWriter:
     """Builds the cache in directory ``path``, one record for each of ``keys``.
@@ -57,6 +51,7 @@ class CacheWriter:
     4 GiB, or what the directory has already.
     ``sync_every``: each ``write`` survives the death of the process; every ``sync_every``-th also
     makes all before it survive a power loss, at the price of waiting for the disk.
+    ``quantise``: where ``layout`` is of 8-bit features, what turns f16 keys and values into them.
 
     Use as a context manager: leaving the block keeps what was written and lets others build; only
     ``finish`` makes a cache that a ``CacheReader`` accepts.
@@ -77,11 +72,15 @@ class CacheWriter:
         notes: Mapping[str, Any] | None = None,
         records_per_shard: int | None = None,
         sync_every: int = 1,
+        quantise: Quantise | None = None,
     ) -> None:
         for name, value in (("records_per_shard", records_per_shard), ("sync_every", sync_every)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if quantise is not None and not layout.has_scales:
+            raise ValueError(f"quantise goes with 8-bit features, got a layout of {layout.dtype}")
         self.path = Path(path)
+        self._quantise = quantise
         self.keys = check_keys(keys)
         self.layout = layout
         self.fingerprint = normalised(fingerprint)
@@ -123,24 +122,29 @@ class CacheWriter:
     def write(self, positions: Sequence[int], tokens: SelectedTokens) -> None:
         """Write the records of ``keys[p] for p in positions``; all or, on an error, none counts.
 
-        ``tokens.kv`` [B, L, 2, H, K, D] f16, bf16, f32 or f64 (stored as f16) and ``tokens.index``
-        [B, L, H, K] i32, on any device.  Records that are done already are left as they are.
-        Raises ``FeatureValueError`` naming image and layer for NaN, infinity, and values that
-        overflow f16; ``ValueError`` for shapes and dtypes; ``CacheFull``, with what was written
-        before intact.
+        ``tokens.index`` [B, L, H, K] i32, and ``tokens.kv`` [B, L, 2, H, K, D] f16, bf16, f32 or
+        f64 (stored as f16, from which ``quantise`` makes 8 bits), or, in a cache of 8-bit
+        features, their dtype with both scales; on any device.  Records that are done already are
+        left as they are.  Raises ``FeatureValueError`` naming image and layer for NaN, infinity,
+        and values that overflow f16; ``ValueError`` for shapes and dtypes; ``CacheFull``, with
+        what was written before intact.
         """
-        self._check_tokens(positions, tokens)
+        self._check_positions(positions)
+        quantises = self._quantise is not None
+        check_tokens(self.layout, len(positions), tokens, quantises=quantises)
         fresh = [b for b, position in enumerate(positions) if not self.is_done(position)]
         if self._build is None or not fresh:
             return
-        kv, index = tokens.kv.detach(), tokens.index.detach()
         if len(fresh) < len(positions):
-            kv, index = kv[fresh], index[fresh]
-        half = kv.to(torch.float16)
-        rows = [positions[b] for b in fresh]
-        if not bool(torch.isfinite(half).all()):
-            raise self._value_error(rows, kv, half)
-        self._build.commit(self._records([self._rows[p] for p in rows], half, index))
+            tokens = _picked(tokens, fresh)
+        names = [self.keys[positions[b]] for b in fresh]
+
+        def where(image: int, layer: int) -> str:
+            return f"the features of {names[image]!r}, layer {self._layer_names[layer]}"
+
+        stored = stored_tokens(tokens, self._quantise, where)
+        rows = [self._rows[positions[b]] for b in fresh]
+        self._build.commit(zip(rows, record_bytes(self.layout, stored), strict=True))
 
     def finish(self) -> None:
         """Complete the cache and close the writer; raises ``CacheUnfinished`` if records lack."""
@@ -256,7 +260,7 @@ class CacheWriter:
         if self._closed:
             raise ValueError("this CacheWriter is closed; open another one to go on")
 
-    def _check_tokens(self, positions: Sequence[int], tokens: SelectedTokens) -> None:
+    def _check_positions(self, positions: Sequence[int]) -> None:
         self._check_open()
         if len(set(positions)) != len(positions):
             raise ValueError(f"positions must not repeat, got {list(positions)}")
@@ -265,48 +269,12 @@ class CacheWriter:
                 raise ValueError(
                     f"positions must be 0 to {len(self.keys) - 1}, one for each key, got {position}"
                 )
-        kv_shape = (len(positions), *self.layout.kv_shape)
-        if tuple(tokens.kv.shape) != kv_shape or tokens.kv.dtype not in _KV_DTYPES:
-            raise ValueError(
-                f"kv must be [B, L, 2, H, K, D] = {kv_shape} of f16, bf16, f32 or f64, got "
-                f"{tuple(tokens.kv.shape)} of {tokens.kv.dtype}"
-            )
-        index_shape = (len(positions), *self.layout.index_shape)
-        if tuple(tokens.index.shape) != index_shape or tokens.index.dtype != torch.int32:
-            raise ValueError(
-                f"index must be [B, L, H, K] = {index_shape} of torch.int32, got "
-                f"{tuple(tokens.index.shape)} of {tokens.index.dtype}"
-            )
 
-    def _value_error(self, positions: Sequence[int], kv: Tensor, half: Tensor) -> FeatureValueError:
-        bad = ~torch.isfinite(half).flatten(2).all(dim=-1)  # [B, L]
-        image, layer = (int(i) for i in bad.nonzero()[0])
-        where = (
-            f"the features of {self.keys[positions[image]]!r}, layer {self._layer_names[layer]} "
-            f"(and {int(bad.sum()) - 1} more layers of this batch)"
-        )
-        values = kv[image, layer]
-        if bool(torch.isfinite(values).all()):
-            return FeatureValueError(
-                f"{where}: reach {float(values.abs().max()):.4g}, and f16 ends at 65504; the "
-                "frozen model's weights are not what the cache can hold: check the checkpoint"
-            )
-        return FeatureValueError(
-            f"{where}: hold {int((~torch.isfinite(values)).sum())} NaN or infinite values (or "
-            "values beyond f16, which ends at 65504); check the checkpoint and the image, and run "
-            "the frozen model in float32 or bfloat16 if it ran in float16"
-        )
 
-    def _records(
-        self, rows: Iterable[int], half: Tensor, index: Tensor
-    ) -> Iterator[tuple[int, memoryview]]:
-        """Bytes of each record; the buffer is the same one each time."""
-        kv_end, payload_end = self.layout.kv_bytes, self.layout.payload_bytes
-        record = np.zeros(self.layout.record_bytes, np.uint8)
-        kv_all, index_all = half.cpu().numpy(), index.cpu().numpy()
-        for b, row in enumerate(rows):
-            record[:kv_end] = np.ascontiguousarray(kv_all[b]).reshape(-1).view(np.uint8)
-            record[kv_end:payload_end] = (
-                np.ascontiguousarray(index_all[b]).reshape(-1).view(np.uint8)
-            )
-            yield row, record.data
+def _picked(tokens: SelectedTokens, images: Sequence[int]) -> SelectedTokens:
+    return SelectedTokens(
+        tokens.kv[images],
+        tokens.index[images],
+        None if tokens.k_scales is None else tokens.k_scales[images],
+        None if tokens.v_scales is None else tokens.v_scales[images],
+    )

@@ -6,6 +6,7 @@ dataclass or as keyword arguments of the same names, which are also the command 
 
 from fpt_fast.cache import inspect_cache, verify_cache
 from fpt_fast.interrupts import Stopped
+from fpt_fast.pipeline.converting import ConvertResult, convert
 from fpt_fast.pipeline.data import UnreadableImages
 from fpt_fast.pipeline.evaluation import evaluate
 from fpt_fast.pipeline.importing import ImportResult, import_reference
@@ -13,6 +14,7 @@ from fpt_fast.pipeline.prediction import PredictResult, predict
 from fpt_fast.pipeline.preloading import PreloadResult, preload, repair
 from fpt_fast.pipeline.training import RunExists, TrainResult, train
 from fpt_fast.settings import (
+    ConvertSettings,
     DataSettings,
     EvaluateSettings,
     ImportSettings,
@@ -23,6 +25,8 @@ from fpt_fast.settings import (
 )
 
 __all__ = [
+    "ConvertResult",
+    "ConvertSettings",
     "DataSettings",
     "EvaluateSettings",
     "ImportResult",
@@ -37,6 +41,7 @@ __all__ = [
     "TrainResult",
     "TrainSettings",
     "UnreadableImages",
+    "convert",
     "evaluate",
     "import_reference",
     "inspect_cache",

@@ -8,15 +8,20 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from fpt_fast.backbone import FrozenBackbone, load_backbone
 from fpt_fast.cache import CacheMismatch, RecordLayout
 from fpt_fast.config import ConfigError, FptConfig, check_divides, format_layers, parse_layers
 from fpt_fast.images import dataset_preset, measure_statistics
 from fpt_fast.loader import FrozenPass
-from fpt_fast.records import BackboneSpec, ImageSet, Importance, Preprocessing
+from fpt_fast.ops import quantise_kv
+from fpt_fast.records import BackboneSpec, FeatureDtype, ImageSet, Importance, Preprocessing
 from fpt_fast.selection import keep_count
 from fpt_fast.settings import FrozenSettings, parse_size
 
@@ -25,6 +30,9 @@ log = logging.getLogger("fpt_fast")
 # Raised whenever the same settings begin to give other features.
 FEATURES_VERSION = 1
 
+# What a fingerprint that does not say is of: those of f16 caches stay as they have always been.
+_FIRST_FEATURES: FeatureDtype = "float16"
+
 
 @dataclass(frozen=True, slots=True)
 class FeaturePlan:
@@ -32,6 +40,7 @@ class FeaturePlan:
 
     ``source``, ``checkpoint_path`` and ``pretrained`` say where the frozen model was found: they
     help to find it again, and are no part of the identity, which the weights' hash carries.
+    ``dtype`` is the arithmetic of the frozen pass, ``features`` what keys and values are kept in.
     """
 
     spec: BackboneSpec
@@ -44,6 +53,7 @@ class FeaturePlan:
     layers: tuple[int, ...]
     token_ratio: float
     importance: Importance
+    features: FeatureDtype = "float16"
 
     @property
     def layout(self) -> RecordLayout:
@@ -53,7 +63,13 @@ class FeaturePlan:
             heads=self.spec.num_heads,
             kept=keep_count(self.token_ratio, self.spec.num_tokens(self.preprocessing.size)),
             head_width=self.spec.head_width,
+            dtype=self.features,
         )
+
+    @property
+    def quantise(self) -> partial[tuple[Tensor, Tensor, Tensor]] | None:
+        """What a cache's writer turns f16 features into 8-bit ones with, where they are."""
+        return quantiser(self.features)
 
     def fingerprint(self) -> dict[str, Any]:
         """Identity of the features, as JSON values."""
@@ -70,6 +86,8 @@ class FeaturePlan:
             "token_ratio": self.token_ratio,
             "importance": self.importance,
         }
+        if self.features != _FIRST_FEATURES:
+            values["features"] = self.features
         return {name: _plain(value) for name, value in values.items()}
 
     def sources(self) -> dict[str, Any]:
@@ -107,6 +125,7 @@ class FeaturePlan:
                 layers=_tupled(values["layers"]),
                 token_ratio=values["token_ratio"],
                 importance=values["importance"],
+                features=values.get("features", _FIRST_FEATURES),
             )
         except KeyError as error:
             raise ConfigError(
@@ -124,12 +143,18 @@ class FeaturePlan:
                 "--checkpoint-path"
             )
         return FrozenPass(
-            backbone, self.preprocessing, self.layers, self.token_ratio, self.importance
+            backbone,
+            self.preprocessing,
+            self.layers,
+            self.token_ratio,
+            self.importance,
+            self.features,
         )
 
     def require_equal(self, other: "FeaturePlan", what: str) -> None:
         """Raise ``CacheMismatch`` where ``other``, the features of ``what``, are not these."""
-        ours, theirs = self.fingerprint(), other.fingerprint()
+        features = {"features": _FIRST_FEATURES}
+        ours, theirs = features | self.fingerprint(), features | other.fingerprint()
         differing = [
             f"  {name}: the run has {ours[name]}, {what} has {theirs[name]}"
             for name in ours
@@ -151,6 +176,7 @@ class FeaturePlan:
             "token_ratio": self.token_ratio,
             "importance": self.importance,
             "input_size": self.preprocessing.size,
+            "features": self.features,
         }
         differing = [
             f"  {name}: the cache has {_shown(name, have[name])}, "
@@ -174,6 +200,7 @@ def make_plan(
     method: FptConfig,
     images: ImageSet,
     recorded: FeaturePlan | None = None,
+    features: FeatureDtype = "float16",
 ) -> tuple[FeaturePlan, FrozenBackbone]:
     """Load the frozen model and settle everything that shapes the features.
 
@@ -211,14 +238,17 @@ def make_plan(
         layers=method.resolve_layers(spec.depth),
         token_ratio=method.token_ratio,
         importance=method.importance,
+        features=features,
     )
     log.info(
-        "features: %s, layers %s of %d, %d of %d tokens per head, input %dx%d, %s on %s",
+        "features: %s, layers %s of %d, %d of %d tokens per head, kept as %s, input %dx%d, "
+        "%s on %s",
         spec.name,
         format_layers(plan.layers),
         spec.depth,
         plan.layout.kept,
         spec.num_tokens(size),
+        plan.features,
         *size,
         plan.dtype,
         backbone.device,
@@ -247,6 +277,13 @@ def load_recorded_backbone(
         device=device,
         position_interpolation=plan.position_interpolation,  # type: ignore[arg-type]
     )
+
+
+def quantiser(features: FeatureDtype) -> partial[tuple[Tensor, Tensor, Tensor]] | None:
+    """``quantise_kv`` to the dtype of ``features``; None where that is f16."""
+    if features == "float16":
+        return None
+    return partial(quantise_kv, dtype=getattr(torch, features))
 
 
 def parse_optional_layers(text: str | None) -> tuple[int, ...] | None:

@@ -50,12 +50,24 @@ def import_reference(settings: ImportSettings | None = None, **values: Any) -> I
             "device": "cpu",
         },
     )
-    plan, _ = make_plan(frozen, settings.backbone, settings.input_size, method, images)
+    plan, _ = make_plan(
+        frozen,
+        settings.backbone,
+        settings.input_size,
+        method,
+        images,
+        features=settings.dtype,
+    )
     # In the identity: features of ours must never be mixed with them.
     fingerprint = plan.fingerprint() | {"imported_from": "YijinHuang/FPT preload.py"}
     keys = [item.key for item in images.items]
     with CacheWriter(
-        settings.cache, plan.layout, fingerprint, keys, notes=plan.sources()
+        settings.cache,
+        plan.layout,
+        fingerprint,
+        keys,
+        notes=plan.sources(),
+        quantise=plan.quantise,
     ) as writer:
         for position, tokens in read_reference_features(settings.features, images, plan.layout):
             if not writer.is_done(position):

@@ -33,6 +33,7 @@ from fpt_fast.pipeline.data import open_image_set, require_training_images
 from fpt_fast.pipeline.features import FeaturePlan, load_recorded_backbone, make_plan
 from fpt_fast.records import ImageSet, Preprocessing, Split
 from fpt_fast.settings import TrainSettings, parse_size
+from fpt_fast.trainer import resolve_device
 
 log = logging.getLogger("fpt_fast")
 
@@ -68,6 +69,7 @@ def open_inputs(settings: TrainSettings, stack: ExitStack) -> tuple[RunInputs, F
         token_ratio=settings.token_ratio,
         importance=settings.importance,
         input_size=_optional_size("input_size", settings.input_size),
+        features=settings.features,
     )
     method = _method(settings, plan)
     _require_layers(plan, method)
@@ -118,7 +120,8 @@ def _from_cache(
         images = _only_cached(images, reader)
     features: FeatureSource = NoFeatures()
     if method.fusion:
-        features = CachedFeatures(reader, images.items)
+        on_cpu = resolve_device(settings.device).type == "cpu"
+        features = CachedFeatures(reader, images.items, in_place=on_cpu)
         reader.require_images(digest_images(images.items, workers=settings.workers))
     side = dataclasses.replace(plan.preprocessing, size=method.side_size)
     return RunInputs(images, plan, features, None, side, DecodedStore(), reader)
@@ -166,7 +169,12 @@ def _open_live(settings: TrainSettings, images: ImageSet) -> tuple[RunInputs, Fp
         )
     method = _method(settings, None)
     plan, backbone = make_plan(
-        settings, settings.backbone, settings.input_size or "512", method, images
+        settings,
+        settings.backbone,
+        settings.input_size or "512",
+        method,
+        images,
+        features=settings.features or "float16",
     )
     augment = AugmentConfig() if settings.augment_input else None
     return _live_inputs(images, plan, plan.frozen_pass(backbone), method, augment), method

@@ -72,7 +72,13 @@ def preload(settings: PreloadSettings | None = None, **values: Any) -> PreloadRe
     )
     images = open_image_set(settings)
     plan, backbone = make_plan(
-        settings, settings.backbone, settings.input_size, method, images, _recorded(settings.cache)
+        settings,
+        settings.backbone,
+        settings.input_size,
+        method,
+        images,
+        recorded=_recorded(settings.cache),
+        features=settings.features,
     )
     expected = forecast(plan.layout, len(images.items), settings.cache)
     log.info("%s", expected)
@@ -85,6 +91,7 @@ def preload(settings: PreloadSettings | None = None, **values: Any) -> PreloadRe
         keys,
         digests=list(digest_images(images.items, workers=settings.workers).values()),
         notes=plan.sources(),
+        quantise=plan.quantise,
     ) as writer:
         pending = set(writer.pending)
         if 0 < len(pending) < len(keys):
@@ -181,6 +188,7 @@ def repair(settings: RepairSettings | None = None, **values: Any) -> tuple[list[
             std=plan.preprocessing.std,
             position_interpolation=plan.position_interpolation,
             dtype=plan.dtype,
+            features=plan.features,
         )
     return bad, verify_cache(settings.cache)
 

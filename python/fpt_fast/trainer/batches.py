@@ -1,6 +1,7 @@
 """What the trainer asks of a source of batches, and the one place where they change device."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -44,10 +45,16 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def move_batch(batch: FeatureBatch, device: torch.device) -> FeatureBatch:
-    """Return the batch with every tensor on ``device``; itself where they are there already."""
+    """Return the batch with every tensor on ``device``; itself where they are there already.
+
+    A batch that points into a larger store elsewhere brings only its own rows along.
+    """
 
     def move(tensor: Tensor) -> Tensor:
         return tensor.to(device, non_blocking=True)
+
+    if batch.kv is not None and batch.rows is not None and not _is_on(batch.kv, device):
+        batch = _picked(batch, batch.kv, batch.rows)
 
     return FeatureBatch(
         side_pixels=move(batch.side_pixels),
@@ -57,6 +64,21 @@ def move_batch(batch: FeatureBatch, device: torch.device) -> FeatureBatch:
         keys=batch.keys,
         k_scales=None if batch.k_scales is None else move(batch.k_scales),
         v_scales=None if batch.v_scales is None else move(batch.v_scales),
+    )
+
+
+def _is_on(tensor: Tensor, device: torch.device) -> bool:
+    """True where moving changes nothing; ``cuda`` without a number is the current device."""
+    return tensor.device.type == device.type and device.index in (None, tensor.device.index)
+
+
+def _picked(batch: FeatureBatch, kv: Tensor, rows: Tensor) -> FeatureBatch:
+    return replace(
+        batch,
+        kv=kv[rows],
+        rows=None,
+        k_scales=None if batch.k_scales is None else batch.k_scales[rows],
+        v_scales=None if batch.v_scales is None else batch.v_scales[rows],
     )
 
 
