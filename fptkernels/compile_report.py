@@ -28,7 +28,13 @@ from triton.compiler import ASTSource
 
 from fptkernels.launch_table import CompileSpec, is_interpreted
 
-KERNEL_MODULES = ("token_scores", "select_tokens", "quantise_kv", "prompt_attention")
+KERNEL_MODULES = (
+    "frozen_attention",
+    "token_scores",
+    "select_tokens",
+    "quantise_kv",
+    "prompt_attention",
+)
 # Bytes that one block may use.
 SHARED_LIMITS = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10}
 

@@ -25,6 +25,9 @@ SHORT_NAMES = {
     torch.int64: "i64",
 }
 
+# f32 products are sums in registers, of rows that would not fit there whole.
+_F32_STEP = 16
+
 Key = tuple[str, torch.dtype, int, str]
 
 
@@ -60,6 +63,16 @@ class CompileSpec:
 def pad_width(width: int) -> int:
     """Smallest padded head width that holds ``width``: a power of two, 16 at least."""
     return next(padded for padded in PADDED_WIDTHS if padded >= width)
+
+
+def width_constants(width: int, dtype: torch.dtype) -> dict[str, int]:
+    """WIDTH, PADDED and STEP: the columns of q and k that one product takes at a time."""
+    padded = pad_width(width)
+    return {
+        "WIDTH": width,
+        "PADDED": padded,
+        "STEP": min(padded, _F32_STEP) if dtype == torch.float32 else padded,
+    }
 
 
 def tile(kernel: str, dtype: torch.dtype, padded: int, device: torch.device) -> Tile:
@@ -102,6 +115,18 @@ _HALF = (torch.float16, torch.bfloat16)
 _F32 = (torch.float32,)
 
 TABLE: dict[Key, Tile] = {
+    # A [block_m, D] tile of queries and its output stay in registers, keys and values stream.
+    **_rows(
+        "frozen_attention",
+        _HALF,
+        {
+            16: Tile(128, 64, 4, 3),
+            32: Tile(128, 64, 4, 3),
+            64: Tile(128, 64, 4, 3),
+            128: Tile(128, 64, 8, 3),
+        },
+    ),
+    **_rows("frozen_attention", _F32, dict.fromkeys(PADDED_WIDTHS, Tile(32, 32, 4, 1))),
     # Row maxima and sums: a [block_m, D] tile of queries stays in registers, keys stream.
     **_rows(
         "token_scores_rows",

@@ -58,6 +58,48 @@ def dot_in_steps(
 
 
 @triton.jit
+def products_with(
+    own_tile,
+    own_ptrs,
+    other_ptrs,
+    own_ok,
+    other_ok,
+    d_ok,
+    own_stride_d,
+    other_stride_d,
+    BLOCK_OWN: tl.constexpr,
+    BLOCK_OTHER: tl.constexpr,
+    MASK_ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PADDED: tl.constexpr,
+    STEP: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """own otherᵀ [BLOCK_OWN, BLOCK_OTHER] in f32: rows that a program holds with rows that stream.
+
+    Where STEP is PADDED the held rows are ``own_tile``; else both are loaded STEP columns at a
+    time, as ``dot_in_steps`` does.
+    """
+    if STEP == PADDED:
+        other_tile = load_rows(other_ptrs, other_ok, d_ok, MASK_ROWS, WIDTH != PADDED)
+        products = dot(own_tile, tl.trans(other_tile), UPCAST)
+    else:
+        products = dot_in_steps(
+            own_ptrs,
+            other_ptrs,
+            own_ok,
+            other_ok,
+            own_stride_d,
+            other_stride_d,
+            BLOCK_OWN,
+            BLOCK_OTHER,
+            WIDTH,
+            STEP,
+        )
+    return products
+
+
+@triton.jit
 def exp_of(x):
     """e to the x, by way of the hardware's powers of two."""
     return tl.exp2(x * LOG2E)

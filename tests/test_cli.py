@@ -80,7 +80,15 @@ def test_a_damaged_cache_gives_status_1(folder: Path, capsys: pytest.CaptureFixt
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("info") == 0
     out = capsys.readouterr().out
-    assert "torch: " in out and "token_scores on cpu" in out
+    assert "torch: " in out and "xformers: " in out
+    for line in (
+        "frozen_attention: impl='auto' runs 'cpu'",
+        "token_scores: impl='auto' runs 'cpu'",
+    ):
+        assert line in out
+    for name in ("flash", "efficient", "cudnn", "xformers"):
+        assert f"  {name}: " in out
+    assert "it runs on cuda tensors, got tensors on cpu" in out
 
 
 @pytest.mark.parametrize(

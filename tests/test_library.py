@@ -17,6 +17,7 @@ from fpt_fast.ops.implementation import Implementation
 FROZEN = FROZEN_CASES[0]
 PROMPT = PROMPT_CASES[0]
 NAMES = (
+    "frozen_attention",
     "token_scores",
     "select_tokens",
     "quantise_kv",
@@ -49,6 +50,7 @@ def op_calls(impl: str) -> list[tuple[str, tuple[object, ...]]]:
     online = torch.ops.fpt.prompt_attention_indexed(prompts, *indexed, impl)
     leaf = prompts.clone().requires_grad_()
     return [
+        ("frozen_attention", (q, k, v, impl)),
         ("token_scores", (q, k, "global", None, impl)),
         ("token_scores", (q, k, "class_token", torch.rand(q.shape[:3]), impl)),
         ("select_tokens", (scores, k, v, FROZEN.keep, torch.float16, impl)),
@@ -68,7 +70,7 @@ def op_calls(impl: str) -> list[tuple[str, tuple[object, ...]]]:
 
 
 @pytest.mark.parametrize("impl", ["auto", "reference", "triton"])
-@pytest.mark.parametrize("call", range(9))
+@pytest.mark.parametrize("call", range(10))
 def test_opcheck(call: int, impl: str) -> None:
     name, args = op_calls(impl)[call]
     torch.library.opcheck(getattr(torch.ops.fpt, name).default, args)
@@ -90,10 +92,11 @@ def attend_indexed(q: Tensor, k: Tensor, v: Tensor, index: Tensor, impl: str = "
 def score_and_select(
     q: Tensor, k: Tensor, v: Tensor, keep: int, impl: str = "auto"
 ) -> tuple[Tensor, ...]:
-    scores = ops.token_scores(q * 2, k, impl=impl)
+    out, lse = ops.frozen_attention(q * 2, k, v, impl=impl)
+    scores = ops.token_scores(q * 2, k, lse=lse, impl=impl)
     kv, index = ops.select_tokens(scores * 3, k, v, keep, dtype=torch.float16, impl=impl)
     kv8, k_scales, v_scales = ops.quantise_kv(kv.unsqueeze(1), impl=impl)
-    return kv + 1, index, kv8, k_scales * 2, v_scales
+    return kv + out.transpose(1, 2).flatten(2).mean(), index, kv8, k_scales * 2, v_scales
 
 
 def assert_same_with_gradient(
@@ -160,6 +163,9 @@ def test_there_is_no_second_derivative_and_none_of_the_frozen_ops() -> None:
     scores = torch.ops.fpt.token_scores(x, x, "global", None, "auto")
     with pytest.raises(RuntimeError, match="token_scores has no derivative"):
         scores.sum().backward()
+    out, _ = torch.ops.fpt.frozen_attention(x, x, x, "auto")
+    with pytest.raises(RuntimeError, match="frozen_attention has no derivative"):
+        out.sum().backward()
 
 
 def test_explain_names_the_choice_and_every_reason() -> None:
@@ -177,7 +183,7 @@ def test_explain_names_the_choice_and_every_reason() -> None:
         "  reference: can run, but 'blocked' is preferred",
         "  triton: it runs on cuda tensors, got tensors on meta",
     ]
-    with pytest.raises(ValueError, match=r"op must be one of token_scores, .*, got 'softmax'"):
+    with pytest.raises(ValueError, match=r"op must be one of frozen_attention, .*, got 'softmax'"):
         explain("softmax", q)
 
 

@@ -4,6 +4,10 @@ import importlib.metadata
 import importlib.util
 import platform
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = (
     "fpt-fast",
@@ -26,7 +30,6 @@ def describe_installation() -> str:
     import torch
 
     from fpt_fast.backbone import choose_dtype
-    from fpt_fast.ops import explain
     from fpt_fast.ops.native_reasons import native_levels, native_missing
 
     lines = [
@@ -36,9 +39,11 @@ def describe_installation() -> str:
         f"cpu dtype (auto): {_short(choose_dtype(torch.device('cpu')))}",
         f"native: {native_missing() or 'levels ' + native_levels()}",
     ]
+    devices = [torch.device("cpu")]
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
             device = torch.device("cuda", number)
+            devices.append(device)
             capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
             lines.append(
                 f"cuda:{number}: {torch.cuda.get_device_name(device)}, sm {capability}, "
@@ -46,9 +51,20 @@ def describe_installation() -> str:
             )
     else:
         lines.append("cuda: none")
-    q = torch.zeros(1, 1, 4, 8)
-    lines.append(f"token_scores on cpu: {explain('token_scores', q, q)}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *map(_implementations, devices)])
+
+
+def _implementations(device: "torch.device") -> str:
+    """What runs the frozen pass's ops on ``device`` in its own dtype, and why others do not."""
+    import torch
+
+    from fpt_fast.backbone import choose_dtype
+    from fpt_fast.ops import explain
+
+    dtype = choose_dtype(device)
+    q = torch.zeros((1, 1, 4, 64), device=device, dtype=dtype)
+    told = (explain("frozen_attention", q, q, q), explain("token_scores", q, q))
+    return "\n".join(f"on {device} in {_short(dtype)}, {text}" for text in told)
 
 
 def _version(name: str) -> str:

@@ -32,6 +32,18 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+# "auto", and the implementations of the op frozen_attention.
+Attention = Literal[
+    "auto",
+    "cpu",
+    "flash",
+    "efficient",
+    "cudnn",
+    "xformers",
+    "blocked",
+    "reference",
+    "triton",
+]
 Importance = Literal["global", "class_token"]
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")

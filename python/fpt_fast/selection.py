@@ -33,13 +33,15 @@ def select_features(
     token_ratio: float,
     importance: Importance,
     dtype: torch.dtype = torch.float16,
+    impl: str = "auto",
 ) -> SelectedTokens:
     """Run the frozen pass on ``pixels`` [B, 3, h, w] and keep the important tokens of ``layers``.
 
     Returns ``kv`` [B, L, 2, H, K, D] of ``dtype`` and ``index`` [B, L, H, K] i32 on the
     backbone's device, ready for a cache.  Keys and values are rounded to ``dtype`` and never
     clamped: one beyond its range becomes infinite, which the cache's writer refuses, naming the
-    image.  Raises ``ValueError`` for sizes, layers and ratios that cannot be.
+    image.  ``impl`` is that of ``token_scores`` and ``select_tokens``; the attention's is
+    ``backbone.attention``.  Raises ``ValueError`` for sizes, layers and ratios that cannot be.
     """
     spec = backbone.spec
     if importance == "class_token" and not spec.has_class_token:
@@ -56,8 +58,8 @@ def select_features(
     for position, layer in enumerate(states):
         scores = layer.scores
         if scores is None:
-            scores = token_scores(layer.q, layer.k, importance=importance, lse=layer.lse)
-        kept, where = select_tokens(scores, layer.k, layer.v, keep, dtype=dtype)
+            scores = token_scores(layer.q, layer.k, importance=importance, lse=layer.lse, impl=impl)
+        kept, where = select_tokens(scores, layer.k, layer.v, keep, dtype=dtype, impl=impl)
         kv[:, position] = kept
         index[:, position] = where
     return SelectedTokens(kv, index)

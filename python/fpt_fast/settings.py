@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 
 from fpt_fast.config import ConfigError, Loss, LossWeight
-from fpt_fast.records import FeatureDtype, Importance, Split
+from fpt_fast.records import Attention, FeatureDtype, Importance, Split
 
 _T = TypeVar("_T")
 
@@ -80,6 +80,8 @@ class FrozenSettings(InputSettings):
     """How position embeddings are resized; bicubic_scale is the authors' way."""
     dtype: Dtype = "auto"
     """Arithmetic of the frozen pass."""
+    attention: Attention = "auto"
+    """Implementation of its attention (fpt-fast info lists them); they differ by rounding only."""
     device: Device = "auto"
     """Where it runs."""
 
@@ -116,6 +118,8 @@ class RepairSettings(BackboneSettings):
     """Directory of the cache."""
     backbone: str
     """The frozen model that made it: timm name or directory (its weights are checked)."""
+    attention: Attention = "auto"
+    """Implementation of its attention (fpt-fast info lists them); they differ by rounding only."""
     device: Device = "auto"
     """Where the frozen pass runs."""
     batch_size: int = 8
@@ -258,6 +262,8 @@ class EvaluateSettings:
     """With a frozen pass: where the frozen model is now, if not where it was."""
     checkpoint_path: Path | None = None
     """With a frozen pass: weights for a timm model name."""
+    attention: Attention = "auto"
+    """With a frozen pass: implementation of its attention (fpt-fast info lists them)."""
     device: Device = "auto"
     """Where it runs."""
     batch_size: int = 16
@@ -282,6 +288,8 @@ class PredictSettings:
     """Go on without images that cannot be decoded."""
     dtype: Dtype = "auto"
     """Arithmetic of the frozen pass (auto: that of the run's features)."""
+    attention: Attention = "auto"
+    """Implementation of its attention (fpt-fast info lists them); they differ by rounding only."""
     device: Device = "auto"
     """Where it runs."""
     batch_size: int = 8

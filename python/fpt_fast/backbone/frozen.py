@@ -11,15 +11,17 @@ from fpt_fast.backbone.errors import BackboneError
 from fpt_fast.backbone.positions import PositionInterpolation
 from fpt_fast.backbone.vit import FrozenVit
 from fpt_fast.config import check_divides, format_layers
-from fpt_fast.ops import attention_with_scores
-from fpt_fast.records import BackboneSpec, Importance, LayerStates
+from fpt_fast.ops import attention_with_scores, frozen_attention, scores_come_free
+from fpt_fast.ops.implementation import resolve
+from fpt_fast.records import Attention, BackboneSpec, Importance, LayerStates
 
 
 class FrozenBackbone:
     """A frozen vision transformer; ``load_backbone`` makes one.
 
     ``spec`` describes it, ``device`` and ``dtype`` say where and in which precision it runs,
-    ``position_interpolation`` how it fits its positions to other sizes.
+    ``position_interpolation`` how it fits its positions to other sizes, ``attention`` which
+    implementation of ``frozen_attention`` it asks for.
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class FrozenBackbone:
         device: torch.device,
         dtype: torch.dtype,
         position_interpolation: PositionInterpolation,
+        attention: Attention = "auto",
     ) -> None:
         vit.place(device, dtype)
         self.vit = vit
@@ -37,6 +40,8 @@ class FrozenBackbone:
         self.device = device
         self.dtype = dtype
         self.position_interpolation = position_interpolation
+        self.attention = attention
+        self.attention_implementation = self._resolve_attention()
 
     def __repr__(self) -> str:
         s = self.spec
@@ -54,9 +59,10 @@ class FrozenBackbone:
         size must divide h and w.  ``layers``: ascending, 0-based.  The states are on ``device``
         in ``dtype``.
 
-        With ``importance="global"``, layers before the last carry ``scores`` and ``lse``, which
-        their attention gives almost for free.  In the last one only queries, keys and values are
-        computed, and nothing after it: whoever wants its scores computes them from q and k.
+        With ``importance="global"``, layers before the last carry the ``lse`` of their attention,
+        and their ``scores`` where it gives these almost for free: on a CPU.  In the last one only
+        queries, keys and values are computed, and nothing after it: whoever wants its scores
+        computes them from q and k.
 
         Raises ``ValueError`` (``BackboneError``, ``ConfigError``) for layers and sizes that
         cannot be, before anything runs.
@@ -82,10 +88,13 @@ class FrozenBackbone:
             q, k, v = block.project(x)
             scores = lse = None
             if with_scores and index in layers:
-                out, scores, lse = attention_with_scores(q, k, v)
+                need_scores = scores_come_free(q, self.attention)
+                out, scores, lse = attention_with_scores(
+                    q, k, v, need_scores=need_scores, impl=self.attention
+                )
                 attended = cast(Tensor, out)  # asked for by default
             else:
-                attended = F.scaled_dot_product_attention(q, k, v)
+                attended = self._attend(q, k, v)
             if index in layers:
                 yield LayerStates(index, q, k, v, lse, scores)
             del q, k, v, scores, lse
@@ -114,6 +123,25 @@ class FrozenBackbone:
         tokens = self.vit.norm(last.complete(x[:, used], attended))
         pooled: Tensor = self.vit.pooled_norm(tokens.float().mean(1).to(self.dtype))
         return pooled.float()
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention alone: where nobody wants its log-sum-exp, auto is torch's own choice."""
+        if self.attention == "auto":
+            return F.scaled_dot_product_attention(q, k, v)
+        return frozen_attention(q, k, v, impl=self.attention)[0]
+
+    def _resolve_attention(self) -> str:
+        """What ``attention`` runs on tensors of this model; raises where it cannot."""
+        spec = self.spec
+        shape = (1, spec.num_heads, spec.num_tokens(spec.image_size), spec.head_width)
+        q = torch.empty((), device=self.device, dtype=self.dtype).expand(shape)
+        try:
+            return resolve("frozen_attention", self.attention, (q, q, q)).name
+        except ValueError as error:
+            raise BackboneError(
+                f"attention={self.attention!r} does not run {spec.name} in {self.dtype} on "
+                f"{self.device}: {error}"
+            ) from error
 
     def _embed(self, pixels: Tensor) -> Tensor:
         placed = pixels.to(device=self.device, dtype=self.dtype)

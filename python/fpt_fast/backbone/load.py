@@ -18,7 +18,7 @@ from fpt_fast.backbone.timm_modules import adapt_module, has_class_token
 from fpt_fast.backbone.timm_names import create_timm_model, load_timm_folder
 from fpt_fast.backbone.vit import FrozenVit
 from fpt_fast.backbone.weights import weights_hash
-from fpt_fast.records import BackboneSpec
+from fpt_fast.records import Attention, BackboneSpec
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -32,6 +32,7 @@ def load_backbone(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
     position_interpolation: PositionInterpolation = "timm",
+    attention: Attention = "auto",
 ) -> FrozenBackbone:
     """Load a frozen vision transformer, verified and ready to run.
 
@@ -48,7 +49,8 @@ def load_backbone(
     ``dtype`` ``"auto"``: bf16 where the CPU multiplies it in hardware, bf16 or f16 on a GPU, else
     f32; or ``"float32"``, ``"bfloat16"``, ``"float16"``.  ``position_interpolation`` fits the
     position embeddings to input sizes other than the native one: ``"timm"`` as timm does,
-    ``"bicubic_scale"`` as the authors' code does.
+    ``"bicubic_scale"`` as the authors' code does.  ``attention`` is ``"auto"`` or an implementation
+    of ``fpt_fast.ops.frozen_attention``; they differ by rounding only.
 
     Models from timm and of your own are run once on a small random input; ``BackboneError`` (a
     ``ValueError``) is raised, with the reason, for those whose own forward the frozen pass does
@@ -69,6 +71,7 @@ def load_backbone(
         device=placed,
         dtype=precision,
         position_interpolation=position_interpolation,
+        attention=attention,
     )
 
 

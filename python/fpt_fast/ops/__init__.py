@@ -4,7 +4,8 @@ Importing registers their schemas with torch and nothing more; implementations a
 when they first run.
 """
 
-from fpt_fast.ops.attention import attention_with_scores
+from fpt_fast.ops.attention import attention_with_scores, scores_come_free
+from fpt_fast.ops.frozen_attention import frozen_attention
 from fpt_fast.ops.implementation import explain
 from fpt_fast.ops.prompt_attention import prompt_attention, prompt_attention_indexed
 from fpt_fast.ops.quantise_kv import dequantise_kv, quantise_kv
@@ -15,9 +16,11 @@ __all__ = [
     "attention_with_scores",
     "dequantise_kv",
     "explain",
+    "frozen_attention",
     "prompt_attention",
     "prompt_attention_indexed",
     "quantise_kv",
+    "scores_come_free",
     "select_tokens",
     "token_scores",
 ]

@@ -1,30 +1,29 @@
 """``attention_with_scores``: a layer's attention and its token scores from one pass."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from fpt_fast.ops import cpu
-from fpt_fast.ops.checks import (
-    FLOAT_DTYPES,
-    check_axes,
-    check_dtype,
-    check_no_grad,
-    check_same_device,
-    check_shape,
-)
+from fpt_fast.ops.checks import check_no_grad, check_self_attention
+from fpt_fast.ops.frozen_attention import frozen_attention
 from fpt_fast.ops.token_scores import token_scores
 
 
 def attention_with_scores(
-    q: Tensor, k: Tensor, v: Tensor, *, need_output: bool = True, need_scores: bool = True
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    need_output: bool = True,
+    need_scores: bool = True,
+    impl: str = "auto",
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Attention ``softmax(q kᵀ / √D) v`` of a frozen layer together with its global token scores.
 
     On a CPU either one product ``q kᵀ`` and one pass of exponentials serve both, in blocks, or
-    torch's fused attention runs twice (bf16 in hardware), whichever is faster; on other
-    devices the attention is torch's own and the scores are ``token_scores``.  No path stores a
-    map of N x N: beyond copies of its inputs and outputs, the scratch of the CPU path is at
-    most 16 MB (f64: 32 MB), whatever N.
+    torch's fused attention runs twice (bf16 in hardware), whichever is faster.  Elsewhere
+    ``frozen_attention`` gives the output and the log-sum-exp, with which ``token_scores`` needs
+    its second pass only.  No path stores a map of N x N: beyond copies of its inputs and outputs,
+    the scratch of the CPU path is at most 16 MB (f64: 32 MB), whatever N.
 
     Args:
         q: queries [B, H, N, D], f16, bf16, f32 or f64, any strides.
@@ -32,28 +31,30 @@ def attention_with_scores(
         v: values [B, H, N, D], of q's dtype.
         need_output: whether to compute the attention output.
         need_scores: whether to compute the scores.
+        impl: ``"auto"`` or the implementation of ``frozen_attention``.
 
     Returns:
         Output [B, H, N, D] of q's dtype (None unless needed), scores [B, H, N] f32 (None
-        unless needed), and natural-log row log-sum-exp [B, H, N] f32 (None where torch's own
-        attention keeps it to itself).  Not differentiable.
+        unless needed), and natural-log row log-sum-exp [B, H, N] f32 (None where scores alone
+        are needed and the CPU's own way does not give it).  Not differentiable.
 
     Raises:
         ValueError: for a wrong shape, dtype or device; for inputs that require grad while grad
-            mode is on; where neither output nor scores are needed.
+            mode is on; where neither output nor scores are needed; for an implementation that
+            cannot run.
     """
-    check_axes("q", q, "B H N D")
-    for name, tensor in (("k", k), ("v", v)):
-        check_shape(name, tensor, q.shape, "like q")
-        check_dtype(name, tensor, (q.dtype,))
-        check_same_device(name, tensor, "q", q)
-    check_dtype("q", q, FLOAT_DTYPES)
+    check_self_attention(q, k, v)
     check_no_grad(
         "attention_with_scores", "has no derivative; call it under torch.no_grad()", q=q, k=k, v=v
     )
     if not need_output and not need_scores:
         raise ValueError("need_output or need_scores must be True, got False for both")
-    if q.device.type == "cpu":
+    if scores_come_free(q, impl):
         return cpu.attention_with_scores(q, k, v, need_output, need_scores)
-    out = F.scaled_dot_product_attention(q, k, v) if need_output else None
-    return out, token_scores(q, k) if need_scores else None, None
+    out, lse = frozen_attention(q, k, v, impl=impl) if need_output else (None, None)
+    return out, token_scores(q, k, lse=lse) if need_scores else None, lse
+
+
+def scores_come_free(q: Tensor, impl: str = "auto") -> bool:
+    """Whether the attention of queries ``q`` through ``impl`` computes their scores on its way."""
+    return q.device.type == "cpu" and impl in ("auto", "cpu")

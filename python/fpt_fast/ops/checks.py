@@ -36,6 +36,16 @@ def check_same_device(name: str, tensor: Tensor, other_name: str, other: Tensor)
         raise ValueError(f"{name} must be on {other.device} like {other_name}, got {tensor.device}")
 
 
+def check_self_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Refuse q, k, v that are not [B, H, N, D] of one floating dtype and device."""
+    check_axes("q", q, "B H N D")
+    for name, tensor in (("k", k), ("v", v)):
+        check_shape(name, tensor, q.shape, "like q")
+        check_dtype(name, tensor, (q.dtype,))
+        check_same_device(name, tensor, "q", q)
+    check_dtype("q", q, FLOAT_DTYPES)
+
+
 def check_positive(name: str, tensor: Tensor, axis: int, letter: str) -> None:
     """Refuse a tensor whose ``axis`` is empty where a softmax or a dot product runs along it."""
     if tensor.shape[axis] < 1:

@@ -20,6 +20,13 @@ def attention_with_scores(
     return blocks.attend_in_blocks(q, k, v if need_output else None, need_scores=need_scores)
 
 
+def frozen_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and row log-sum-exp."""
+    out, _, lse = attention_with_scores(q, k, v, need_output=True, need_scores=False)
+    assert out is not None
+    return out, lse
+
+
 def token_scores(q: Tensor, k: Tensor, importance: str, lse: Tensor | None) -> Tensor:
     """Scores [B, H, N] f32; a first pass only where lse is not given."""
     if importance == "class_token":

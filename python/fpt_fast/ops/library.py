@@ -12,6 +12,12 @@ import torch
 from torch import Tensor
 
 from fpt_fast.ops.checks import check_finite_scales, check_no_nan, check_values_in_range
+from fpt_fast.ops.cuda_reasons import (
+    cudnn_reasons,
+    efficient_reasons,
+    flash_reasons,
+    xformers_reasons,
+)
 from fpt_fast.ops.implementation import (
     Implementation,
     Reasons,
@@ -34,6 +40,19 @@ def _register(op: str, name: str, module: str, reasons: Reasons = anywhere) -> N
 
 # Of one op, the implementation that auto prefers stands first.
 _cpu = needs_device("cpu")
+_register("frozen_attention", "cpu", "fpt_fast.ops.cpu", _cpu)
+# No GPU has measured this order: flash takes f16 and bf16, efficient the f32 that flash does not.
+for _name, _reasons in (
+    ("flash", flash_reasons),
+    ("efficient", efficient_reasons),
+    ("cudnn", cudnn_reasons),
+    ("xformers", xformers_reasons),
+):
+    register(
+        Implementation("frozen_attention", _name, "fpt_fast.ops.cuda_attention", _name, _reasons)
+    )
+_register("frozen_attention", "blocked", "fpt_fast.ops.cpu")
+_register("frozen_attention", "reference", "fpt_fast.ops.reference_ops")
 _register("token_scores", "cpu", "fpt_fast.ops.cpu", _cpu)
 _register("token_scores", "blocked", "fpt_fast.ops.cpu")
 _register("token_scores", "reference", "fpt_fast.ops.reference_ops")
@@ -52,6 +71,7 @@ for _op in (
     _register(_op, "reference", "fpt_fast.ops.reference_ops")
 # Last, so that auto does not choose them: no GPU has run these kernels yet (issues 3 and 8).  Once
 # `make device` has, they belong behind "cpu".
+_register("frozen_attention", "triton", "fptkernels.frozen_attention", triton_reasons(width_of=0))
 _register("token_scores", "triton", "fptkernels.token_scores", triton_reasons(width_of=0))
 _register("select_tokens", "triton", "fptkernels.select_tokens", triton_reasons(width_of=1))
 _register("quantise_kv", "triton", "fptkernels.quantise_kv", triton_reasons(width_of=0))
@@ -80,6 +100,27 @@ def _lse_dtype(q: Tensor) -> torch.dtype:
 
 def _pair(k_scales: Tensor | None, v_scales: Tensor | None) -> Scales | None:
     return None if k_scales is None or v_scales is None else (k_scales, v_scales)
+
+
+def _frozen_attention(q: Tensor, k: Tensor, v: Tensor, impl: str) -> tuple[Tensor, Tensor]:
+    out, lse = resolve("frozen_attention", impl, (q, k, v)).load()(q, k, v)
+    # One layout, whoever computed it: compiled code relies on the strides of the fake.
+    return out.transpose(1, 2).contiguous().transpose(1, 2), lse
+
+
+def _frozen_attention_fake(q: Tensor, k: Tensor, v: Tensor, impl: str) -> tuple[Tensor, Tensor]:
+    batch, heads, tokens, width = q.shape
+    out = q.new_empty((batch, tokens, heads, width)).transpose(1, 2)
+    return out, q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+_define(
+    "frozen_attention",
+    "(Tensor q, Tensor k, Tensor v, str impl) -> (Tensor out, Tensor lse)",
+    _frozen_attention,
+    _frozen_attention_fake,
+)
+_without_gradient("frozen_attention")
 
 
 def _token_scores(q: Tensor, k: Tensor, importance: str, lse: Tensor | None, impl: str) -> Tensor:

@@ -22,6 +22,13 @@ def token_scores(q: Tensor, k: Tensor, importance: str = "global") -> Tensor:
     return weights.mean(dim=-2)
 
 
+def frozen_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """A frozen layer's attention: q, k, v [B, H, N, D] -> out [B, H, N, D] and its row
+    log-sum-exp [B, H, N], both of q's dtype."""
+    logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+    return torch.softmax(logits, dim=-1) @ v, torch.logsumexp(logits, dim=-1)
+
+
 def select_tokens(scores: Tensor, k: Tensor, v: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     """Keys and values of the ``keep`` highest scores, in ascending token order.
 

@@ -13,6 +13,12 @@ def token_scores(q: Tensor, k: Tensor, importance: str, lse: Tensor | None) -> T
     return reference.token_scores(q.to(wide), k.to(wide), importance).float()
 
 
+def frozen_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """``reference.frozen_attention``."""
+    out, lse = reference.frozen_attention(*(tensor.to(_wide(q)) for tensor in (q, k, v)))
+    return out.to(q.dtype), lse.float()
+
+
 def select_tokens(
     scores: Tensor, k: Tensor, v: Tensor, keep: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ def evaluate(settings: EvaluateSettings | None = None, **values: Any) -> Metrics
     changes: dict[str, Any] = {
         "run": settings.run,
         "device": settings.device,
+        "attention": settings.attention,
         "batch_size": settings.batch_size,
     }
     if settings.data is not None:

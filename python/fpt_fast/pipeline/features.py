@@ -21,7 +21,14 @@ from fpt_fast.config import ConfigError, FptConfig, check_divides, format_layers
 from fpt_fast.images import dataset_preset, measure_statistics
 from fpt_fast.loader import FrozenPass
 from fpt_fast.ops import quantise_kv
-from fpt_fast.records import BackboneSpec, FeatureDtype, ImageSet, Importance, Preprocessing
+from fpt_fast.records import (
+    Attention,
+    BackboneSpec,
+    FeatureDtype,
+    ImageSet,
+    Importance,
+    Preprocessing,
+)
 from fpt_fast.selection import keep_count
 from fpt_fast.settings import FrozenSettings, parse_size
 
@@ -41,6 +48,7 @@ class FeaturePlan:
     ``source``, ``checkpoint_path`` and ``pretrained`` say where the frozen model was found: they
     help to find it again, and are no part of the identity, which the weights' hash carries.
     ``dtype`` is the arithmetic of the frozen pass, ``features`` what keys and values are kept in.
+    ``attention`` says which implementation made them, where that is known.
     """
 
     spec: BackboneSpec
@@ -54,6 +62,7 @@ class FeaturePlan:
     token_ratio: float
     importance: Importance
     features: FeatureDtype = "float16"
+    attention: str | None = None
 
     @property
     def layout(self) -> RecordLayout:
@@ -91,8 +100,10 @@ class FeaturePlan:
         return {name: _plain(value) for name, value in values.items()}
 
     def sources(self) -> dict[str, Any]:
-        """Where the frozen model was found: notes, no part of the identity."""
+        """Where the frozen model was found and how it ran: notes, no part of the identity."""
         return {
+            # Implementations of one attention differ by rounding, as devices do: no part either.
+            "attention": self.attention,
             "source": self.source,
             "checkpoint_path": self.checkpoint_path,
             "pretrained": self.pretrained,
@@ -126,6 +137,7 @@ class FeaturePlan:
                 token_ratio=values["token_ratio"],
                 importance=values["importance"],
                 features=values.get("features", _FIRST_FEATURES),
+                attention=values.get("attention"),
             )
         except KeyError as error:
             raise ConfigError(
@@ -215,6 +227,7 @@ def make_plan(
         dtype=settings.dtype,
         device=settings.device,
         position_interpolation=settings.position_interpolation,
+        attention=settings.attention,
     )
     spec = backbone.spec
     check_divides("input_size", size, spec.patch_size)
@@ -239,10 +252,11 @@ def make_plan(
         token_ratio=method.token_ratio,
         importance=method.importance,
         features=features,
+        attention=backbone.attention_implementation,
     )
     log.info(
         "features: %s, layers %s of %d, %d of %d tokens per head, kept as %s, input %dx%d, "
-        "%s on %s",
+        "%s on %s, attention %s",
         spec.name,
         format_layers(plan.layers),
         spec.depth,
@@ -252,6 +266,7 @@ def make_plan(
         *size,
         plan.dtype,
         backbone.device,
+        plan.attention,
     )
     return plan, backbone
 
@@ -263,6 +278,7 @@ def load_recorded_backbone(
     checkpoint_path: Path | None,
     dtype: str,
     device: str,
+    attention: Attention,
 ) -> FrozenBackbone:
     """Load the frozen model of a run again, from where it was or from where it is said to be.
 
@@ -276,6 +292,7 @@ def load_recorded_backbone(
         dtype=plan.dtype if dtype == "auto" else dtype,
         device=device,
         position_interpolation=plan.position_interpolation,  # type: ignore[arg-type]
+        attention=attention,
     )
 
 

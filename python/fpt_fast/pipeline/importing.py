@@ -1,5 +1,6 @@
 """Importing features that the authors' code preloaded into a cache of ours."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +59,7 @@ def import_reference(settings: ImportSettings | None = None, **values: Any) -> I
         images,
         features=settings.dtype,
     )
+    plan = dataclasses.replace(plan, attention=None)  # theirs, not what would run here
     # In the identity: features of ours must never be mixed with them.
     fingerprint = plan.fingerprint() | {"imported_from": "YijinHuang/FPT preload.py"}
     keys = [item.key for item in images.items]

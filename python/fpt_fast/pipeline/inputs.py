@@ -104,6 +104,7 @@ def reopen_inputs(
             checkpoint_path=checkpoint_path,
             dtype="auto",
             device=settings.device,
+            attention=settings.attention,
         )
     )
     return _live_inputs(images, plan, frozen, model.config, None)

@@ -56,6 +56,7 @@ def predict(settings: PredictSettings | None = None, **values: Any) -> PredictRe
         checkpoint_path=settings.checkpoint_path,
         dtype=settings.dtype,
         device=settings.device,
+        attention=settings.attention,
     )
     loader = FeatureLoader(
         images.items,

@@ -165,6 +165,7 @@ def repair(settings: RepairSettings | None = None, **values: Any) -> tuple[list[
                 checkpoint_path=settings.checkpoint_path,
                 dtype="auto",
                 device=settings.device,
+                attention=settings.attention,
             )
         )
     # This also puts a damaged manifest right, which could not be inspected.
