@@ -68,7 +68,7 @@ ALLOWED_PACKAGES = {
     "records": {"torch"},
     "config": set[str](),
     "files": set[str](),
-    "profiling": {"nvtx"},
+    "profiling": {"nvtx", "torch"},
     "ops": {"torch"},
     "cache": {"torch", "numpy", "xxhash"},
     "metrics": {"torch", "numpy", "sklearn"},

@@ -208,7 +208,7 @@ def test_a_checkpoint_holds_no_pickle(tmp_path: Path) -> None:
     ("name", "damage", "match"),
     [
         ("state.json", lambda path: path.write_text("{"), "cannot read the checkpoint"),
-        ("state.json", lambda path: path.write_text('{"format": 99}'), "format 1, got 99"),
+        ("state.json", lambda path: path.write_text('{"format": 99}'), "format 2, got 99"),
         ("state.json", lambda path: path.unlink(), "cannot read the checkpoint"),
         ("model.safetensors", lambda path: os.truncate(path, 40), "cannot read the checkpoint"),
         ("optimizer.safetensors", lambda path: path.unlink(), "cannot read the checkpoint"),

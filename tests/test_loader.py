@@ -136,6 +136,25 @@ def test_stored_images_are_exact_without_augmentation(
     assert keys(made) == keys(exact) and torch.equal(pixels(made), pixels(exact))
 
 
+def test_from_a_step_on_the_batches_are_the_same(
+    make_loader: Callable[..., FeatureLoader], items: tuple[ImageItem, ...]
+) -> None:
+    loader = make_loader()
+    whole = epoch(loader, 2)
+    for batch in whole[:2]:
+        for key in batch.keys:
+            next(item for item in items if item.key == key).path.unlink()
+    rest = list(make_loader_at(make_loader, 2).iterate_from(2))
+    assert keys(rest) == keys(whole[2:]) and torch.equal(pixels(rest), pixels(whole[2:]))
+    assert list(make_loader_at(make_loader, 2).iterate_from(3)) == []
+
+
+def make_loader_at(make_loader: Callable[..., FeatureLoader], number: int) -> FeatureLoader:
+    loader = make_loader()
+    loader.set_epoch(number)
+    return loader
+
+
 def test_an_epoch_left_early_stops_its_threads(make_loader: Callable[..., FeatureLoader]) -> None:
     batches = iter(make_loader(batch_size=1))
     next(batches)

@@ -25,7 +25,7 @@ from toy_training import (
 from fpt_fast.config import ConfigError
 from fpt_fast.records import UNLABELLED, FeatureBatch
 from fpt_fast.trainer import TrainingError, fit, learning_rate_at, load_weights, predict
-from fpt_fast.trainer import loop as training_loop
+from fpt_fast.trainer import epoch as training_epoch
 from fpt_fast.trainer.validation import is_better
 
 
@@ -189,7 +189,7 @@ def test_best_epoch(
     best: int,
 ) -> None:
     script = iter(values)
-    monkeypatch.setattr(training_loop, "validate", lambda *_, **__: {monitor: next(script)})
+    monkeypatch.setattr(training_epoch, "validate", lambda *_, **__: {monitor: next(script)})
     model = toy_model()
     recorder = Recorder(model)
     history = fit(

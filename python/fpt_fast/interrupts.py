@@ -23,6 +23,11 @@ class StopRequest:
             raise KeyboardInterrupt
         self._signal = signal.Signals(number)
 
+    @property
+    def requested(self) -> bool:
+        """Whether a stop was asked for."""
+        return self._signal is not None
+
     def check(self, what_to_do: str) -> None:
         """Raise ``Stopped`` with ``what_to_do`` next if a stop was asked for."""
         if self._signal is not None:

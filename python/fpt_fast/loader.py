@@ -251,11 +251,15 @@ class FeatureLoader:
 
     def __iter__(self) -> Iterator[FeatureBatch]:
         """Batches of the current epoch, made up to ``workers + 1`` ahead."""
+        return self.iterate_from(0)
+
+    def iterate_from(self, step: int) -> Iterator[FeatureBatch]:
+        """Batches of the current epoch from ``step`` on; those before are not made."""
         epoch = self._epoch
         order = self._order(epoch)
         chunks = [
             order[start : start + self._batch_size]
-            for start in range(0, len(order), self._batch_size)
+            for start in range(step * self._batch_size, len(order), self._batch_size)
         ]
         # The maker of a batch announces that which comes after those being made beside it.
         coming = [*chunks[self._workers :], *([[]] * self._workers)]

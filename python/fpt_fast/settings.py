@@ -173,7 +173,7 @@ class TrainSettings(FrozenSettings):
     run: Path
     """Directory for the run's files: must not exist yet, or see --resume and --overwrite."""
     resume: bool = False
-    """Continue an interrupted run from its last epoch."""
+    """Continue an interrupted run from its last checkpoint."""
     overwrite: bool = False
     """Replace the files of an earlier run."""
 
@@ -240,6 +240,12 @@ class TrainSettings(FrozenSettings):
     """Folder to keep the stored side images in, so that later runs need not decode either."""
     seed: int = 0
     """Seed of weights, order, augmentation and dropout."""
+    deterministic: bool = False
+    """Refuse operations that may give other bits in a rerun (a CPU needs no telling)."""
+    checkpoint_steps: int = 0
+    """Steps between checkpoints within an epoch (0: after each epoch, and on SIGTERM)."""
+    profile_steps: str | None = None
+    """Steps to capture in Nsight, like 20:30 (see docs/profiling.md)."""
     tensorboard: bool = False
     """Write TensorBoard files into the run (needs the tensorboard extra)."""
     report_images: int = 6
@@ -304,6 +310,16 @@ def parse_size(name: str, text: str | int) -> tuple[int, int]:
     if len(parts) in (1, 2) and all(part.isdigit() and int(part) > 0 for part in parts):
         return int(parts[0]), int(parts[-1])
     raise ConfigError(f"{name} must be a size like 512 or HEIGHTxWIDTH like 768x512, got {text!r}")
+
+
+def parse_steps(name: str, text: str | None) -> range | None:
+    """Read ``20:30`` as the steps from 20 up to 30, which is left out."""
+    if text is None:
+        return None
+    first, colon, last = text.partition(":")
+    if colon and first.isdigit() and last.isdigit() and int(first) < int(last):
+        return range(int(first), int(last))
+    raise ConfigError(f"{name} must be a first and a last step like 20:30, got {text!r}")
 
 
 def read_yaml(path: Path, settings: type[Any]) -> dict[str, Any]:

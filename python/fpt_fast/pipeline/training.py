@@ -34,16 +34,17 @@ from fpt_fast.report import write_report, write_run_files
 from fpt_fast.settings import (
     TrainSettings,
     build_settings,
+    parse_steps,
     to_yaml_values,
 )
-from fpt_fast.trainer import fit
+from fpt_fast.trainer import deterministic_algorithms, fit
 from fpt_fast.trainer import predict as predict_batches
 
 log = logging.getLogger("fpt_fast")
 
 CONFIG_FILE = "config.yaml"
 BEST = "best"
-# What the trainer leaves of a finished epoch, whenever it is killed.
+# What the trainer leaves of a finished epoch or step, whenever it is killed.
 CHECKPOINTS = frozenset({"last", "last.old"})
 
 
@@ -71,7 +72,9 @@ def train(settings: TrainSettings | None = None, **values: Any) -> TrainResult:
     settings = settings or build_settings(TrainSettings, values)
     _refuse_ignored(settings)
     _check_run(settings)
+    profiled = parse_steps("profile_steps", settings.profile_steps)
     with ExitStack() as stack:
+        stack.enter_context(deterministic_algorithms(settings.deterministic))
         inputs, method = open_inputs(settings, stack)
         recipe = make_recipe(settings)
         classes = inputs.images.classes
@@ -96,6 +99,8 @@ def train(settings: TrainSettings | None = None, **values: Any) -> TrainResult:
                 callbacks=_callbacks(settings),
                 extra=_model_extra(inputs, recipe),
                 inputs=_identity(settings, inputs, method),
+                checkpoint_steps=settings.checkpoint_steps,
+                profile_steps=profiled,
             )
         best = FptModel.from_pretrained(settings.run / BEST)
         split: Split = "test" if inputs.images.of_split("test") else "val" if val_items else "train"
@@ -135,7 +140,7 @@ def _check_run(settings: TrainSettings) -> None:
     if settings.resume:
         if not found & CHECKPOINTS:
             raise ConfigError(
-                f"nothing to resume: {settings.run} has no finished epoch; leave --resume out"
+                f"nothing to resume: {settings.run} has no checkpoint; leave --resume out"
             )
     elif found and CONFIG_FILE not in found:
         raise RunExists(
@@ -153,8 +158,8 @@ def _check_run(settings: TrainSettings) -> None:
 def _run_directory(settings: TrainSettings) -> Iterator[None]:
     """The run's directory: as it is to resume, else empty.
 
-    What it replaces is put aside, and comes back if the new run fails before its first epoch is
-    finished.
+    What it replaces is put aside, and comes back if the new run fails before its first
+    checkpoint.
     """
     run = settings.run
     aside = run.with_name(f".{run.name}.replaced")
@@ -186,6 +191,7 @@ def _identity(settings: TrainSettings, inputs: RunInputs, method: FptConfig) -> 
         "augment": settings.augment,
         "augment_input": settings.augment_input,
         "side_images": settings.side_images,
+        "deterministic": settings.deterministic,
     }
 
 

@@ -2,7 +2,9 @@
 
 from fpt_fast.trainer.batches import EpochBatches, resolve_device
 from fpt_fast.trainer.checkpoint import CheckpointError, load_weights
-from fpt_fast.trainer.loop import Callback, TrainingError, fit
+from fpt_fast.trainer.determinism import deterministic_algorithms
+from fpt_fast.trainer.epoch import TrainingError
+from fpt_fast.trainer.loop import Callback, fit
 from fpt_fast.trainer.prediction import predict
 from fpt_fast.trainer.schedule import learning_rate_at
 from fpt_fast.trainer.validation import monitor_names
@@ -12,6 +14,7 @@ __all__ = [
     "CheckpointError",
     "EpochBatches",
     "TrainingError",
+    "deterministic_algorithms",
     "fit",
     "learning_rate_at",
     "load_weights",

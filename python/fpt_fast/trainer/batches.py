@@ -1,7 +1,8 @@
 """What the trainer asks of a source of batches, and the one place where they change device."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Protocol
 
 import torch
@@ -15,7 +16,8 @@ class EpochBatches(Protocol):
 
     ``set_epoch(e)`` makes the next iteration that of epoch ``e``: order and augmentation must
     depend on nothing else but the source's own seed, or a resumed run cannot equal an
-    uninterrupted one.
+    uninterrupted one.  A source with ``iterate_from(step)``, which yields the batches from that
+    step on, spares a resumed run making the ones before.
     """
 
     def __iter__(self) -> Iterator[FeatureBatch]: ...
@@ -23,6 +25,13 @@ class EpochBatches(Protocol):
     def __len__(self) -> int: ...
 
     def set_epoch(self, epoch: int) -> None: ...
+
+
+def batches_from(batches: EpochBatches, first: int) -> Iterator[FeatureBatch]:
+    """The current epoch's batches from step ``first`` on."""
+    iterate: Callable[[int], Iterator[FeatureBatch]] | None
+    iterate = getattr(batches, "iterate_from", None)
+    return islice(batches, first, None) if iterate is None else iterate(first)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

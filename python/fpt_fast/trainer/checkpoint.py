@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from fpt_fast.files import sync_directory
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WEIGHTS_NAME = "model.safetensors"
 _OPTIMIZER_NAME = "optimizer.safetensors"
 _STATE_NAME = "state.json"

@@ -2,10 +2,36 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from fpt_fast.metrics import finite_or_none
 from fpt_fast.records import EpochRecord
+
+
+@dataclass(frozen=True, slots=True)
+class BegunEpoch:
+    """An epoch that is under way: its number, loss and images of each step made, wall seconds."""
+
+    epoch: int
+    losses: list[float]
+    sizes: list[int]
+    seconds: float
+
+
+def begun_to_json(begun: BegunEpoch) -> dict[str, Any]:
+    """A begun epoch as JSON values; an f32 survives them bit for bit."""
+    return {
+        "epoch": begun.epoch,
+        "losses": begun.losses,
+        "sizes": begun.sizes,
+        "seconds": begun.seconds,
+    }
+
+
+def begun_from_json(values: Mapping[str, Any]) -> BegunEpoch:
+    """Inverse of ``begun_to_json``."""
+    return BegunEpoch(**{name: values[name] for name in ("epoch", "losses", "sizes", "seconds")})
 
 
 def record_to_json(record: EpochRecord) -> dict[str, Any]:

@@ -1,0 +1,101 @@
+"""Training that is stopped or killed within an epoch ends with the uninterrupted run's files."""
+
+import csv
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_run import files_of
+
+from fpt_fast.config import ConfigError
+from fpt_fast.interrupts import Stopped
+from fpt_fast.pipeline import PreloadSettings, TrainSettings, preload, train
+from fpt_fast.trainer import epoch as training_epoch
+
+MakePreload = Callable[..., PreloadSettings]
+MakeTrain = Callable[..., TrainSettings]
+
+
+def train_until(settings: TrainSettings, calls: int, number: int) -> int:
+    """Train in a child that gets signal ``number`` within its ``calls``-th step; exit status."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.close(2)
+    original, made = training_epoch._train_step, []
+
+    def step(*arguments: Any) -> Any:
+        made.append(1)
+        if len(made) == calls:
+            os.kill(os.getpid(), number)
+        return original(*arguments)
+
+    training_epoch._train_step = step  # the child's own
+    try:
+        train(settings)
+    except Stopped:
+        os._exit(3)
+    except BaseException:
+        os._exit(1)
+    os._exit(0)
+
+
+def history_of(run: Path) -> list[dict[str, str]]:
+    with (run / "history.csv").open(newline="") as file:
+        return [{**row, "seconds": ""} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("changes", [{}, {"cache": "none"}], ids=["cached", "live"])
+def test_stopped_killed_and_stopped_again(
+    changes: dict[str, Any],
+    preload_settings: MakePreload,
+    train_settings: MakeTrain,
+    backbone: Path,
+    tmp_path: Path,
+) -> None:
+    if changes:
+        changes = {
+            **changes,
+            "backbone": str(backbone),
+            "input_size": "48",
+            "normalization": "backbone",
+            "augment_input": True,
+        }
+    else:
+        preload(preload_settings())
+    changes |= {"epochs": 3, "checkpoint_steps": 2}
+    whole = train(train_settings(run=tmp_path / "whole", **changes)).run
+    # Three steps an epoch.  The kill falls after the checkpoint of step 4, two steps later.
+    parts = tmp_path / "parts"
+    assert train_until(train_settings(run=parts, **changes), 2, signal.SIGTERM) == 3
+    again = train_settings(run=parts, resume=True, **changes)
+    assert train_until(again, 4, signal.SIGKILL) == -signal.SIGKILL
+    assert train_until(again, 3, signal.SIGTERM) == 3
+    train(again)
+    assert history_of(parts) == history_of(whole)
+    assert files_of(parts / "best") == files_of(whole / "best")
+    ours, theirs = files_of(parts / "last"), files_of(whole / "last")
+    assert ours.keys() == theirs.keys()
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert ours[name] == theirs[name]
+    assert (parts / "predictions.csv").read_bytes() == (whole / "predictions.csv").read_bytes()
+
+
+def test_deterministic_reruns_are_bit_equal(
+    preload_settings: MakePreload, train_settings: MakeTrain, tmp_path: Path
+) -> None:
+    preload(preload_settings())
+    first, second = (
+        train(train_settings(run=tmp_path / name, deterministic=True)).run for name in "ab"
+    )
+    assert files_of(first / "best") == files_of(second / "best")
+    assert history_of(first) == history_of(second)
+
+
+@pytest.mark.parametrize("steps", ["20", "30:20", "a:b", "5:5", "-1:4"])
+def test_steps_to_profile_are_a_range(steps: str, train_settings: MakeTrain) -> None:
+    with pytest.raises(ConfigError, match="profile_steps must be a first and a last step"):
+        train(train_settings(profile_steps=steps))
