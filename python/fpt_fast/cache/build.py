@@ -9,8 +9,10 @@ loss anywhere costs at most the records of the running ``commit``:
 - reopen: journal and plan written, manifest removed (this is the commit); then as after start.
 """
 
+import contextlib
 import logging
 import os
+import stat
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -39,10 +41,11 @@ from fpt_fast.cache.storage import (
     LOCK_FILE,
     TEMPORARY_SUFFIX,
     DirectoryLock,
+    exists,
+    file_mode,
     is_network_file_system,
     opened,
     preallocate,
-    read_into,
     read_optional,
     report_full_disk,
     sync_data,
@@ -69,6 +72,7 @@ class Build:
         self._sync_every = sync_every
         self._unsynced_commits = 0
         self._unsynced_shards: set[int] = set()
+        self._unsynced_rows: set[int] = set()
         self.digests: dict[int, bytes] = {}
         with self._report_full_disk(PAGE_BYTES):
             self._adopt_shards()
@@ -106,10 +110,9 @@ class Build:
                 with opened(self._partial(shard), os.O_RDWR | os.O_CREAT) as (fd, size):
                     if size != self.plan.shard_bytes(shard):
                         preallocate(fd, self.plan.shard_bytes(shard), network=network)
-                    header, page = shard_header(self.plan, shard), bytearray(PAGE_BYTES)
-                    read_into(fd, memoryview(page), 0)
-                    if page != header:
-                        write_all(fd, header, 0)
+                    # Written each time: after a sync that failed, the right bytes may be in
+                    # memory alone, and no later sync would write them.
+                    write_all(fd, shard_header(self.plan, shard), 0)
                     os.fsync(fd)
             sync_directory(self.directory)
 
@@ -142,6 +145,9 @@ class Build:
         self.digests.update(written)
         if due:
             self._unsynced_commits = 0
+            self._unsynced_rows.clear()
+        else:
+            self._unsynced_rows.update(written)
 
     def finish(self) -> Manifest:
         """Turn a complete build into a finished cache; raises ``CacheUnfinished`` if it is not."""
@@ -156,17 +162,19 @@ class Build:
         with self._report_full_disk(2 * len(data)):
             self._sync_shards()
             self._unsynced_commits = 0
+            self._unsynced_rows.clear()
             temporaries = [
                 (write_temporary(self.directory / name, data), self.directory / name)
                 for name in (MANIFEST_COPY_FILE, MANIFEST_FILE)
             ]
             for shard in range(manifest.shard_count):
-                if self._partial(shard).exists():  # else an earlier, failed finish() got so far
+                if exists(self._partial(shard)):  # else an earlier, failed finish() got so far
                     self._partial(shard).replace(self.directory / shard_file(shard, finished=True))
             sync_directory(self.directory)
             for temporary, file in temporaries:
                 temporary.replace(file)
-            sync_directory(self.directory)
+                # The copy is there for good before the manifest, which ends the build, may be.
+                sync_directory(self.directory)
             remove_leftovers(self.directory)
         self._lock.release()
         return manifest
@@ -180,14 +188,33 @@ class Build:
                     with opened(self.directory / JOURNAL_FILE, os.O_WRONLY) as (fd, _):
                         sync_data(fd)
                 self._unsynced_commits = 0
+                self._unsynced_rows.clear()
         finally:
             self._lock.release()
 
     def _sync_shards(self) -> None:
-        for shard in sorted(self._unsynced_shards):
-            with opened(self._partial(shard), os.O_WRONLY) as (fd, _):
-                sync_data(fd)
+        try:
+            for shard in sorted(self._unsynced_shards):
+                with opened(self._partial(shard), os.O_WRONLY) as (fd, _):
+                    sync_data(fd)
+        except OSError:
+            self._forget_unsynced()
+            raise
         self._unsynced_shards.clear()
+
+    def _forget_unsynced(self) -> None:
+        """After a sync that failed: what was written since the last one is to be written again.
+
+        Its bytes can still be read, but the kernel counts them as clean: no later sync would take
+        them to the disk.
+        """
+        for row in self._unsynced_rows:
+            self.digests.pop(row, None)
+        journal = _encode_journal(self.plan, self.digests.items())
+        with contextlib.suppress(OSError):  # the error that led here is the one to report
+            write_atomic(self.directory / JOURNAL_FILE, journal)
+            self._journal_bytes = len(journal)
+        self._unsynced_rows.clear()
 
     def _partial(self, shard: int) -> Path:
         return self.directory / shard_file(shard, finished=False)
@@ -197,13 +224,15 @@ class Build:
         for shard in range(self.plan.shard_count):
             final = self.directory / shard_file(shard, finished=True)
             for file in (final, self._partial(shard)):
-                if file.is_symlink() or (file.exists() and not file.is_file()):
-                    if file.is_dir() and not file.is_symlink():
-                        raise corrupt(file, "is a directory; remove it")
-                    file.unlink()
-            if final.exists():
+                mode = file_mode(file)
+                if mode is None or stat.S_ISREG(mode):
+                    continue
+                if stat.S_ISDIR(mode):
+                    raise corrupt(file, "is a directory; remove it")
+                file.unlink()
+            if exists(final):
                 # Both names exist only where somebody copied files about.
-                if self._partial(shard).exists():
+                if exists(self._partial(shard)):
                     final.unlink()
                 else:
                     final.rename(self._partial(shard))
@@ -259,7 +288,7 @@ def leftovers(directory: Path, *, lock: bool = False) -> list[Path]:
         name + TEMPORARY_SUFFIX
         for name in (PLAN_FILE, JOURNAL_FILE, MANIFEST_FILE, MANIFEST_COPY_FILE)
     ]
-    return [directory / name for name in names if os.path.lexists(directory / name)]
+    return [directory / name for name in names if exists(directory / name)]
 
 
 def remove_leftovers(directory: Path) -> None:

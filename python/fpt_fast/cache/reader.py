@@ -1,5 +1,6 @@
 """Reading a finished cache: copies of records, or the records themselves where they are mapped."""
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -37,12 +38,17 @@ from fpt_fast.cache.format import (
 from fpt_fast.cache.layout import RecordLayout
 from fpt_fast.cache.memory import BufferPool, allocate_tokens, memory_limit, token_bytes
 from fpt_fast.cache.shards import open_shard, shard_files
-from fpt_fast.cache.storage import is_network_file_system, read_optional
+from fpt_fast.cache.storage import exists, is_network_file_system, naming, read_optional
 from fpt_fast.cache.view import map_records, viewed_tokens
 from fpt_fast.records import SelectedTokens
 
 ReadMode = Literal["auto", "mmap", "pread"]
 READ_MODES: tuple[ReadMode, ...] = ("auto", "mmap", "pread")
+
+
+# A directory has a plan or a manifest at each instant, but not at any two: a builder that ended
+# between a look at one and at the other must not make a sound cache look damaged.
+_LOOKS = 4
 
 
 class CacheReader:
@@ -212,9 +218,11 @@ class CacheReader:
         """Release files; harmless when called again.  Views stay valid."""
         self._fetch.close()
         self._view = self._mapped = None
-        for fd in self._fds:
-            os.close(fd)
-        self._fds = []
+        # Taken away first: a descriptor whose close fails is closed all the same.
+        fds, self._fds = self._fds, []
+        for fd in fds:
+            with contextlib.suppress(OSError):  # nothing was written
+                os.close(fd)
 
     def __enter__(self) -> Self:
         return self
@@ -265,10 +273,11 @@ class CacheReader:
         if not self._fds:
             raise ValueError("this CacheReader is closed; open another one")
         for shard in shards:
-            size = os.fstat(self._fds[shard]).st_size
+            file = self.path / shard_file(shard, finished=True)
+            with naming(file):
+                size = os.fstat(self._fds[shard]).st_size
             expected = self._manifest.shard_bytes(shard)
             if size < expected:
-                file = self.path / shard_file(shard, finished=True)
                 raise corrupt(file, f"has {size} bytes, was opened with {expected}")
 
     def _check_out(self, out: SelectedTokens, images: int) -> None:
@@ -319,24 +328,29 @@ def open_manifest(directory: Path) -> tuple[Manifest, NDArray[np.uint8]]:
 
     Raises ``CacheUnfinished``, ``CacheNotFound``, ``CacheCorrupt`` or ``CacheMismatch``.
     """
-    try:
-        manifest = read_manifest(directory / MANIFEST_FILE, "manifest")
-    except FileNotFoundError:
-        raise _why_no_manifest(directory) from None
-    if manifest.checksums is None:
-        raise corrupt(directory / MANIFEST_FILE, "has no checksums")
-    return manifest, manifest.checksums
+    for _ in range(_LOOKS):
+        try:
+            manifest = read_manifest(directory / MANIFEST_FILE, "manifest")
+        except FileNotFoundError:
+            reason = _why_no_manifest(directory)
+            if isinstance(reason, CacheUnfinished):
+                raise reason from None
+            continue
+        if manifest.checksums is None:
+            raise corrupt(directory / MANIFEST_FILE, "has no checksums")
+        return manifest, manifest.checksums
+    raise reason
 
 
 def _why_no_manifest(directory: Path) -> Exception:
-    if (directory / PLAN_FILE).exists():
+    with contextlib.suppress(FileNotFoundError):
         plan = read_manifest(directory / PLAN_FILE, "plan")
         done = len(decode_journal(plan, read_optional(directory / JOURNAL_FILE)))
         return CacheUnfinished(
             f"{directory} is unfinished: {done} of {len(plan.keys)} records; run preload again to "
             "resume"
         )
-    if (directory / MANIFEST_COPY_FILE).exists() or shard_files(directory):
+    if exists(directory / MANIFEST_COPY_FILE) or shard_files(directory):
         return corrupt(directory / MANIFEST_FILE, "is missing")
     return CacheNotFound(f"{directory} has no feature cache; run `fpt-fast preload` to make one")
 

@@ -7,17 +7,38 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from fpt_fast.cache.errors import CacheCorrupt, corrupt
-from fpt_fast.cache.format import Manifest, digest, shard_file, shard_header
+from fpt_fast.cache.errors import CacheCorrupt, CacheUnfinished, corrupt
+from fpt_fast.cache.format import (
+    MANIFEST_FILE,
+    PLAN_FILE,
+    Manifest,
+    digest,
+    read_manifest,
+    shard_file,
+    shard_header,
+)
 from fpt_fast.cache.layout import PAGE_BYTES
-from fpt_fast.cache.storage import open_regular, opened, read_into
+from fpt_fast.cache.storage import exists, naming, open_regular, opened, read_into
 
 
 def open_shard(directory: Path, manifest: Manifest, shard: int) -> int:
     """Descriptor of a finished shard whose size and header are what the manifest says.
 
-    Raises ``CacheCorrupt`` where the shard is missing, is no regular file, or differs.
+    Raises ``CacheCorrupt`` where the shard is missing, is no regular file, or differs, and
+    ``CacheUnfinished`` where that is so because the cache is being extended or repaired just now.
     """
+    try:
+        return _open_checked(directory, manifest, shard)
+    except CacheCorrupt:
+        if is_current(directory, manifest):
+            raise
+    raise CacheUnfinished(
+        f"{directory} changed while it was being opened: it is being extended or repaired; open it "
+        "again when that has ended"
+    )
+
+
+def _open_checked(directory: Path, manifest: Manifest, shard: int) -> int:
     file = directory / shard_file(shard, finished=True)
     try:
         fd, size = open_regular(file)
@@ -37,12 +58,30 @@ def open_shard(directory: Path, manifest: Manifest, shard: int) -> int:
     return fd
 
 
+def is_current(directory: Path, manifest: Manifest) -> bool:
+    """True unless a builder has removed or replaced the manifest or plan since it was read."""
+    unfinished = manifest.checksums is None
+    if unfinished and exists(directory / MANIFEST_FILE):
+        return False
+    try:
+        if unfinished:
+            now = read_manifest(directory / PLAN_FILE, "plan")
+        else:
+            now = read_manifest(directory / MANIFEST_FILE, "manifest")
+    except FileNotFoundError:
+        # Where there is neither, nobody is at work: files are missing.
+        return not unfinished and not exists(directory / PLAN_FILE)
+    return now.keys == manifest.keys and now.common() == manifest.common()
+
+
 def shard_problems(directory: Path, manifest: Manifest) -> list[str]:
     """What ``open_shard`` refuses, one sentence per shard."""
     problems = []
     for shard in range(manifest.shard_count):
         try:
-            os.close(open_shard(directory, manifest, shard))
+            fd = open_shard(directory, manifest, shard)
+            with naming(directory / shard_file(shard, finished=True)):
+                os.close(fd)
         except (CacheCorrupt, OSError) as error:
             problems.append(str(error))
     return problems

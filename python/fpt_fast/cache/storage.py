@@ -1,5 +1,6 @@
 """Files as a crash-safe cache needs them: durable writes, a lock, honest errors on a full disk."""
 
+import contextlib
 import errno
 import fcntl
 import logging
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fpt_fast.cache.errors import CacheBusy, CacheFull, corrupt
+from fpt_fast.cache.errors import CacheBusy, CacheError, CacheFull, corrupt
 
 LOCK_FILE = "lock"
 TEMPORARY_SUFFIX = ".tmp"
@@ -25,6 +26,21 @@ _NETWORK_FILE_SYSTEMS = (
     *("9p", "afs", "beegfs", "ceph", "cifs", "fuse", "glusterfs", "gpfs", "lustre", "ncpfs"),
     *("nfs", "orangefs", "pvfs2", "smb", "virtiofs", "wekafs"),
 )
+
+
+@contextmanager
+def naming(file: Path | int) -> Iterator[None]:
+    """Add the name of the file (a path, or a descriptor) to an error that does not say it."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and not isinstance(error, CacheError):
+            if isinstance(file, int):
+                with contextlib.suppress(OSError):  # no /proc: nothing to add
+                    error.filename = str(Path(f"/proc/self/fd/{file}").readlink())
+            else:
+                error.filename = str(file)
+        raise
 
 
 def open_regular(file: Path, flags: int = os.O_RDONLY) -> tuple[int, int]:
@@ -43,7 +59,8 @@ def open_regular(file: Path, flags: int = os.O_RDONLY) -> tuple[int, int]:
             raise corrupt(file, "is a directory, expected a file") from None
         raise
     try:
-        status = os.fstat(fd)
+        with naming(file):
+            status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise corrupt(file, "is not a regular file")
     except BaseException:
@@ -52,24 +69,43 @@ def open_regular(file: Path, flags: int = os.O_RDONLY) -> tuple[int, int]:
     return fd, status.st_size
 
 
+def file_mode(file: Path) -> int | None:
+    """Kind and permissions of what has this name, a symbolic link included; None for nothing.
+
+    Raises ``OSError`` where that cannot be found out, unlike ``Path.exists``, which would call a
+    file absent that the disk fails to show.
+    """
+    try:
+        return file.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def exists(file: Path) -> bool:
+    """True where something has this name."""
+    return file_mode(file) is not None
+
+
 @contextmanager
 def opened(file: Path, flags: int = os.O_RDONLY) -> Iterator[tuple[int, int]]:
     """``open_regular`` for the length of a ``with`` block."""
     fd, size = open_regular(file, flags)
-    try:
-        yield fd, size
-    finally:
-        os.close(fd)
+    with naming(file):
+        try:
+            yield fd, size
+        finally:
+            os.close(fd)
 
 
 def read_into(fd: int, buffer: memoryview, offset: int) -> int:
     """Fill ``buffer`` from ``offset`` on; return the bytes read, fewer only at the file's end."""
     done = 0
-    while done < len(buffer):
-        count = os.preadv(fd, [buffer[done:]], offset + done)
-        if count == 0:
-            break
-        done += count
+    with naming(fd):
+        while done < len(buffer):
+            count = os.preadv(fd, [buffer[done:]], offset + done)
+            if count == 0:
+                break
+            done += count
     return done
 
 
@@ -100,10 +136,19 @@ def sync_data(fd: int) -> None:
 def sync_directory(directory: Path) -> None:
     """Return once the directory's entries are on stable storage."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    with naming(directory):
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory and those above it, each durably: a power loss takes none of them."""
+    made = [at for at in (directory, *directory.parents) if not exists(at)]
+    directory.mkdir(parents=True, exist_ok=True)
+    for at in reversed(made):
+        sync_directory(at.parent)
 
 
 def write_temporary(file: Path, data: bytes) -> Path:
@@ -221,7 +266,7 @@ class DirectoryLock:
         self._file = directory / LOCK_FILE
         self._fd = -1
         try:
-            with report_full_disk(directory, 1, "nothing was changed"):
+            with report_full_disk(directory, 1, "nothing was changed"), naming(self._file):
                 self._open()
         except BaseException:
             self.release()
@@ -232,10 +277,11 @@ class DirectoryLock:
             fd, _ = open_regular(self._file, os.O_RDWR | os.O_CREAT)
             try:
                 self._acquire(fd)
+                current = self._is_current(fd)
             except BaseException:
                 os.close(fd)
                 raise
-            if self._is_current(fd):
+            if current:
                 self._fd = fd
             else:  # the last owner removed the file between our open and our lock
                 os.close(fd)
@@ -271,5 +317,8 @@ class DirectoryLock:
             return
         fd, self._fd = self._fd, -1
         # Removed while still held, so that nobody else's lock file can be hit.
-        self._file.unlink(missing_ok=True)
-        os.close(fd)
+        try:
+            self._file.unlink(missing_ok=True)
+        finally:
+            with naming(self._file):
+                os.close(fd)

@@ -1,5 +1,6 @@
 """What people do with a cache: forecast its size, look at it, check it, repair it."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,9 +24,10 @@ from fpt_fast.cache.format import (
 )
 from fpt_fast.cache.layout import PAGE_BYTES, RecordLayout, default_records_per_shard
 from fpt_fast.cache.reader import open_manifest
-from fpt_fast.cache.shards import find_bad_rows, shard_files, shard_problems
+from fpt_fast.cache.shards import find_bad_rows, is_current, shard_files, shard_problems
 from fpt_fast.cache.storage import (
     DirectoryLock,
+    exists,
     format_bytes,
     free_bytes,
     read_optional,
@@ -160,9 +162,20 @@ def inspect_cache(path: str | os.PathLike[str]) -> CacheReport:
 def verify_cache(path: str | os.PathLike[str], workers: int = 2) -> CacheReport:
     """Check every byte: checksums of all records, headers, sizes, both manifests.
 
-    Raises as ``inspect_cache`` does; everything else that is wrong is in the report.
+    A builder may be at work meanwhile: what it changes is looked at again.  Raises as
+    ``inspect_cache`` does; everything else that is wrong is in the report.
     """
     directory = Path(path)
+    while True:
+        try:
+            report, manifest = _verify(directory, workers)
+        except CacheUnfinished:  # it began to be extended or repaired just now
+            continue
+        if report.ok or is_current(directory, manifest):
+            return report
+
+
+def _verify(directory: Path, workers: int) -> tuple[CacheReport, Manifest]:
     report, manifest = _inspect(directory)
     problems: list[str] = []
     if manifest.checksums is not None:
@@ -174,12 +187,9 @@ def verify_cache(path: str | os.PathLike[str], workers: int = 2) -> CacheReport:
         digests = decode_journal(manifest, read_optional(directory / JOURNAL_FILE))
     finished = report.state == "finished"
     bad = find_bad_rows(_shard_paths(directory, finished), manifest, digests, workers)
-    return replace(
-        report,
-        verified=True,
-        bad_keys=tuple(manifest.keys[row] for row in bad),
-        problems=tuple(problems),
-    )
+    bad_keys = tuple(manifest.keys[row] for row in bad)
+    report = replace(report, verified=True, bad_keys=bad_keys, problems=tuple(problems))
+    return report, manifest
 
 
 def drop_bad_records(path: str | os.PathLike[str], workers: int = 2) -> list[str]:
@@ -197,7 +207,7 @@ def drop_bad_records(path: str | os.PathLike[str], workers: int = 2) -> list[str
     try:
         _restore_manifest(directory)
         bad: list[int] = []
-        if (directory / MANIFEST_FILE).exists():
+        if exists(directory / MANIFEST_FILE):
             manifest, checksums = open_manifest(directory)
             remove_leftovers(directory)
             digests = {row: checksums[row].tobytes() for row in range(len(manifest.keys))}
@@ -205,7 +215,7 @@ def drop_bad_records(path: str | os.PathLike[str], workers: int = 2) -> list[str
             if not bad and not shard_problems(directory, manifest):
                 return []
             reopen(directory, manifest, sorted(set(digests).difference(bad)))
-        elif not (directory / PLAN_FILE).exists():
+        elif not exists(directory / PLAN_FILE):
             open_manifest(directory)  # raises, and says what is missing
         build = Build(directory, lock)
         if build.missing:
@@ -219,7 +229,13 @@ def drop_bad_records(path: str | os.PathLike[str], workers: int = 2) -> list[str
 
 
 def _shard_paths(directory: Path, finished: bool) -> Callable[[int], Path]:
-    return lambda shard: directory / shard_file(shard, finished=finished)
+    def path(shard: int) -> Path:
+        final = directory / shard_file(shard, finished=True)
+        partial = directory / shard_file(shard, finished=False)
+        # A build that was killed while it finished has shards of both names.
+        return final if finished or not exists(partial) else partial
+
+    return path
 
 
 def _inspect(directory: Path) -> tuple[CacheReport, Manifest]:
@@ -239,14 +255,22 @@ def _inspect(directory: Path) -> tuple[CacheReport, Manifest]:
         done=done,
         shards=manifest.shard_count,
         records_per_shard=manifest.records_per_shard,
-        bytes_on_disk=sum(512 * file.lstat().st_blocks for file in directory.iterdir()),
+        bytes_on_disk=_bytes_on_disk(directory),
     )
     return report, manifest
 
 
+def _bytes_on_disk(directory: Path) -> int:
+    total = 0
+    for file in directory.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a builder renames and removes files
+            total += 512 * file.lstat().st_blocks
+    return total
+
+
 def _copy_problems(directory: Path) -> list[str]:
     copy = directory / MANIFEST_COPY_FILE
-    if not os.path.lexists(copy):
+    if not exists(copy):
         return [f"{copy}: is missing"]
     differs = _differs(copy, read_optional(directory / MANIFEST_FILE))
     return [f"{copy}: is not equal to {MANIFEST_FILE}"] if differs else []
@@ -263,7 +287,7 @@ def _surplus_problems(directory: Path, manifest: Manifest) -> list[str]:
 def _restore_manifest(directory: Path) -> None:
     """Make manifest and copy equal, from the one that is whole; leave an unfinished cache alone."""
     manifest, copy = directory / MANIFEST_FILE, directory / MANIFEST_COPY_FILE
-    if not manifest.exists() and (directory / PLAN_FILE).exists():
+    if not exists(manifest) and exists(directory / PLAN_FILE):
         return
     try:
         whole, other = read_manifest(manifest, "manifest"), copy

@@ -29,7 +29,7 @@ from fpt_fast.cache.format import (
 )
 from fpt_fast.cache.layout import RecordLayout, check_keys, default_records_per_shard
 from fpt_fast.cache.shards import shard_files, shard_problems
-from fpt_fast.cache.storage import DirectoryLock, report_full_disk, sync_directory
+from fpt_fast.cache.storage import DirectoryLock, exists, make_directory, report_full_disk
 from fpt_fast.records import SelectedTokens
 
 
@@ -97,9 +97,7 @@ class CacheWriter:
             self.path, layout.record_bytes * len(self.keys), "nothing exists yet"
         ):
             if not self.path.is_dir():
-                self.path.mkdir(parents=True, exist_ok=True)
-                # Without this a power loss could take the directory and all that is in it.
-                sync_directory(self.path.parent)
+                make_directory(self.path)
         manifest = self._reusable()
         if manifest is None:
             manifest = self._open_locked(sync_every)
@@ -186,7 +184,7 @@ class CacheWriter:
     def _open_locked(self, sync_every: int) -> Manifest:
         lock = DirectoryLock(self.path)
         try:
-            if (self.path / MANIFEST_FILE).exists():
+            if exists(self.path / MANIFEST_FILE):
                 manifest = read_manifest(self.path / MANIFEST_FILE, "manifest")
                 self._refuse_difference(manifest)
                 self._refuse_damage(manifest)
@@ -195,7 +193,7 @@ class CacheWriter:
                     lock.release()
                     return manifest
                 reopen(self.path, manifest, range(len(manifest.keys)))
-            elif not (self.path / PLAN_FILE).exists():
+            elif not exists(self.path / PLAN_FILE):
                 self._start()
             build = Build(self.path, lock, sync_every=sync_every)
             self._refuse_difference(build.plan)
@@ -209,7 +207,7 @@ class CacheWriter:
 
     def _start(self) -> None:
         for file in (self.path / MANIFEST_COPY_FILE, *shard_files(self.path)):
-            if os.path.lexists(file):
+            if exists(file):
                 raise corrupt(self.path / MANIFEST_FILE, f"is missing, but {file.name} is there")
         size = self._records_per_shard or default_records_per_shard(self.layout)
         notes = self._with_digests(self._notes, self.keys)

@@ -1,0 +1,26 @@
+"""The short form of the attack on the cache; ``make reliability`` is the long one.
+
+See ``kills.py``, ``processes.py``, ``faults.py``, and ``power_loss.py`` for its model of a disk.
+"""
+
+import pytest
+from reliability.attack import PARTS, Part, run
+from reliability.subjects import DTYPE_NAMES
+
+# What a part must have counted at the very least: a count near 0 would test nothing.
+LEAST = {
+    "kills": {"kills": 8, "builds": 1},
+    "steps": {"kills": 15, "places": 350},
+    "processes": {"locks": 4, "refusals": 1, "rounds": 3, "looks": 10},
+    "power": {"replays": 5000, "states": 700, "valid": 100, "unfinished": 400, "faults": 50},
+    "faults": {"faults": 350, "errors": 250, "successes": 50},
+}
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
+def test_attack(part: Part) -> None:
+    counts = run(part.name, part.short)
+    assert set(counts) == set(DTYPE_NAMES)
+    for dtype in DTYPE_NAMES:
+        for name, least in LEAST[part.name].items():
+            assert counts[dtype][name] >= least, (dtype, name, counts)
