@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from fpt_fast.config import FptConfig, preset
 from fpt_fast.files import sync_directory
 from fpt_fast.fusion import PromptFusion
+from fpt_fast.profiling import span
 from fpt_fast.records import BackboneSpec, FeatureBatch
 from fpt_fast.side_network import SideNetwork
 
@@ -102,8 +104,10 @@ class FptModel(nn.Module):
                     "batch.kv must hold the frozen model's features for this model, got None; "
                     "use a cache or a loader that runs the frozen model, or fusion=False"
                 )
-            states = self.fusion(batch.kv, batch.rows, feature_scales(batch))
-        logits: Tensor = self.side(batch.side_pixels, states)
+            with _span("fusion"):
+                states = self.fusion(batch.kv, batch.rows, feature_scales(batch))
+        with _span("side forward"):
+            logits: Tensor = self.side(batch.side_pixels, states)
         return logits
 
     def trainable_parameters(self) -> tuple[int, int]:
@@ -201,6 +205,11 @@ class FptModel(nn.Module):
             model = cls(config, spec, num_outputs, frozen_parameters=frozen)
         model.extra = dict(description["extra"])
         return model
+
+
+def _span(name: str) -> AbstractContextManager[Any]:
+    """A range in Nsight's timeline; a compiled model has none, for it would be broken by them."""
+    return nullcontext() if torch.compiler.is_compiling() else span(name)
 
 
 def create_model(

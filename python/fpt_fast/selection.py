@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fpt_fast.backbone import FrozenBackbone
 from fpt_fast.ops import select_tokens, token_scores
+from fpt_fast.profiling import span
 from fpt_fast.records import Importance, SelectedTokens
 
 
@@ -55,11 +56,15 @@ def select_features(
     shape = (batch, len(layers), 2, spec.num_heads, keep, head_width)
     kv = torch.empty(shape, dtype=dtype, device=backbone.device)
     index = torch.empty((*shape[:2], *shape[3:5]), dtype=torch.int32, device=backbone.device)
-    for position, layer in enumerate(states):
-        scores = layer.scores
-        if scores is None:
-            scores = token_scores(layer.q, layer.k, importance=importance, lse=layer.lse, impl=impl)
-        kept, where = select_tokens(scores, layer.k, layer.v, keep, dtype=dtype, impl=impl)
-        kv[:, position] = kept
-        index[:, position] = where
+    with span("frozen pass"):  # layer by layer, as the loop asks for them
+        for position, layer in enumerate(states):
+            with span("select"):
+                scores = layer.scores
+                if scores is None:
+                    scores = token_scores(
+                        layer.q, layer.k, importance=importance, lse=layer.lse, impl=impl
+                    )
+                kept, where = select_tokens(scores, layer.k, layer.v, keep, dtype=dtype, impl=impl)
+                kv[:, position] = kept
+                index[:, position] = where
     return SelectedTokens(kv, index)

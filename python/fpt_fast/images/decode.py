@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fpt_fast.images.jpeg import decode_whole_jpeg
 from fpt_fast.images.png16 import HEADER_BYTES, decode_colour_png16, is_colour_png16
+from fpt_fast.profiling import span
 from fpt_fast.records import ImageItem
 
 Pixels = npt.NDArray[np.generic]
@@ -104,7 +105,8 @@ def read_image(path: str | Path, *, max_pixels: int | None = None) -> Tensor:
 def read_item(item: ImageItem) -> Tensor:
     """``read_image`` of a data set's image; the ``ImageError`` carries the item's key."""
     try:
-        return read_image(item.path)
+        with span("decode"):
+            return read_image(item.path)
     except ImageError as error:
         raise ImageError(item.path, error.reason, item.key) from error.__cause__
 

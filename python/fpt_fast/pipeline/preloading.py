@@ -224,15 +224,14 @@ def _fill(
     ):
         log_line = _LogLines(len(pending), enabled=bool(progress.disable))
         for positions, batch in batches:
-            with span("encode"):
-                tokens = select_features(
-                    backbone,
-                    batch.pixels,
-                    layers=plan.layers,
-                    token_ratio=plan.token_ratio,
-                    importance=plan.importance,
-                )
-            with span("cache.write"):
+            tokens = select_features(
+                backbone,
+                batch.pixels,
+                layers=plan.layers,
+                token_ratio=plan.token_ratio,
+                importance=plan.importance,
+            )
+            with span("write"):
                 writer.write(positions, tokens)
             fresh = sum(position in pending for position in positions)
             progress.update(fresh)

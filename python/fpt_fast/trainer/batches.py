@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fpt_fast.profiling import span
 from fpt_fast.records import FeatureBatch
 
 
@@ -62,18 +63,18 @@ def move_batch(batch: FeatureBatch, device: torch.device) -> FeatureBatch:
     def move(tensor: Tensor) -> Tensor:
         return tensor.to(device, non_blocking=True)
 
-    if batch.kv is not None and batch.rows is not None and not _is_on(batch.kv, device):
-        batch = _picked(batch, batch.kv, batch.rows)
-
-    return FeatureBatch(
-        side_pixels=move(batch.side_pixels),
-        kv=None if batch.kv is None else move(batch.kv),
-        rows=None if batch.rows is None else move(batch.rows),
-        labels=move(batch.labels),
-        keys=batch.keys,
-        k_scales=None if batch.k_scales is None else move(batch.k_scales),
-        v_scales=None if batch.v_scales is None else move(batch.v_scales),
-    )
+    with span("copy"):
+        if batch.kv is not None and batch.rows is not None and not _is_on(batch.kv, device):
+            batch = _picked(batch, batch.kv, batch.rows)
+        return FeatureBatch(
+            side_pixels=move(batch.side_pixels),
+            kv=None if batch.kv is None else move(batch.kv),
+            rows=None if batch.rows is None else move(batch.rows),
+            labels=move(batch.labels),
+            keys=batch.keys,
+            k_scales=None if batch.k_scales is None else move(batch.k_scales),
+            v_scales=None if batch.v_scales is None else move(batch.v_scales),
+        )
 
 
 def _is_on(tensor: Tensor, device: torch.device) -> bool:

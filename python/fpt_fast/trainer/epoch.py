@@ -123,8 +123,7 @@ def _train_step(run: Run, batch: FeatureBatch, learning_rate: float) -> Tensor:
     # Labels on an accelerator are looked at in the first epoch only: looking waits for it.
     if batch.labels.device.type == "cpu" or not run.labels_checked:
         check_labels(batch, run.num_classes)
-    with span("copy"):
-        batch = move_batch(batch, run.device)
+    batch = move_batch(batch, run.device)
     for group in run.optimizer.param_groups:
         group["lr"] = learning_rate
     run.optimizer.zero_grad(set_to_none=True)
