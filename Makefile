@@ -3,6 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3
 PYTEST_WORKERS ?= 2
 RESULTS ?= .benchmarks/results.json
+MINUTES ?= 9
+DEVICE_OPTIONS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.fpt-fast-installed
@@ -18,7 +20,7 @@ help:
 	@echo "make figures the figures of README.md, measured anew"
 	@echo "make native  the C++ extension, built in place"
 	@echo "make lint    ruff: rules and format      make types   mypy"
-	@echo "make device  tests that need a GPU"
+	@echo "make device  what needs a GPU: tests, races, benchmarks, tuning (docs/gpu.md)"
 	@echo "make clean   remove build products, caches and demo-output/ (not the environment)"
 
 install: $(STAMP)
@@ -81,11 +83,9 @@ figures: native
 	$(BIN)/python benchmarks/readme_figures.py --results benchmarks/results/cpu.json \
 		--demo demo-output/demo.json
 
-# Kernels run compiled here, not in Triton's interpreter.
+# Everything that needs a GPU, within MINUTES, into one JSON of benchmarks/results; docs/gpu.md.
 device: $(STAMP)
-	@$(BIN)/python -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else \
-		'make device needs a CUDA device, and torch sees none here')"
-	TRITON_INTERPRET=0 $(BIN)/python -m pytest -q -m gpu tests
+	$(BIN)/python -m benchmarks.device --minutes $(MINUTES) $(DEVICE_OPTIONS)
 
 clean:
 	rm -rf build dist python/fpt_fast/_native* demo-output .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis python/fpt_fast.egg-info

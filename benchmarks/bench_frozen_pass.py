@@ -66,7 +66,17 @@ class Contest:
 
 @pytest.fixture(scope="module")
 def contest(request: pytest.FixtureRequest) -> Contest:
-    full = request.config.getoption("--full")
+    return make_contest(request.config.getoption("--full"))
+
+
+def make_contest(
+    full: bool,
+    device: str = "cpu",
+    dtype: str = "auto",
+    images: int = 1,
+    attention: str = "auto",
+) -> Contest:
+    """ViT-B at 512 px, or a tiny model, with random weights."""
     shape = (
         {"embed_dim": 768, "depth": 12, "num_heads": 12}
         if full
@@ -76,19 +86,19 @@ def contest(request: pytest.FixtureRequest) -> Contest:
     model = VisionTransformer(img_size=224, num_classes=0, dynamic_img_size=True, **shape).eval()
     # Random initial weights give maps so flat that nothing is more important than anything.
     spread_weights(model, scale=0.01 if full else 0.1)
-    settings = {"device": "cpu", "position_interpolation": "bicubic_scale"}
-    backbone = load_backbone(model, **settings)
+    settings = {"device": device, "position_interpolation": "bicubic_scale"}
+    backbone = load_backbone(model, dtype=dtype, attention=attention, **settings)
     exact = load_backbone(model, dtype="float32", **settings)
     plain = PlainFrozenVit(
-        tensors_of(model),
+        {name: tensor.to(device) for name, tensor in tensors_of(model).items()},
         num_heads=shape["num_heads"],
         layer_norm_eps=1e-6,
         token_ratio=TOKEN_RATIO,
     )
-    pixels = torch.randn(1, 3, *((512, 512) if full else (96, 96)))
+    pixels = torch.randn(images, 3, *((512, 512) if full else (96, 96))).to(device)
     model.requires_grad_(False)
     layers = range(shape["depth"] // 2, shape["depth"])
-    return Contest(model.to(backbone.dtype), backbone, exact, plain, pixels, layers)
+    return Contest(model.to(device, backbone.dtype), backbone, exact, plain, pixels, layers)
 
 
 def bench_frozen_pass(benchmark: BenchmarkFixture, contest: Contest, full: bool) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks import counts
 from benchmarks.cases import PromptCase, Sizes
-from benchmarks.contest import Contest, Result, cpu_implementations
+from benchmarks.contest import Contest, Planned, Result, cpu_implementations, planned
 from fpt_fast.ops import library, prompt_attention, reference
 from fpt_fast.ops.reference import Scales
 from fptkernels.launch_table import pad_width
@@ -35,12 +35,12 @@ GPU_DTYPES = (
 STORE_BYTES = 2 << 30
 
 
-def contests(sizes: Sizes) -> Iterator[Contest]:
+def contests(sizes: Sizes) -> Iterator[Planned]:
     """Forward, then backward, of every pair of dtypes."""
     for case in sizes.prompt:
         for form in (FORWARD, BACKWARD):
             for dtype, kv_dtype in GPU_DTYPES if sizes.size == "gpu" else DTYPES:
-                yield contest(form, case, dtype, kv_dtype, sizes)
+                yield planned(contest, form, case, dtype, kv_dtype, sizes)
 
 
 def store(

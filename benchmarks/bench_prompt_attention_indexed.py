@@ -9,25 +9,27 @@ from torch import Tensor
 from benchmarks import counts
 from benchmarks.bench_prompt_attention import assert_near
 from benchmarks.cases import FrozenCase, PromptCase, Sizes
-from benchmarks.contest import Contest, Result, cpu_implementations
+from benchmarks.contest import Contest, Planned, Result, cpu_implementations, planned
 from fpt_fast.ops import library, prompt_attention_indexed, reference
 
+FORMS = ("prompt_attention_indexed", "prompt_attention_indexed, backward")
 DTYPES = ((torch.float32, torch.float32), (torch.float32, torch.bfloat16))
 GPU_DTYPES = ((torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16))
 
 
-def contests(sizes: Sizes) -> Iterator[Contest]:
+def contests(sizes: Sizes) -> Iterator[Planned]:
     """Forward and backward of every pair of dtypes: prompts, tokens."""
     for case in sizes.prompt:
-        for is_forward in (True, False):
+        for form in FORMS:
             for dtype, kv_dtype in GPU_DTYPES if sizes.size == "gpu" else DTYPES:
-                yield contest(case, dtype, kv_dtype, is_forward, sizes)
+                yield planned(contest, form, case, dtype, kv_dtype, sizes)
 
 
 def contest(
-    case: PromptCase, dtype: torch.dtype, kv_dtype: torch.dtype, is_forward: bool, sizes: Sizes
+    form: str, case: PromptCase, dtype: torch.dtype, kv_dtype: torch.dtype, sizes: Sizes
 ) -> Contest:
     """The tokens of a batch of images, all layers at once."""
+    is_forward = form == FORMS[0]
     tokens = sizes.frozen[0].tokens
     frozen = FrozenCase("", case.layers * case.images, case.heads, tokens, case.width, case.kept)
     packed = frozen.qkv(kv_dtype, device=sizes.device)
@@ -58,7 +60,7 @@ def contest(
 
     return Contest(
         op=f"prompt_attention_indexed{'' if is_forward else '_backward'}",
-        group=f"prompt_attention_indexed{'' if is_forward else ', backward'}",
+        group=form,
         case=case.name,
         dtype=" ".join(str(x).removeprefix("torch.") for x in (dtype, kv_dtype)),
         ours=ours,
@@ -70,7 +72,7 @@ def contest(
 
 @pytest.mark.parametrize("kv_dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("impl", cpu_implementations("prompt_attention_indexed"))
-@pytest.mark.parametrize("form", ["forward", "backward"])
+@pytest.mark.parametrize("form", FORMS)
 def bench_prompt_attention_indexed(
     beside: Callable[[Contest, str], None],
     sizes: Sizes,
@@ -78,5 +80,4 @@ def bench_prompt_attention_indexed(
     impl: str,
     kv_dtype: torch.dtype,
 ) -> None:
-    case = sizes.prompt[0]
-    beside(contest(case, torch.float32, kv_dtype, form == "forward", sizes), impl)
+    beside(contest(form, sizes.prompt[0], torch.float32, kv_dtype, sizes), impl)

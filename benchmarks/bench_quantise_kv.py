@@ -7,23 +7,26 @@ import torch
 
 from benchmarks import counts
 from benchmarks.cases import PromptCase, Sizes
-from benchmarks.contest import Contest, Result, cpu_implementations
+from benchmarks.contest import Contest, Planned, Result, cpu_implementations, planned
 from fpt_fast.ops import quantise_kv, reference
 from fptkernels.launch_table import pad_width
 
+GROUP = "quantise_kv"
 DTYPES = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
-def contests(sizes: Sizes) -> Iterator[Contest]:
+def contests(sizes: Sizes) -> Iterator[Planned]:
     """Every size and 8-bit form."""
     for case in sizes.prompt:
         for dtype in DTYPES:
-            yield contest(case, dtype, sizes)
+            yield planned(contest, GROUP, case, torch.float16, dtype, sizes)
 
 
-def contest(case: PromptCase, dtype: torch.dtype, sizes: Sizes) -> Contest:
+def contest(
+    group: str, case: PromptCase, kv_dtype: torch.dtype, dtype: torch.dtype, sizes: Sizes
+) -> Contest:
     """A batch of records."""
-    kv = case.kv(torch.float16).to(sizes.device)
+    kv = case.kv(kv_dtype).to(sizes.device)
 
     def plain() -> Result:
         return reference.quantise_kv(kv.float(), dtype)
@@ -34,14 +37,14 @@ def contest(case: PromptCase, dtype: torch.dtype, sizes: Sizes) -> Contest:
 
     return Contest(
         op="quantise_kv",
-        group="quantise_kv",
+        group=group,
         case=case.name,
-        dtype=f"float16 {str(dtype).removeprefix('torch.')}",
+        dtype=" ".join(str(x).removeprefix("torch.") for x in (kv_dtype, dtype)),
         ours=lambda impl: quantise_kv(kv, dtype, impl=impl),
         plain=plain,
         check=check,
-        count=counts.quantise_kv(case, torch.float16),
-        tunes=("quantise_kv", torch.float16, pad_width(case.width)),
+        count=counts.quantise_kv(case, kv_dtype),
+        tunes=("quantise_kv", kv_dtype, pad_width(case.width)),
     )
 
 
@@ -50,4 +53,4 @@ def contest(case: PromptCase, dtype: torch.dtype, sizes: Sizes) -> Contest:
 def bench_quantise_kv(
     beside: Callable[[Contest, str], None], sizes: Sizes, impl: str, dtype: torch.dtype
 ) -> None:
-    beside(contest(sizes.prompt[0], dtype, sizes), impl)
+    beside(contest(GROUP, sizes.prompt[0], torch.float16, dtype, sizes), impl)

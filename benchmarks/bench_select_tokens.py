@@ -7,21 +7,22 @@ import torch
 
 from benchmarks import counts
 from benchmarks.cases import FrozenCase, Sizes
-from benchmarks.contest import Contest, Result, cpu_implementations
+from benchmarks.contest import Contest, Planned, Result, cpu_implementations, planned
 from fpt_fast.ops import reference, select_tokens
 from fptkernels.launch_table import pad_width
 
+GROUP = "select_tokens"
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-def contests(sizes: Sizes) -> Iterator[Contest]:
+def contests(sizes: Sizes) -> Iterator[Planned]:
     """Every size and dtype; bf16 first."""
     for case in sizes.frozen:
         for dtype in reversed(DTYPES):
-            yield contest(case, dtype, sizes)
+            yield planned(contest, GROUP, case, dtype, sizes)
 
 
-def contest(case: FrozenCase, dtype: torch.dtype, sizes: Sizes) -> Contest:
+def contest(group: str, case: FrozenCase, dtype: torch.dtype, sizes: Sizes) -> Contest:
     """One layer's selection."""
     _, k, v = case.qkv(dtype, device=sizes.device)
     scores = torch.rand(k.shape[:3], generator=sizes.generator(0), device=sizes.device)
@@ -35,7 +36,7 @@ def contest(case: FrozenCase, dtype: torch.dtype, sizes: Sizes) -> Contest:
 
     return Contest(
         op="select_tokens",
-        group="select_tokens",
+        group=group,
         case=case.name,
         dtype=str(dtype).removeprefix("torch."),
         ours=lambda impl: select_tokens(scores, k, v, case.keep, impl=impl, dtype=torch.float16),
@@ -51,4 +52,4 @@ def contest(case: FrozenCase, dtype: torch.dtype, sizes: Sizes) -> Contest:
 def bench_select_tokens(
     beside: Callable[[Contest, str], None], sizes: Sizes, impl: str, dtype: torch.dtype
 ) -> None:
-    beside(contest(sizes.frozen[0], dtype, sizes), impl)
+    beside(contest(GROUP, sizes.frozen[0], dtype, sizes), impl)

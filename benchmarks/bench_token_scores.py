@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks import counts, flex
 from benchmarks.cases import FrozenCase, Sizes
-from benchmarks.contest import Contest, Result, cpu_implementations
+from benchmarks.contest import Contest, Planned, Result, cpu_implementations, planned
 from fpt_fast.ops import attention_with_scores, reference, token_scores
 from fptkernels.launch_table import pad_width
 
@@ -22,12 +22,12 @@ DTYPES = (torch.float32, torch.bfloat16)
 FORMS = ("token_scores, log-sum-exp given", "token_scores", "token_scores, class token")
 
 
-def contests(sizes: Sizes) -> Iterator[Contest]:
+def contests(sizes: Sizes) -> Iterator[Planned]:
     """Every form, size and dtype; bf16 and the form that preloading uses first."""
     for form in FORMS:
         for case in sizes.frozen:
             for dtype in reversed(DTYPES):
-                yield contest(form, case, dtype, sizes)
+                yield planned(contest, form, case, dtype, sizes)
 
 
 def contest(form: str, case: FrozenCase, dtype: torch.dtype, sizes: Sizes) -> Contest:

@@ -69,11 +69,12 @@ def make_step(
     return step
 
 
-def make_batch(model: FptModel, kept: int) -> FeatureBatch:
+def make_batch(model: FptModel, kept: int, device: str) -> FeatureBatch:
     width = model.spec.head_width
     kv = torch.randn(BATCH, len(model.layers), 2, model.spec.num_heads, kept, width).half()
-    pixels = torch.randn(BATCH, 3, *model.config.side_size)
-    labels = torch.randint(OUTPUTS, (BATCH,))
+    pixels = torch.randn(BATCH, 3, *model.config.side_size).to(device)
+    labels = torch.randint(OUTPUTS, (BATCH,)).to(device)
+    kv = kv.to(device)
     return FeatureBatch(pixels, kv, None, labels, tuple(str(i) for i in range(BATCH)))
 
 
@@ -98,14 +99,17 @@ def plain_model(model: FptModel) -> PlainFpt:
     return plain
 
 
-def steps_of(method: str, full: bool) -> tuple[Callable[[], Tensor], Callable[[], Tensor], int]:
+def steps_of(
+    method: str, full: bool, device: str = "cpu"
+) -> tuple[Callable[[], Tensor], Callable[[], Tensor], int]:
     """Our step, the plain step on the same data and weights, and the bytes of features read."""
     model = create_model(
         method_config(method, full), backbone=spec(full), num_classes=OUTPUTS
     ).eval()  # dropout would keep the two from agreeing
-    batch = make_batch(model, kept=205 if full else 9)
+    model.to(device)
+    batch = make_batch(model, kept=205 if full else 9, device=device)
     assert batch.kv is not None
-    plain = plain_model(model).eval()
+    plain = plain_model(model).eval().to(device)
     keys, values = (batch.kv[:, :, i].transpose(0, 1).float().contiguous() for i in (0, 1))
     ours = make_step(model, lambda: model(batch), batch.labels)
     theirs = make_step(plain, lambda: plain(batch.side_pixels, keys, values), batch.labels)

@@ -14,7 +14,10 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Sizes:
-    """Where and how large a contest is: ``tiny``, ``full`` (published, on a CPU) or ``gpu``."""
+    """Where and how large a contest is.
+
+    ``dry`` (interpreted kernels), ``tiny``, ``full`` (as published, on a CPU) or ``gpu``.
+    """
 
     size: str = "tiny"
     device: torch.device = CPU
@@ -22,14 +25,14 @@ class Sizes:
     @property
     def frozen(self) -> "tuple[FrozenCase, ...]":
         """Frozen layers to measure."""
-        return {
-            "tiny": FROZEN_CASES[:1], "full": FULL_FROZEN_CASES, "gpu": GPU_FROZEN_CASES
-        }[self.size]  # fmt: skip
+        cases = {"dry": DRY_FROZEN_CASES, "full": FULL_FROZEN_CASES, "gpu": GPU_FROZEN_CASES}
+        return cases.get(self.size, FROZEN_CASES[:1])
 
     @property
     def prompt(self) -> "tuple[PromptCase, ...]":
         """Fusions to measure."""
-        return PROMPT_CASES[:1] if self.size == "tiny" else FULL_PROMPT_CASES
+        cases = {"dry": DRY_PROMPT_CASES, "full": FULL_PROMPT_CASES, "gpu": FULL_PROMPT_CASES}
+        return cases.get(self.size, PROMPT_CASES[:1])
 
     def generator(self, seed: int) -> torch.Generator:
         """Random numbers on the device."""
@@ -115,6 +118,7 @@ FROZEN_CASES = (
     FrozenCase("64_patches", images=1, heads=3, tokens=65, width=64, keep=13),
     FrozenCase("several_blocks", images=1, heads=2, tokens=601, width=24, keep=120),
 )
+DRY_FROZEN_CASES = (FrozenCase("dry", 1, 1, 19, 8, 5),)
 FULL_FROZEN_CASES = (FrozenCase("vit_b_512px", 1, 12, 1025, 64, 205),)
 GPU_FROZEN_CASES = (
     FrozenCase("vit_b_512px_x16", 16, 12, 1025, 64, 205),
@@ -126,4 +130,5 @@ PROMPT_CASES = (
     PromptCase("one_of_each", images=1, layers=1, heads=1, kept=1, width=1, prompts=1),
     PromptCase("many_kept", images=2, layers=3, heads=2, kept=205, width=64, prompts=16),
 )
+DRY_PROMPT_CASES = (PromptCase("dry", 2, 1, 1, 7, 8, 3),)
 FULL_PROMPT_CASES = (PromptCase("fpt_plus_vit_b_512px", 16, 6, 12, 205, 64, 16),)

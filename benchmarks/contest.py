@@ -46,8 +46,22 @@ class Contest:
 
     @property
     def name(self) -> str:
-        """Unique among all contests of one run."""
+        """Unique among all contests of one run, and that of its plan."""
         return f"{self.group} {self.case} {self.dtype}"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A contest by name, whose tensors are made when its turn comes."""
+
+    name: str
+    make: Callable[[], Contest]
+
+
+def planned(make: Callable[..., Contest], group: str, *args: Any) -> Planned:
+    """``make(group, *args)`` later; ``args`` are a case, dtypes, and the sizes."""
+    words = [str(getattr(arg, "name", arg)).removeprefix("torch.") for arg in args[:-1]]
+    return Planned(" ".join([group, *words]), lambda: make(group, *args))
 
 
 def cpu_implementations(op: str) -> list[str]:

@@ -6,7 +6,8 @@ memory, checked by ``fptkernels.compile_report``, and not yet by measurement.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -78,6 +79,18 @@ def width_constants(width: int, dtype: torch.dtype) -> dict[str, int]:
 def tile(kernel: str, dtype: torch.dtype, padded: int, device: torch.device) -> Tile:
     """The row of ``TABLE`` for a tensor of ``dtype`` on ``device``."""
     return TABLE[kernel, dtype, padded, architecture(device)]
+
+
+@contextmanager
+def overridden(kernel: str, dtype: torch.dtype, padded: int, row: Tile) -> Iterator[None]:
+    """Within it ``tile`` gives ``row`` on every architecture: for tuning."""
+    keys = [(kernel, dtype, padded, name) for name in ARCHITECTURES]
+    before = {key: TABLE[key] for key in keys}
+    TABLE.update(dict.fromkeys(keys, row))
+    try:
+        yield
+    finally:
+        TABLE.update(before)
 
 
 def is_interpreted() -> bool:

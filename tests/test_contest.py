@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks import (
+    bench_frozen_attention,
     bench_prompt_attention,
     bench_prompt_attention_indexed,
     bench_quantise_kv,
@@ -19,6 +20,7 @@ from benchmarks.contest import Contest, beside_plain, cpu_implementations, table
 from benchmarks.counts import H200, Ceilings, Count, floor_seconds
 
 MODULES = (
+    bench_frozen_attention,
     bench_token_scores,
     bench_select_tokens,
     bench_quantise_kv,
@@ -89,7 +91,8 @@ def test_a_wrong_result_is_not_measured() -> None:
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
 def test_checks_catch_a_wrong_result(module: Any) -> None:
-    for contest in module.contests(Sizes()):
+    for planned in module.contests(Sizes()):
+        contest = planned.make()
         contest.check(contest.plain())
         contest.check(contest.ours(cpu_implementations(contest.op)[0]))
         result = contest.plain()
@@ -100,8 +103,9 @@ def test_checks_catch_a_wrong_result(module: Any) -> None:
 
 
 def test_names_are_unique() -> None:
-    names = [contest.name for module in MODULES for contest in module.contests(Sizes())]
-    assert len(set(names)) == len(names)
+    plans = [planned for module in MODULES for planned in module.contests(Sizes())]
+    assert [planned.name for planned in plans] == [planned.make().name for planned in plans]
+    assert len({planned.name for planned in plans}) == len(plans)
 
 
 @pytest.mark.parametrize("case", range(2))
