@@ -55,6 +55,13 @@ inline Kind check_floats(const char* name, const Tensor& tensor, const Sizes& si
   return kind_of(name, tensor.scalar_type());
 }
 
+// The same for an op that computes in f32.
+inline Kind check_narrow_floats(const char* name, const Tensor& tensor, const Sizes& sizes) {
+  const Kind kind = check_floats(name, tensor, sizes);
+  STD_TORCH_CHECK(kind != Kind::f64, name, " must be float16, bfloat16 or float32, got float64");
+  return kind;
+}
+
 inline int64_t bytes_of(Kind kind) { return kind == Kind::f64 ? 8 : kind == Kind::f32 ? 4 : 2; }
 
 // The address of element (i, j, 0, ...) of a tensor.

@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <optional>
 #include <string>
 #include <tuple>
 
@@ -13,5 +14,11 @@ using torch::stable::Tensor;
 
 std::tuple<Tensor, Tensor> select_tokens(
     Tensor scores, Tensor k, Tensor v, int64_t keep, ScalarType dtype, std::string level);
+
+Tensor token_scores(
+    Tensor q, Tensor k, bool class_token, std::optional<Tensor> lse, std::string level);
+
+std::tuple<Tensor, Tensor, Tensor> frozen_attention(
+    Tensor q, Tensor k, Tensor v, bool need_output, bool need_scores, std::string level);
 
 }  // namespace fpt

@@ -11,6 +11,10 @@ STABLE_TORCH_LIBRARY(fpt_native, m) {
   m.def(
       "select_tokens(Tensor scores, Tensor k, Tensor v, int keep, ScalarType dtype, str level)"
       " -> (Tensor kv, Tensor index)");
+  m.def("token_scores(Tensor q, Tensor k, bool class_token, Tensor? lse, str level) -> Tensor");
+  m.def(
+      "frozen_attention(Tensor q, Tensor k, Tensor v, bool need_output, bool need_scores, str level)"
+      " -> (Tensor out, Tensor scores, Tensor lse)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fpt_native, CompositeExplicitAutograd, m) {
@@ -19,4 +23,6 @@ STABLE_TORCH_LIBRARY_IMPL(fpt_native, CompositeExplicitAutograd, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fpt_native, CPU, m) {
   m.impl("select_tokens", TORCH_BOX(&fpt::select_tokens));
+  m.impl("token_scores", TORCH_BOX(&fpt::token_scores));
+  m.impl("frozen_attention", TORCH_BOX(&fpt::frozen_attention));
 }

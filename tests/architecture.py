@@ -289,7 +289,7 @@ def one_op_one_name(root: Path) -> Iterator[str]:
             yield f"{op}: no schema in ops/library.py"
         if not re.search(rf"\| `{op}\(", design):
             yield f"{op}: no row in DESIGN.md"
-    shared = {"__init__", "compile_report", "launch_table", "primitives", "levels"}
+    shared = {"__init__", "compile_report", "launch_table", "primitives", "levels", "attend_heads"}
     for folder, suffix in (("fptkernels", ".py"), ("csrc", ".cpp")):
         for path in sorted((root / folder).glob(f"*{suffix}")):
             known = {*ops.values(), *shared, "register", "read_records"}

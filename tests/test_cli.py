@@ -82,8 +82,8 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "torch: " in out and "xformers: " in out
     for line in (
-        "frozen_attention: impl='auto' runs 'cpu'",
-        "token_scores: impl='auto' runs 'cpu'",
+        "frozen_attention: impl='auto' runs 'native'",
+        "token_scores: impl='auto' runs 'native'",
     ):
         assert line in out
     for name in ("flash", "efficient", "cudnn", "xformers"):

@@ -171,14 +171,16 @@ def test_there_is_no_second_derivative_and_none_of_the_frozen_ops() -> None:
 def test_explain_names_the_choice_and_every_reason() -> None:
     q = torch.zeros(1, 1, 3, 8)
     assert explain("token_scores", q, q).splitlines() == [
-        "token_scores: impl='auto' runs 'cpu'",
-        "  blocked: can run, but 'cpu' is preferred",
-        "  reference: can run, but 'cpu' is preferred",
-        "  triton: can run, but 'cpu' is preferred",
+        "token_scores: impl='auto' runs 'native'",
+        "  cpu: can run, but 'native' is preferred",
+        "  blocked: can run, but 'native' is preferred",
+        "  reference: can run, but 'native' is preferred",
+        "  triton: can run, but 'native' is preferred",
     ]
     elsewhere = q.to("meta")
     assert explain("token_scores", elsewhere, elsewhere).splitlines() == [
         "token_scores: impl='auto' runs 'blocked'",
+        "  native: it runs on cpu tensors, got tensors on meta",
         "  cpu: it runs on cpu tensors, got tensors on meta",
         "  reference: can run, but 'blocked' is preferred",
         "  triton: it runs on cuda tensors, got tensors on meta",
@@ -203,7 +205,7 @@ def test_auto_falls_back_and_an_explicit_choice_says_why_not(picky: Callable[...
     picky(["D must be a power of two, got 10", "it needs compute capability 8.0"])
     q, k, _ = FROZEN.qkv(torch.float32)
     ops.token_scores(q, k)
-    assert implementation.resolve("token_scores", "auto", (q, k)).name == "cpu"
+    assert implementation.resolve("token_scores", "auto", (q, k)).name == "native"
     assert "  picky: D must be a power of two, got 10; it needs" in explain("token_scores", q, k)
     assert len(implementation.unsupported_reasons("token_scores", "picky", q, k)) == 2
     with pytest.raises(

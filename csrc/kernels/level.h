@@ -10,6 +10,8 @@ namespace {
 
 #include "simd.h"
 #include "select_tokens.h"
+#include "product.h"
+#include "attention.h"
 
 }  // namespace
 
@@ -17,6 +19,9 @@ extern const Kernels kernels;
 const Kernels kernels = {
     .select_tokens = select_tokens,
     .gather_rows = gather_rows,
+    .attention_scratch = attention_scratch,
+    .attention_pack = attention_pack,
+    .attention_rows = attention_rows,
 };
 
 }  // namespace FPT_LEVEL

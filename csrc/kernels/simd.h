@@ -11,7 +11,15 @@ typedef uint16_t H __attribute__((vector_size(2 * W)));
 typedef float FM __attribute__((vector_size(4 * W), aligned(2), may_alias));
 typedef uint16_t HM __attribute__((vector_size(2 * W), aligned(2), may_alias));
 
-FPT_INLINE F splat(float x) { return x - F{}; }
+FPT_INLINE F splat(float x) {
+#if FPT_WIDTH == 16
+  return reinterpret_cast<F>(_mm512_set1_ps(x));
+#elif FPT_WIDTH == 8
+  return reinterpret_cast<F>(_mm256_set1_ps(x));
+#else
+  return F{x, x, x, x};
+#endif
+}
 FPT_INLINE F as_float(U x) { return reinterpret_cast<F>(x); }
 FPT_INLINE U as_bits(F x) { return reinterpret_cast<U>(x); }
 
@@ -95,6 +103,51 @@ FPT_INLINE void store_f16(uint16_t* p, F x) {
   _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)x, 0));
 #else
   for (int i = 0; i < W; ++i) p[i] = f16_of_float(x[i]);
+#endif
+}
+
+FPT_INLINE F highest(F a, F b) { return a > b ? a : b; }
+
+// A NaN in any lane comes out.
+FPT_INLINE float highest_lane(F x) {
+  float top = x[0];
+  for (int i = 1; i < W; ++i) top = x[i] > top || x[i] != x[i] ? x[i] : top;
+  return top;
+}
+
+// Neighbours first, then their sums: the rounding of a tree.
+FPT_INLINE float sum_of_lanes(F x) {
+  float lane[W];
+  store(lane, x);
+  for (int step = 1; step < W; step *= 2)
+    for (int i = 0; i < W; i += 2 * step) lane[i] += lane[i + step];
+  return lane[0];
+}
+
+// e^x to about one unit in the last place; -inf gives 0, NaN gives NaN.  Reduced to |r| <= ln2 / 2 in
+// two steps; the polynomial is that of Cephes' expf (S. Moshier).
+FPT_INLINE F exponential(F x) {
+  x = x < splat(-104.0f) ? splat(-104.0f) : x;
+  x = x > splat(89.0f) ? splat(89.0f) : x;
+  const F magic = splat(0x1.8p23f);  // adding it rounds to a whole number
+  const F shifted = x * splat(1.44269504f) + magic;
+  const F n = shifted - magic;
+  const F r = x - n * splat(0.693359375f) + n * splat(2.12194440e-4f);
+  F p = splat(1.9875691500e-4f);
+  p = p * r + splat(1.3981999507e-3f);
+  p = p * r + splat(8.3334519073e-3f);
+  p = p * r + splat(4.1665795894e-2f);
+  p = p * r + splat(1.6666665459e-1f);
+  p = p * r + splat(5.0000001201e-1f);
+  p = p * r * r + r + splat(1.0f);
+#if FPT_WIDTH == 16
+  return reinterpret_cast<F>(_mm512_maskz_scalef_ps(0xffff, (__m512)p, (__m512)n));
+#else
+  // Two factors, so that neither leaves the normal numbers where the product does.
+  const I power = reinterpret_cast<I>(shifted) - reinterpret_cast<I>(magic);
+  const I half = power >> 1;
+  return p * reinterpret_cast<F>((half + 127) << 23) *
+         reinterpret_cast<F>((power - half + 127) << 23);
 #endif
 }
 

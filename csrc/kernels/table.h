@@ -34,9 +34,37 @@ struct GatherTask {
   Kind to_kind;
 };
 
+struct Matrix {
+  const void* data;  // null: there is none
+  int64_t row_stride;  // in elements
+  int64_t column_stride;
+};
+
+// Softmax attention of some queries of one head to all of its tokens.
+struct AttentionTask {
+  Matrix q;  // [rows, width]
+  Matrix k;  // [tokens, width]
+  Matrix v;  // [tokens, width], or none
+  Kind kind;
+  int64_t rows;
+  int64_t tokens;
+  int64_t width;
+  float scale;
+  const float* known_lse;  // [rows] row log-sum-exp of the scaled logits, or null
+  float* lse;              // out: [rows], or null
+  float* columns;          // out: [tokens] sums of the map over the rows, or null
+  void* out;               // out: [rows, width] of `kind`, where there is v
+  int64_t out_stride;
+  void* scratch;  // as many bytes as attention_scratch says, aligned to 64
+};
+
 struct Kernels {
   void (*select_tokens)(const SelectTask&);
   void (*gather_rows)(const GatherTask&);
+  int64_t (*attention_scratch)(const AttentionTask&);
+  // Lays out k and v of a head in the scratch, for any number of calls of attention_rows.
+  void (*attention_pack)(const AttentionTask&);
+  void (*attention_rows)(const AttentionTask&);
 };
 
 }  // namespace fpt

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 # "auto", and the implementations of the op frozen_attention.
 Attention = Literal[
     "auto",
+    "native",
     "cpu",
     "flash",
     "efficient",

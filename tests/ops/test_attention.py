@@ -6,7 +6,7 @@ from torch import Tensor
 
 from benchmarks.cases import FROZEN_CASES, FrozenCase
 from fpt_fast.ops import attention_with_scores, blocks, fused, reference
-from helpers import assert_within_budget
+from helpers import assert_within_budget, implementation, implementations_here
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -19,16 +19,22 @@ def plain_lse(q: Tensor, k: Tensor) -> Tensor:
     return torch.logsumexp(q @ k.mT * q.shape[-1] ** -0.5, dim=-1)
 
 
-@pytest.mark.parametrize("way", ["auto", "blocks", "fused"])
+WAYS = [
+    *(name for name in implementations_here("frozen_attention") if name.startswith("native/")),
+    *("blocks", "fused"),
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", FROZEN_CASES, ids=lambda case: case.name)
 def test_budget(
     case: FrozenCase, dtype: torch.dtype, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if way != "auto":
-        monkeypatch.setattr(fused, "is_faster", lambda q: way == "fused")
+    monkeypatch.setattr(fused, "is_faster", lambda q: way == "fused")
     q, k, v = case.qkv(dtype)
-    out, scores, lse = attention_with_scores(q, k, v)
+    with implementation(way if way.startswith("native/") else "cpu") as impl:
+        out, scores, lse = attention_with_scores(q, k, v, impl=impl)
     assert out is not None and scores is not None and lse is not None
     assert (out.dtype, scores.dtype, lse.dtype) == (dtype, torch.float32, torch.float32)
     wide = [x.double() for x in (q, k, v)]
@@ -40,13 +46,14 @@ def test_budget(
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
-def test_parts_are_the_same_alone(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("impl", ["auto", "cpu"])
+def test_parts_are_the_same_alone(impl: str, dtype: torch.dtype) -> None:
     q, k, v = FROZEN_CASES[0].qkv(dtype)
-    out, scores, lse = attention_with_scores(q, k, v)
+    out, scores, lse = attention_with_scores(q, k, v, impl=impl)
     assert out is not None and scores is not None and lse is not None
-    only_out = attention_with_scores(q, k, v, need_scores=False)
+    only_out = attention_with_scores(q, k, v, need_scores=False, impl=impl)
     assert only_out[0] is not None and torch.equal(only_out[0], out) and only_out[1] is None
-    only_scores = attention_with_scores(q, k, v, need_output=False)
+    only_scores = attention_with_scores(q, k, v, need_output=False, impl=impl)
     assert only_scores[0] is None
     assert only_scores[1] is not None and torch.equal(only_scores[1], scores)
     assert only_scores[2] is not None and torch.equal(only_scores[2], lse)

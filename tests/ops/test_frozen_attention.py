@@ -16,13 +16,20 @@ from torch import Tensor
 
 from benchmarks.cases import FROZEN_CASES, FrozenCase
 from fpt_fast import ops
-from fpt_fast.ops import cuda_attention, cuda_reasons, frozen_attention, implementation, reference
+from fpt_fast.ops import (
+    cuda_attention,
+    cuda_reasons,
+    frozen_attention,
+    implementation,
+    native_reasons,
+    reference,
+)
 from fpt_fast.records import Attention
-from helpers import assert_within_budget
+from helpers import assert_within_budget, implementations_here
 
 OF_OTHERS = ("flash", "efficient", "cudnn", "xformers")
 IMPLEMENTATIONS = [
-    name for name in implementation.implementations("frozen_attention") if name not in OF_OTHERS
+    name for name in implementations_here("frozen_attention") if name not in OF_OTHERS
 ]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -35,7 +42,7 @@ def assert_budget(out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor) -> 
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS, indirect=True)
 @pytest.mark.parametrize("case", FROZEN_CASES, ids=lambda case: case.name)
 def test_budget(case: FrozenCase, impl: str, dtype: torch.dtype) -> None:
     q, k, v = case.qkv(dtype)
@@ -53,7 +60,7 @@ def test_the_oracle_is_attention() -> None:
     assert float(lse[1, 2, 5]) == pytest.approx(math.log(sum(map(math.exp, row))), rel=1e-12)
 
 
-@pytest.mark.parametrize("impl", ["cpu", "blocked"])
+@pytest.mark.parametrize("impl", ["cpu", "blocked"], indirect=True)
 def test_f64_is_exact(impl: str) -> None:
     q, k, v = FROZEN_CASES[0].qkv(torch.float64)
     out, lse = frozen_attention(q, k, v, impl=impl)
@@ -62,7 +69,7 @@ def test_f64_is_exact(impl: str) -> None:
     torch.testing.assert_close(lse.double(), expected[1], rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS, indirect=True)
 def test_its_lse_gives_the_scores(impl: str) -> None:
     q, k, v = FROZEN_CASES[0].qkv(torch.float32)
     _, lse = frozen_attention(q, k, v, impl=impl)
@@ -70,7 +77,7 @@ def test_its_lse_gives_the_scores(impl: str) -> None:
     torch.testing.assert_close(scores, ops.token_scores(q, k), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("impl", ["blocked", "reference", "triton"])
+@pytest.mark.parametrize("impl", ["blocked", "reference", "triton"], indirect=True)
 def test_attention_with_scores_through_any_implementation(impl: str) -> None:
     q, k, v = FROZEN_CASES[0].qkv(torch.float32)
     out, scores, lse = ops.attention_with_scores(q, k, v, impl=impl)
@@ -83,7 +90,7 @@ def test_attention_with_scores_through_any_implementation(impl: str) -> None:
     torch.testing.assert_close(alone[1], scores, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("impl", [*IMPLEMENTATIONS])
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS, indirect=True)
 def test_opcheck(impl: str) -> None:
     q, k, v = FROZEN_CASES[0].qkv(torch.float32)
     torch.library.opcheck(torch.ops.fpt.frozen_attention.default, (q, k, v, impl))
@@ -100,7 +107,10 @@ def test_opcheck(impl: str) -> None:
         (dict.fromkeys("qkv", torch.zeros(2, 3, 0, 8)), "q must have N of at least 1"),
         (dict.fromkeys("qkv", torch.zeros(2, 3, 5, 0)), "q must have D of at least 1"),
         (dict.fromkeys("qkv", torch.zeros(2, 3, 5, 8).int()), "q must be float16 or bfloat16"),
-        ({"impl": "cuda"}, "impl must be 'auto' or one of 'cpu', 'flash', .*, got 'cuda'"),
+        (
+            {"impl": "cuda"},
+            "impl must be 'auto' or one of 'native', 'cpu', 'flash', .*, got 'cuda'",
+        ),
         (
             {"impl": "flash"},
             "impl='flash' cannot run frozen_attention here: it runs on cuda tensors, got tensors "
@@ -134,6 +144,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def have(capability: tuple[int, int] = (9, 0), built: bool = True) -> None:
         monkeypatch.setattr(implementation, "Tensor", OnCuda)
         monkeypatch.setattr(cuda_reasons, "Tensor", OnCuda)
+        monkeypatch.setattr(native_reasons, "Tensor", OnCuda)
         monkeypatch.setattr(cuda_reasons, "_has_xformers", lambda: built)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
         monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: built)

@@ -1,6 +1,7 @@
 """token_scores against its oracle; its properties, its memory, its errors."""
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,11 +14,11 @@ from torch import Tensor
 
 from benchmarks.cases import FROZEN_CASES, FrozenCase
 from fpt_fast.ops import blocks, fused, reference, token_scores
-from fpt_fast.ops.implementation import implementations
 from fpt_fast.records import Importance
-from helpers import assert_within_budget
+from helpers import assert_within_budget, implementations_here
 
-IMPLEMENTATIONS = implementations("token_scores")
+IMPLEMENTATIONS = implementations_here("token_scores")
+NATIVE = [impl for impl in IMPLEMENTATIONS if impl.startswith("native/")]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BUDGET_IMPORTANCES: tuple[Importance, ...] = ("global", "class_token")
 
@@ -46,7 +47,7 @@ def assert_normalised_within_budget(q: Tensor, k: Tensor, lse: Tensor, scores: T
 
 @pytest.mark.parametrize("importance", BUDGET_IMPORTANCES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS, indirect=True)
 @pytest.mark.parametrize("case", FROZEN_CASES, ids=lambda case: case.name)
 def test_budget(case: FrozenCase, impl: str, dtype: torch.dtype, importance: Importance) -> None:
     q, k, _ = case.qkv(dtype)
@@ -56,7 +57,7 @@ def test_budget(case: FrozenCase, impl: str, dtype: torch.dtype, importance: Imp
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS, indirect=True)
 @pytest.mark.parametrize("case", FROZEN_CASES, ids=lambda case: case.name)
 def test_budget_with_lse_given(case: FrozenCase, impl: str, dtype: torch.dtype) -> None:
     q, k, _ = case.qkv(dtype)
@@ -69,7 +70,7 @@ def test_budget_with_lse_given(case: FrozenCase, impl: str, dtype: torch.dtype) 
 
 @pytest.mark.parametrize("scale", [1e-3, 5.0])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS, indirect=True)
 def test_budget_of_flat_and_of_peaked_attention(
     impl: str, dtype: torch.dtype, scale: float
 ) -> None:
@@ -92,6 +93,35 @@ def test_f64_is_exact_to_the_f32_of_its_result(case: FrozenCase, with_lse: bool)
     torch.testing.assert_close(
         token_scores(q, k, lse=lse).double(), oracle, rtol=1e-6 if with_lse else 1e-7, atol=0
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("impl", NATIVE, indirect=True)
+def test_native_budget_of_large_maps_and_wide_heads(impl: str, dtype: torch.dtype) -> None:
+    """Several blocks, parts and panels; a width of several panels with a rest; gaps in a row."""
+    for tokens, width in ((1100, 3), (70, 145), (9, 300)):
+        q, k, _ = FrozenCase("", 1, 2, tokens, width, 1).qkv(dtype)
+        assert_scores_within_budget(q, k, token_scores(q, k, impl=impl))
+        apart = q.mT.contiguous().mT
+        assert apart.stride(-1) != 1
+        assert torch.equal(token_scores(apart, k, impl=impl), token_scores(q, k, impl=impl))
+
+
+@pytest.mark.parametrize("impl", NATIVE, indirect=True)
+def test_native_treats_infinity_and_nan_as_softmax_does(impl: str) -> None:
+    """A key that no query looks at, logits beyond every exponential, and one NaN among the rows."""
+    q, k = torch.ones(1, 1, 21, 4), torch.randn(1, 1, 21, 4)
+    k[..., 3, :] = -math.inf
+    k[..., 5, 0] = 500.0
+    expected = reference.token_scores(q.double(), k.double()).float()
+    scores = token_scores(q, k, impl=impl)
+    assert scores[0, 0, 3] == 0 and bool(scores.isfinite().all())
+    torch.testing.assert_close(scores, expected, rtol=1e-6, atol=1e-30)
+    q[..., 17, 2] = math.nan
+    assert bool(token_scores(q, k, impl=impl).isnan().all())
+    assert bool(token_scores(q, k, importance="class_token", impl=impl).isfinite().all())
+    lse = torch.full((1, 1, 21), -200.0)
+    assert bool(token_scores(k.abs(), k.abs(), lse=lse, impl=impl).isinf()[0, 0, 5])
 
 
 def in_blocks(q: Tensor, k: Tensor) -> Tensor:
@@ -120,7 +150,7 @@ def test_budget_of_every_way_of_the_cpu(
     assert_normalised_within_budget(q, k, lse, blocks.scores_from_lse(q, k, lse))
 
 
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS, indirect=True)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_strides_and_reruns_change_no_bit(impl: str, dtype: torch.dtype) -> None:
     q, k, _ = FROZEN_CASES[-1].qkv(dtype)
@@ -213,7 +243,10 @@ def test_blocks_stay_within_their_bytes() -> None:
         ({"lse": torch.zeros(2, 3, 4)}, r"lse must be \(2, 3, 5\) like q without D, got"),
         ({"lse": torch.zeros(2, 3, 5).double()}, "lse must be float32, got float64"),
         ({"q": torch.zeros(2, 3, 5, 8, requires_grad=True)}, "q must not require grad"),
-        ({"impl": "cuda"}, "impl must be 'auto' or one of 'cpu'.* for token_scores, got 'cuda'"),
+        (
+            {"impl": "cuda"},
+            "impl must be 'auto' or one of 'native', 'cpu'.* for token_scores, got 'cuda'",
+        ),
     ],
     ids=lambda value: "" if isinstance(value, str) else "-".join(value),
 )

@@ -26,7 +26,7 @@ MakePreload = Callable[..., PreloadSettings]
 MakeTrain = Callable[..., TrainSettings]
 
 
-@pytest.mark.parametrize("attention", ["cpu", "blocked", "reference", "triton"])
+@pytest.mark.parametrize("attention", ["native", "cpu", "blocked", "reference", "triton"])
 def test_every_choice_gives_the_same_features(attention: str) -> None:
     model, pixels = spread_weights(tiny_vit(), scale=0.1), torch.randn(2, 3, 32, 40)
     kept = [
@@ -77,7 +77,9 @@ def test_one_that_cannot_run_is_refused_with_reasons() -> None:
         load_backbone(tiny_vit(), device="cpu", attention="flash")
     with pytest.raises(BackboneError, match="it runs on cuda tensors, got tensors on cpu"):
         load_backbone(tiny_vit(), device="cpu", attention="cudnn")
-    with pytest.raises(BackboneError, match="impl must be 'auto' or one of 'cpu', 'flash'"):
+    with pytest.raises(
+        BackboneError, match="impl must be 'auto' or one of 'native', 'cpu', 'flash'"
+    ):
         load_backbone(tiny_vit(), device="cpu", attention="fastest")  # type: ignore[arg-type]
 
 
@@ -86,7 +88,7 @@ def test_what_ran_is_recorded_and_no_part_of_the_identity(
 ) -> None:
     preload(preload_settings())
     with CacheReader(tmp_path / "cache") as reader:
-        assert reader.notes["attention"] == "cpu" and "attention" not in reader.fingerprint
+        assert reader.notes["attention"] == "native" and "attention" not in reader.fingerprint
     assert preload(preload_settings(attention="blocked")).computed == 0
     result = train(train_settings(cache="none", backbone=str(backbone), attention="blocked"))
     recorded = yaml.safe_load((result.run / "config.yaml").read_text())

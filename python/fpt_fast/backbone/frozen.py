@@ -125,8 +125,8 @@ class FrozenBackbone:
         return pooled.float()
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention alone: where nobody wants its log-sum-exp, auto is torch's own choice."""
-        if self.attention == "auto":
+        """Attention alone: without our own for the CPU, auto is torch's choice."""
+        if self.attention == "auto" and self.attention_implementation != "native":
             return F.scaled_dot_product_attention(q, k, v)
         return frozen_attention(q, k, v, impl=self.attention)[0]
 

@@ -26,7 +26,7 @@ from fpt_fast.ops.implementation import (
     register,
     resolve,
 )
-from fpt_fast.ops.native_reasons import native_reasons
+from fpt_fast.ops.native_reasons import native_floats_reasons, native_reasons
 from fpt_fast.ops.reference import Scales
 from fpt_fast.ops.triton_reasons import triton_reasons
 
@@ -40,6 +40,7 @@ def _register(op: str, name: str, module: str, reasons: Reasons = anywhere) -> N
 
 # Of one op, the implementation that auto prefers stands first.
 _cpu = needs_device("cpu")
+_register("frozen_attention", "native", "fpt_fast.ops.native", native_floats_reasons)
 _register("frozen_attention", "cpu", "fpt_fast.ops.cpu", _cpu)
 # No GPU has measured this order: flash takes f16 and bf16, efficient the f32 that flash does not.
 for _name, _reasons in (
@@ -53,6 +54,7 @@ for _name, _reasons in (
     )
 _register("frozen_attention", "blocked", "fpt_fast.ops.cpu")
 _register("frozen_attention", "reference", "fpt_fast.ops.reference_ops")
+_register("token_scores", "native", "fpt_fast.ops.native", native_floats_reasons)
 _register("token_scores", "cpu", "fpt_fast.ops.cpu", _cpu)
 _register("token_scores", "blocked", "fpt_fast.ops.cpu")
 _register("token_scores", "reference", "fpt_fast.ops.reference_ops")

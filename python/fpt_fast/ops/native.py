@@ -19,3 +19,23 @@ def select_tokens(
     """Radix selection, then one pass of copies that convert as they go."""
     kv, index = _ops.select_tokens(scores, k, v, keep, dtype, level())
     return kv, index
+
+
+def token_scores(q: Tensor, k: Tensor, importance: str, lse: Tensor | None) -> Tensor:
+    """Blocks of logits that stay in the caches; a first pass only where lse is not given."""
+    scores: Tensor = _ops.token_scores(q, k, importance == "class_token", lse, level())
+    return scores
+
+
+def frozen_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Output [B, H, N, D] of memory [B, N, H, D], and lse [B, H, N] f32."""
+    out, _, lse = _ops.frozen_attention(q, k, v, True, False, level())
+    return out.transpose(1, 2), lse
+
+
+def attention_with_scores(
+    q: Tensor, k: Tensor, v: Tensor, need_output: bool, need_scores: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    """The same with scores [B, H, N] f32, as far as is asked for, from one product."""
+    out, scores, lse = _ops.frozen_attention(q, k, v, need_output, need_scores, level())
+    return out.transpose(1, 2) if need_output else None, scores if need_scores else None, lse
