@@ -19,6 +19,7 @@ from fpt_fast.settings import (
     PredictSettings,
     PreloadSettings,
     RepairSettings,
+    SweepSettings,
     TrainSettings,
     read_yaml,
 )
@@ -92,6 +93,7 @@ class Cache:
 Command = (
     Annotated[PreloadSettings, subcommand("preload")]
     | Annotated[TrainSettings, subcommand("train")]
+    | Annotated[SweepSettings, subcommand("sweep")]
     | Annotated[EvaluateSettings, subcommand("evaluate")]
     | Annotated[PredictSettings, subcommand("predict")]
     | Annotated[Cache, subcommand("cache")]
@@ -102,6 +104,7 @@ Command = (
 WITH_CONFIG: dict[str, type[Any]] = {
     "preload": PreloadSettings,
     "train": TrainSettings,
+    "sweep": SweepSettings,
     "evaluate": EvaluateSettings,
     "predict": PredictSettings,
 }
@@ -193,6 +196,9 @@ def _run(command: Any) -> int:
         case TrainSettings():
             result = pipeline.train(command)
             _say(f"{result.split}: {result.metrics}\nreport: {result.report}")
+        case SweepSettings():
+            swept = pipeline.sweep(command)
+            _say(f"{swept}best: {swept.best}\nmodels: {swept.folder}")
         case EvaluateSettings():
             _say(f"{command.split}: {pipeline.evaluate(command)}")
         case PredictSettings():

@@ -37,6 +37,7 @@ from fpt_fast.records import (
     Importance,
     KeptFeatures,
     Preprocessing,
+    SweepBatch,
 )
 from fpt_fast.selection import select_features
 
@@ -196,7 +197,8 @@ class FeatureLoader:
     that depend only on (seed, epoch, image).  The last batch may be smaller: no image is ever
     dropped.  ``shuffle`` permutes the images anew in every epoch.  ``side_images`` are ``items``
     shrunk beforehand (``shrink_images``, augmented or not as here); without them every image is
-    decoded for its batch, unless ``store`` has it.
+    decoded for its batch, unless ``store`` has it.  ``order_seed`` is that of the order alone,
+    where it is not ``seed``.
     """
 
     def __init__(
@@ -211,6 +213,7 @@ class FeatureLoader:
         side_images: SideImages | None = None,
         shuffle: bool = False,
         seed: int = 0,
+        order_seed: int | None = None,
         workers: int = 2,
     ) -> None:
         if batch_size < 1:
@@ -233,6 +236,7 @@ class FeatureLoader:
         self._store = store
         self._shuffle = shuffle
         self._seed = seed
+        self._order_seed = seed if order_seed is None else order_seed
         self._workers = max(1, workers)
         self._epoch = 0
 
@@ -255,6 +259,12 @@ class FeatureLoader:
 
     def iterate_from(self, step: int) -> Iterator[FeatureBatch]:
         """Batches of the current epoch from ``step`` on; those before are not made."""
+        for batch in self.iterate_seeds((self._seed,), step):
+            yield batch.shared
+
+    def iterate_seeds(self, seeds: Sequence[int], step: int = 0) -> Iterator[SweepBatch]:
+        """Batches of the current epoch from ``step`` on, for several models: a side input for each
+        of ``seeds``, the one that this loader makes with that seed, and everything else once."""
         epoch = self._epoch
         order = self._order(epoch)
         chunks = [
@@ -265,38 +275,48 @@ class FeatureLoader:
         coming = [*chunks[self._workers :], *([[]] * self._workers)]
         return _ahead(
             list(zip(chunks, coming, strict=False)),
-            lambda chunk: self._make(*chunk, epoch),
+            lambda chunk: self._make(*chunk, epoch, seeds),
             self._workers,
         )
 
     def _order(self, epoch: int) -> list[int]:
         if not self._shuffle:
             return list(range(len(self._items)))
-        generator = _generator(mix(self._seed, epoch), _ORDER_STREAM)
+        generator = _generator(mix(self._order_seed, epoch), _ORDER_STREAM)
         order: list[int] = torch.randperm(len(self._items), generator=generator).tolist()
         return order
 
-    def _make(self, positions: Sequence[int], coming: Sequence[int], epoch: int) -> FeatureBatch:
+    def _make(
+        self, positions: Sequence[int], coming: Sequence[int], epoch: int, seeds: Sequence[int]
+    ) -> SweepBatch:
         items = [self._items[position] for position in positions]
         self._features.announce([*items, *(self._items[position] for position in coming)])
         rows = torch.tensor(positions, dtype=torch.int64)
         images: list[Tensor] = []
-        seeds: list[int] = []
+        image_seeds: list[int] = []
         if self._features.needs_images or self._side_batches is None:
             images = [self._store.get(item) for item in items]
         if self._features.needs_images:
-            seeds = [mix(self._seed, epoch, position) for position in positions]
+            image_seeds = [mix(self._seed, epoch, position) for position in positions]
         with span("augment"):
-            side = self._make_side(rows, images, mix(self._seed, epoch, _SIDE_STREAM))
-        features = self._features(items, images, seeds)
-        return FeatureBatch(
-            side_pixels=side,
-            kv=None if features is None else features.kv,
-            rows=None if features is None else features.rows,
-            labels=self._labels[rows],  # [B]
-            keys=tuple(item.key for item in items),
-            k_scales=None if features is None else features.k_scales,
-            v_scales=None if features is None else features.v_scales,
+            # Without augmentation the seed changes nothing.
+            different = seeds[:1] if self._augment is None else seeds
+            sides = [
+                self._make_side(rows, images, mix(seed, epoch, _SIDE_STREAM)) for seed in different
+            ]
+        features = self._features(items, images, image_seeds)
+        side_pixels = sides[0].unsqueeze(0) if len(sides) == 1 else torch.stack(sides)
+        return SweepBatch(
+            side_pixels=side_pixels.expand(len(seeds), -1, -1, -1, -1),
+            shared=FeatureBatch(
+                side_pixels=sides[0],
+                kv=None if features is None else features.kv,
+                rows=None if features is None else features.rows,
+                labels=self._labels[rows],  # [B]
+                keys=tuple(item.key for item in items),
+                k_scales=None if features is None else features.k_scales,
+                v_scales=None if features is None else features.v_scales,
+            ),
         )
 
     def _make_side(self, rows: Tensor, images: Sequence[Tensor], seed: int) -> Tensor:
@@ -312,14 +332,34 @@ class FeatureLoader:
         )
 
 
+class SweepLoader:
+    """The batches of ``loader`` for several models: one side input for each of ``seeds``."""
+
+    def __init__(self, loader: FeatureLoader, seeds: Sequence[int]) -> None:
+        self._loader = loader
+        self._seeds = tuple(seeds)
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return len(self._loader)
+
+    def set_epoch(self, epoch: int) -> None:
+        """As ``FeatureLoader.set_epoch``."""
+        self._loader.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[SweepBatch]:
+        """Batches of the current epoch."""
+        return self._loader.iterate_seeds(self._seeds)
+
+
 def _ahead(
     chunks: Sequence[tuple[Sequence[int], Sequence[int]]],
-    make: Callable[[tuple[Sequence[int], Sequence[int]]], FeatureBatch],
+    make: Callable[[tuple[Sequence[int], Sequence[int]]], SweepBatch],
     workers: int,
-) -> Iterator[FeatureBatch]:
+) -> Iterator[SweepBatch]:
     """Make batches by threads, in order, never more than ``workers + 1`` unclaimed."""
     waiting = deque(chunks)
-    running: deque[Future[FeatureBatch]] = deque()
+    running: deque[Future[SweepBatch]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="fpt-loader")
     try:
         while waiting or running:

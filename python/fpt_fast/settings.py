@@ -165,8 +165,8 @@ class ConvertSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainSettings(FrozenSettings):
-    """Train the prompts and the side network from a feature cache, then test the best epoch."""
+class RunSettings(FrozenSettings):
+    """What training and a sweep of trainings have in common."""
 
     cache: str
     """Directory of the feature cache, or none: a frozen pass for every batch instead."""
@@ -196,8 +196,6 @@ class TrainSettings(FrozenSettings):
 
     fusion: bool = True
     """False trains the side network alone."""
-    num_prompts: int | None = None
-    """Prompts per layer (default 16)."""
     side_size: str | None = None
     """Side input in pixels (default 128 for FPT+, 224 for FPT), or HEIGHTxWIDTH."""
     side_reduction: int | None = None
@@ -207,14 +205,10 @@ class TrainSettings(FrozenSettings):
     """Passes over the training images."""
     batch_size: int = 16
     """Images per step."""
-    learning_rate: float | None = None
-    """Peak learning rate (default: that of the preset named by --preset, else 1e-4)."""
     preset: str | None = None
     """Data set whose published learning rate to use (messidor2, ddr, isic2018, ...)."""
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     """Optimiser."""
-    weight_decay: float = 0.1
-    """Weight decay."""
     clip_norm: float = 1.0
     """Largest norm of the gradient."""
     warmup_epochs: int = 0
@@ -238,18 +232,52 @@ class TrainSettings(FrozenSettings):
     original in every epoch, as published."""
     side_cache: Path | None = None
     """Folder to keep the stored side images in, so that later runs need not decode either."""
-    seed: int = 0
-    """Seed of weights, order, augmentation and dropout."""
     deterministic: bool = False
     """Refuse operations that may give other bits in a rerun (a CPU needs no telling)."""
+    report_images: int = 6
+    """Test images drawn in the report with their kept tokens."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainSettings(RunSettings):
+    """Train the prompts and the side network from a feature cache, then test the best epoch."""
+
+    num_prompts: int | None = None
+    """Prompts per layer (default 16)."""
+    learning_rate: float | None = None
+    """Peak learning rate (default: that of the preset named by --preset, else 1e-4)."""
+    weight_decay: float = 0.1
+    """Weight decay."""
+    seed: int = 0
+    """Seed of weights, order, augmentation and dropout."""
+    order_seed: int | None = None
+    """Seed of the order of the training images alone (default: --seed); the models of a sweep,
+    each with its own seed, share one order."""
     checkpoint_steps: int = 0
     """Steps between checkpoints within an epoch (0: after each epoch, and on SIGTERM)."""
     profile_steps: str | None = None
     """Steps to capture in Nsight, like 20:30 (see docs/profiling.md)."""
     tensorboard: bool = False
     """Write TensorBoard files into the run (needs the tensorboard extra)."""
-    report_images: int = 6
-    """Test images drawn in the report with their kept tokens."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepSettings(RunSettings):
+    """Train many models side by side on one stream of features, all combinations of what is
+    listed; each ends up in a folder of its own, as if trained alone."""
+
+    learning_rate: str | None = None
+    """Peak learning rates, as 5e-5,1e-4 (default: the one that train would take)."""
+    seed: str = "0"
+    """Seeds of weights, augmentation and dropout, as 0-4 or 0,1,7."""
+    weight_decay: str = "0.1"
+    """Weight decays."""
+    prompts: str | None = None
+    """Numbers of prompts per layer (default 16)."""
+    order_seed: int = 0
+    """Seed of the order of the training images, which all models see alike."""
+    halve_every: int | None = None
+    """End the worse half of the models, by --monitor, after every so many epochs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""The whole method as four calls: ``preload``, ``train``, ``evaluate``, ``predict``.
+"""The whole method as a few calls: ``preload``, ``train`` or ``sweep``, ``evaluate``, ``predict``.
 
 The one part of the library that knows every stage.  Each call takes its settings as a
 dataclass or as keyword arguments of the same names, which are also the command line's flags.
@@ -12,7 +12,9 @@ from fpt_fast.pipeline.evaluation import evaluate
 from fpt_fast.pipeline.importing import ImportResult, import_reference
 from fpt_fast.pipeline.prediction import PredictResult, predict
 from fpt_fast.pipeline.preloading import PreloadResult, preload, repair
-from fpt_fast.pipeline.training import RunExists, TrainResult, train
+from fpt_fast.pipeline.run_folder import RunExists
+from fpt_fast.pipeline.sweep import SweepResult, sweep
+from fpt_fast.pipeline.training import TrainResult, train
 from fpt_fast.settings import (
     ConvertSettings,
     DataSettings,
@@ -21,6 +23,7 @@ from fpt_fast.settings import (
     PredictSettings,
     PreloadSettings,
     RepairSettings,
+    SweepSettings,
     TrainSettings,
 )
 
@@ -38,6 +41,8 @@ __all__ = [
     "RepairSettings",
     "RunExists",
     "Stopped",
+    "SweepResult",
+    "SweepSettings",
     "TrainResult",
     "TrainSettings",
     "UnreadableImages",
@@ -48,6 +53,7 @@ __all__ = [
     "predict",
     "preload",
     "repair",
+    "sweep",
     "train",
     "verify_cache",
 ]

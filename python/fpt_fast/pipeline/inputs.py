@@ -236,6 +236,7 @@ def make_loader(
         side_images=side_images,
         shuffle=training,
         seed=settings.seed,
+        order_seed=settings.order_seed,
         workers=settings.workers,
     )
 

@@ -1,6 +1,7 @@
 """Many models trained side by side on one stream of features."""
 
 from fpt_fast.sweep.loop import SweepBatches, TrialOutcome, fit_sweep
+from fpt_fast.sweep.prediction import predict_sweep
 from fpt_fast.sweep.trials import AXES, Trial, distinct_seeds, make_trials, parse_numbers
 
 __all__ = [
@@ -12,4 +13,5 @@ __all__ = [
     "fit_sweep",
     "make_trials",
     "parse_numbers",
+    "predict_sweep",
 ]

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from fpt_fast.losses import EpochLoss
-from fpt_fast.model import FptModel, feature_scales
-from fpt_fast.ops import prompt_attention
-from fpt_fast.records import EpochRecord, FeatureBatch
+from fpt_fast.model import FptModel
+from fpt_fast.records import EpochRecord
 from fpt_fast.sweep.optimizer import StackOptimizer
 from fpt_fast.sweep.stack import ModelStack
 from fpt_fast.sweep.trials import Trial
@@ -80,19 +79,6 @@ class TrialGroup:
         for row, state in zip(factors, self.states, strict=True):
             row.bernoulli_(share, generator=state.generator)
         return factors.div_(share)
-
-
-def attend_all(groups: Sequence[TrialGroup], batch: FeatureBatch) -> list[Tensor | None]:
-    """What the prompts of every group read: [L, B, W * P, C] each, by one pass over the features.
-
-    None for all where there are no features to read.
-    """
-    if batch.kv is None or not groups[0].stack.config.fusion:
-        return [None] * len(groups)
-    queries = [group.stack.queries() for group in groups]
-    q = torch.cat(queries, dim=2)
-    attended = prompt_attention(q, batch.kv, batch.rows, feature_scales(batch))
-    return list(torch.split(attended, [part.shape[2] for part in queries], 2))
 
 
 def backward(groups: Sequence[TrialGroup], loss: Tensor) -> None:

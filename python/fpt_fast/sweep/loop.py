@@ -22,10 +22,10 @@ from fpt_fast.sweep.checkpoint import load_sweep, save_sweep
 from fpt_fast.sweep.group import (
     TrialGroup,
     TrialState,
-    attend_all,
     backward,
     losses_of,
 )
+from fpt_fast.sweep.prediction import attend_all, forward_all
 from fpt_fast.sweep.trials import Trial, distinct_seeds
 from fpt_fast.trainer import learning_rate_at, monitor_names, resolve_device
 from fpt_fast.trainer.batches import check_labels, move_batch
@@ -232,7 +232,8 @@ def _train_step(sweep: _Sweep, batch: SweepBatch, epoch: float) -> Tensor:
     shared = move_batch(batch.shared, sweep.device)
     pixels = batch.side_pixels.to(sweep.device, non_blocking=True)
     losses = []
-    for group, attended in zip(sweep.groups, attend_all(sweep.groups, shared), strict=True):
+    stacks = [group.stack for group in sweep.groups]
+    for group, attended in zip(sweep.groups, attend_all(stacks, shared), strict=True):
         rows = [sweep.row_of_seed[state.trial.recipe.seed] for state in group.states]
         logits = group.logits(pixels[rows], attended, training=True)
         losses.append(losses_of(sweep.losses, logits, shared.labels))
@@ -247,21 +248,9 @@ def _train_step(sweep: _Sweep, batch: SweepBatch, epoch: float) -> Tensor:
 def _validate(sweep: _Sweep) -> list[dict[str, float]]:
     """Metrics of the validation images for each live trial, group by group."""
     assert sweep.val_batches is not None
-    logits: list[list[Tensor]] = [[] for _ in sweep.groups]
-    keys: list[str] = []
-    labels: list[Tensor] = []
-    with torch.no_grad():
-        for batch in sweep.val_batches:
-            shared = move_batch(batch.shared, sweep.device)
-            pixels = batch.side_pixels.to(sweep.device, non_blocking=True)[:1]
-            attended = attend_all(sweep.groups, shared)
-            for group, part, into in zip(sweep.groups, attended, logits, strict=True):
-                into.append(group.logits(pixels.expand(len(group), *(-1,) * 4), part))
-            keys.extend(batch.shared.keys)
-            labels.append(batch.shared.labels)
-    every = torch.cat([torch.cat(parts, dim=1) for parts in logits]).cpu()  # [trials, images, ·]
-    truth = torch.cat(labels).cpu()
-    return [_metrics_of(sweep, tuple(keys), truth, row) for row in every]
+    stacks = [group.stack for group in sweep.groups]
+    logits, keys, labels = forward_all(stacks, sweep.val_batches, sweep.device)
+    return [_metrics_of(sweep, keys, labels, row) for part in logits for row in part]
 
 
 def _metrics_of(

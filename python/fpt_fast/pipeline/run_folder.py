@@ -1,0 +1,177 @@
+"""A run's directory: what may be replaced, and the files that training leaves in it."""
+
+import json
+import shutil
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import xxhash
+import yaml
+
+from fpt_fast.config import ConfigError, FptConfig, TrainConfig
+from fpt_fast.metrics import Metrics
+from fpt_fast.pipeline.examples import token_examples
+from fpt_fast.pipeline.features import recorded_source
+from fpt_fast.pipeline.inputs import RunInputs
+from fpt_fast.records import ImageSet, Predictions, Split, TrainingHistory
+from fpt_fast.report import write_report, write_run_files
+from fpt_fast.settings import RunSettings, TrainSettings, to_yaml_values
+
+CONFIG_FILE = "config.yaml"
+BEST = "best"
+# What the trainer leaves of a finished epoch or step, whenever it is killed.
+CHECKPOINTS = frozenset({"last", "last.old"})
+
+
+class RunExists(FileExistsError):
+    """A run's directory holds an earlier run."""
+
+
+def check_run_folder(
+    run: Path, *, resume: bool, overwrite: bool, checkpoints: Set[str] = CHECKPOINTS
+) -> None:
+    """Refuse a directory that holds an earlier run, unless told what to do with it.
+
+    ``checkpoints`` are the names of which one is there once there is something to resume.
+    """
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other; give one")
+    found = {path.name for path in run.iterdir()} if run.is_dir() else set()
+    if resume:
+        if not found & checkpoints:
+            raise ConfigError(f"nothing to resume: {run} has no checkpoint; leave --resume out")
+    elif found and CONFIG_FILE not in found:
+        raise RunExists(
+            f"{run} is not empty and is not a run of fpt-fast; it will not be "
+            "overwritten: choose another --run"
+        )
+    elif found & (checkpoints | {"metrics.json"}) and not overwrite:
+        raise RunExists(
+            f"{run} holds an earlier run; choose another --run, continue it with "
+            "--resume, or replace it with --overwrite"
+        )
+
+
+@contextmanager
+def open_run_folder(
+    run: Path, *, resume: bool, checkpoints: Set[str] = CHECKPOINTS
+) -> Iterator[None]:
+    """The run's directory: as it is to resume, else empty.
+
+    What it replaces is put aside, and comes back if the new run fails before its first
+    checkpoint.
+    """
+    aside = run.with_name(f".{run.name}.replaced")
+    if resume or not run.exists():
+        run.mkdir(parents=True, exist_ok=True)
+        yield
+        return
+    shutil.rmtree(aside, ignore_errors=True)
+    run.rename(aside)
+    run.mkdir()
+    try:
+        yield
+    except BaseException:
+        if not any((run / name).exists() for name in checkpoints):
+            shutil.rmtree(run)
+            aside.rename(run)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def run_identity(settings: RunSettings, inputs: RunInputs, method: FptConfig) -> dict[str, Any]:
+    """What must be the same for a run to be resumed, beside the recipe."""
+    images = [(item.key, item.label, item.split) for item in inputs.images.items]
+    return {
+        "method": method.to_json(),
+        "features": inputs.plan.fingerprint(),
+        "images": xxhash.xxh3_128_hexdigest(json.dumps(images).encode()),
+        "augment": settings.augment,
+        "augment_input": settings.augment_input,
+        "side_images": settings.side_images,
+        "deterministic": settings.deterministic,
+    }
+
+
+def class_counts(images: ImageSet) -> list[int]:
+    """Training images of each class."""
+    counts = [0] * len(images.classes)
+    for item in images.of_split("train"):
+        counts[item.label] += 1
+    return counts
+
+
+def model_extra(inputs: RunInputs, recipe: TrainConfig) -> dict[str, Any]:
+    """What prediction needs beside the model, kept in its ``config.json``."""
+    return {
+        "classes": list(inputs.images.classes),
+        "features": inputs.plan.to_json(),
+        "regression": recipe.is_regression,
+    }
+
+
+def write_config(
+    settings: RunSettings, inputs: RunInputs, method: FptConfig, recipe: TrainConfig
+) -> None:
+    """Write ``config.yaml``: what was asked for, and what came of it."""
+    values = {
+        "settings": to_yaml_values(settings)
+        | {
+            "data": str(settings.data.resolve()),
+            "cache": _absolute_cache(settings.cache),
+            "backbone": None if settings.backbone is None else recorded_source(settings.backbone),
+            "checkpoint_path": _absolute(settings.checkpoint_path),
+            "side_cache": _absolute(settings.side_cache),
+        },
+        "method": method.to_json(),
+        "training": recipe.to_json(),
+        "features": inputs.plan.to_json(),
+        "classes": list(inputs.images.classes),
+    }
+    # Through JSON, so that YAML sees lists and no Python tuples.
+    text = yaml.safe_dump(json.loads(json.dumps(values)), sort_keys=False, allow_unicode=True)
+    (settings.run / CONFIG_FILE).write_text(text, encoding="utf-8")
+
+
+def write_results(
+    settings: TrainSettings,
+    inputs: RunInputs,
+    history: TrainingHistory,
+    predictions: Predictions,
+    metrics: Metrics,
+    split: Split,
+) -> Path:
+    """Write metrics, history, predictions and the report of a trained run; returns the report."""
+    classes = inputs.images.classes
+    write_run_files(
+        settings.run, predictions=predictions, classes=classes, metrics=metrics, history=history
+    )
+    examples = token_examples(
+        inputs.images.of_split(split),
+        predictions,
+        inputs.plan,
+        inputs.reader,
+        inputs.store,
+        count=settings.report_images if settings.fusion else 0,
+    )
+    return write_report(
+        settings.run,
+        history=history,
+        predictions=predictions,
+        classes=classes,
+        metrics=metrics,
+        examples=examples,
+        split=split,
+        settings={key: value for key, value in to_yaml_values(settings).items() if value != []},
+    )
+
+
+def _absolute(path: Path | None) -> str | None:
+    return None if path is None else str(path.resolve())
+
+
+def _absolute_cache(cache: str) -> str:
+    return cache if cache == "none" else str(Path(cache).resolve())

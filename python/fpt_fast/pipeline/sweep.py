@@ -1,0 +1,217 @@
+"""A sweep: many models from one stream of features, each saved as if trained alone."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fpt_fast.config import ConfigError, FptConfig, TrainConfig
+from fpt_fast.loader import SweepLoader
+from fpt_fast.metrics import LOWER_IS_BETTER, Metrics, compute_metrics
+from fpt_fast.model import FptModel
+from fpt_fast.pipeline.inputs import RunInputs, make_loader, make_recipe, open_inputs
+from fpt_fast.pipeline.run_folder import (
+    BEST,
+    check_run_folder,
+    class_counts,
+    model_extra,
+    open_run_folder,
+    run_identity,
+    write_config,
+    write_results,
+)
+from fpt_fast.pipeline.training import refuse_ignored
+from fpt_fast.records import Split
+from fpt_fast.report.sweep import SweepRow, markdown, summarise, write_sweep_files
+from fpt_fast.settings import RunSettings, SweepSettings, TrainSettings, build_settings
+from fpt_fast.sweep import (
+    Trial,
+    TrialOutcome,
+    distinct_seeds,
+    fit_sweep,
+    make_trials,
+    parse_numbers,
+    predict_sweep,
+)
+from fpt_fast.trainer import deterministic_algorithms
+
+log = logging.getLogger("fpt_fast")
+
+CHECKPOINT_FILE = "sweep.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class SweepResult:
+    """A finished sweep: its folder, one row a model in the order of the trials, and the name of
+    the best by the monitored validation metric (None where no model has a value)."""
+
+    folder: Path
+    rows: tuple[SweepRow, ...]
+    best: str | None
+    monitor: str
+    split: Split
+
+    def __str__(self) -> str:
+        """Mean and spread over the seeds, the best setting first."""
+        return markdown(summarise(self.rows, self.monitor), self.split)
+
+
+def sweep(settings: SweepSettings | None = None, **values: Any) -> SweepResult:
+    """Train all combinations of what is listed; see ``SweepSettings`` for the arguments.
+
+    ``run/<model>/`` gets what ``train`` leaves of the best epoch, ``run/`` itself ``sweep.csv``
+    (a row a model), ``summary.csv`` and ``summary.md`` (mean and spread over the seeds) and
+    ``sweep.svg``.  A model is the one that ``train`` makes with its settings and the same
+    ``order_seed``, up to rounding.
+    """
+    settings = settings or build_settings(SweepSettings, values)
+    axes = _axes(settings)
+    base = _alone(settings, axes, {})
+    refuse_ignored(base)
+    if settings.augment_input:
+        raise ConfigError(
+            "--augment-input makes other features for each seed, and a sweep's models share "
+            "theirs; leave it out, or train each model by itself"
+        )
+    folder = settings.run
+    marks = frozenset({CHECKPOINT_FILE})
+    check_run_folder(
+        folder, resume=settings.resume, overwrite=settings.overwrite, checkpoints=marks
+    )
+    with ExitStack() as stack:
+        stack.enter_context(deterministic_algorithms(settings.deterministic))
+        inputs, method = open_inputs(base, stack)
+        recipe = make_recipe(base)
+        if settings.learning_rate is None:
+            axes = {"learning_rate": (recipe.learning_rate,), **axes}
+        trials = make_trials(method, recipe, axes)
+        log.info("sweep: %d models side by side", len(trials))
+        with open_run_folder(folder, resume=settings.resume, checkpoints=marks):
+            if not settings.resume:
+                write_config(settings, inputs, method, recipe)
+            outcomes = _train(settings, base, inputs, recipe, trials, method)
+        rows, split = _save(settings, inputs, outcomes)
+    write_sweep_files(folder, rows, recipe.monitor, split)
+    return SweepResult(folder, rows, _best(outcomes), recipe.monitor, split)
+
+
+def _axes(settings: SweepSettings) -> dict[str, Sequence[float]]:
+    """What varies, by the names of ``sweep.AXES``."""
+    listed = {
+        "learning_rate": settings.learning_rate,
+        "weight_decay": settings.weight_decay,
+        "num_prompts": settings.prompts,
+        "seed": settings.seed,
+    }
+    return {name: parse_numbers(name, text) for name, text in listed.items() if text is not None}
+
+
+def _alone(
+    settings: SweepSettings, axes: Mapping[str, Sequence[float]], values: Mapping[str, float]
+) -> TrainSettings:
+    """The settings that would train one model alone; the first one where ``values`` are silent."""
+    shared = {
+        field.name: getattr(settings, field.name) for field in dataclasses.fields(RunSettings)
+    }
+    whole = ("seed", "num_prompts")
+    own = {
+        name: (int if name in whole else float)(values.get(name, numbers[0]))
+        for name, numbers in axes.items()
+    }
+    return TrainSettings(**shared, **own, order_seed=settings.order_seed)  # type: ignore[arg-type]
+
+
+def _train(
+    settings: SweepSettings,
+    base: TrainSettings,
+    inputs: RunInputs,
+    recipe: TrainConfig,
+    trials: Sequence[Trial],
+    method: FptConfig,
+) -> tuple[TrialOutcome, ...]:
+    seeds = tuple(distinct_seeds(trials))
+    train_batches = SweepLoader(make_loader(inputs, base, "train", repeated=True), seeds)
+    val_batches = None
+    if inputs.images.of_split("val"):
+        val_batches = SweepLoader(make_loader(inputs, base, "val", repeated=True), seeds[:1])
+    return fit_sweep(
+        [_new_model(inputs, trial) for trial in trials],
+        trials,
+        train_batches,
+        val_batches,
+        path=settings.run / CHECKPOINT_FILE,
+        num_classes=len(inputs.images.classes),
+        class_counts=class_counts(inputs.images),
+        device=settings.device,
+        halve_every=settings.halve_every,
+        resume=settings.resume,
+        inputs={**run_identity(settings, inputs, method), "order_seed": settings.order_seed},
+    )
+
+
+def _new_model(inputs: RunInputs, trial: Trial) -> FptModel:
+    """A model with the weights that ``train`` would begin with."""
+    outputs = 1 if trial.recipe.is_regression else len(inputs.images.classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(trial.recipe.seed)
+        return FptModel(trial.method, inputs.plan.spec, outputs)
+
+
+def _save(
+    settings: SweepSettings, inputs: RunInputs, outcomes: Sequence[TrialOutcome]
+) -> tuple[tuple[SweepRow, ...], Split]:
+    """Test every model that has weights, and write its folder."""
+    axes = _axes(settings)
+    images = inputs.images
+    split: Split = next((s for s in ("test", "val") if images.of_split(s)), "train")
+    with_weights = [outcome for outcome in outcomes if outcome.best is not None]
+    models = [_best_model(inputs, outcome) for outcome in with_weights]
+    loader = make_loader(inputs, _alone(settings, axes, {}), split)
+    predictions = predict_sweep(models, SweepLoader(loader, (0,)), device=settings.device)
+    metrics: dict[str, Metrics] = {}
+    for outcome, model, predicted in zip(with_weights, models, predictions, strict=True):
+        trial = outcome.trial
+        own = dataclasses.replace(
+            _alone(settings, axes, trial.values),
+            run=settings.run / trial.name,
+            learning_rate=trial.recipe.learning_rate,
+            resume=False,
+            overwrite=False,
+        )
+        metrics[trial.name] = compute_metrics(predicted, len(images.classes))
+        own.run.mkdir(exist_ok=True)
+        write_config(own, inputs, trial.method, trial.recipe)
+        model.save_pretrained(own.run / BEST, extra=model_extra(inputs, trial.recipe))
+        write_results(own, inputs, outcome.history, predicted, metrics[trial.name], split)
+    rows = tuple(
+        SweepRow(
+            outcome.trial.name,
+            outcome.trial.values,
+            outcome.history.best_epoch,
+            outcome.history.best_value,
+            dict(metrics[outcome.trial.name].values) if outcome.trial.name in metrics else {},
+            outcome.ended,
+        )
+        for outcome in outcomes
+    )
+    return rows, split
+
+
+def _best_model(inputs: RunInputs, outcome: TrialOutcome) -> FptModel:
+    model = _new_model(inputs, outcome.trial)
+    assert outcome.best is not None
+    model.load_state_dict(outcome.best)
+    return model.eval()
+
+
+def _best(outcomes: Sequence[TrialOutcome]) -> str | None:
+    known = [outcome for outcome in outcomes if outcome.history.best_value is not None]
+    if not known:
+        return None
+    sign = -1.0 if known[0].history.monitor in LOWER_IS_BETTER else 1.0
+    return max(known, key=lambda o: sign * (o.history.best_value or 0.0)).trial.name
