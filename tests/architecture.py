@@ -13,7 +13,7 @@ MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 80
 
 # A room is what stands directly below fpt_fast: a module, or a package with all its modules.
-BASE = frozenset({"records", "config", "files", "profiling"})
+BASE = frozenset({"records", "config", "files", "profiling", "distributed"})
 STAGES = (
     "images",
     "backbone",
@@ -46,6 +46,7 @@ ALLOWED_ROOMS: dict[str, frozenset[str]] = {
     "records": frozenset(),
     "files": frozenset(),
     "profiling": frozenset(),
+    "distributed": frozenset(),
     "config": frozenset({"records"}),
     "ops": frozenset({"records", "config"}),
     **{
@@ -69,6 +70,7 @@ ALLOWED_PACKAGES = {
     "config": set[str](),
     "files": set[str](),
     "profiling": {"nvtx", "torch"},
+    "distributed": {"torch"},
     "ops": {"torch"},
     "cache": {"torch", "numpy", "xxhash"},
     "metrics": {"torch", "numpy", "sklearn"},
