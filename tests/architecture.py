@@ -56,10 +56,13 @@ ALLOWED_ROOMS: dict[str, frozenset[str]] = {
     **{name: frozenset(rooms) for name, rooms in HELPERS.items()},
     "compat": frozenset(BELOW_PIPELINE),
     "settings": frozenset({"records", "config"}),
-    "pipeline": frozenset(BELOW_PIPELINE | {"compat", "settings"}),
+    "setting_values": frozenset({"config"}),
+    "pipeline": frozenset(BELOW_PIPELINE | {"compat", "settings", "setting_values"}),
     "demo": frozenset(BELOW_PIPELINE | {"pipeline", "settings"}),
     "info": frozenset({"ops", "backbone"}),
-    "cli": frozenset({"config", "interrupts", "settings", "pipeline", "demo", "info"}),
+    "cli": frozenset(
+        {"config", "interrupts", "settings", "setting_values", "pipeline", "demo", "info"}
+    ),
     "__main__": frozenset({"cli"}),
     "__init__": frozenset(BELOW_PIPELINE | {"pipeline"}),
 }

@@ -8,14 +8,8 @@ from small_run import write_backbone
 
 from fpt_fast.cli import main
 from fpt_fast.config import ConfigError
-from fpt_fast.settings import (
-    PreloadSettings,
-    TrainSettings,
-    build_settings,
-    parse_size,
-    read_yaml,
-    to_yaml_values,
-)
+from fpt_fast.setting_values import build_settings, parse_size, read_yaml, to_yaml_values
+from fpt_fast.settings import PreloadSettings, TrainSettings
 from helpers import write_image_set
 
 

@@ -12,6 +12,7 @@ import tyro
 from tyro.conf import Positional, arg, subcommand
 
 from fpt_fast.interrupts import Stopped
+from fpt_fast.setting_values import read_yaml
 from fpt_fast.settings import (
     EightBitDtype,
     EvaluateSettings,
@@ -21,7 +22,6 @@ from fpt_fast.settings import (
     RepairSettings,
     SweepSettings,
     TrainSettings,
-    read_yaml,
 )
 
 

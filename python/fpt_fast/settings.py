@@ -6,17 +6,12 @@ key of a YAML file; the text below a field is its help text.
 
 import dataclasses
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Literal
 
-import yaml
-
-from fpt_fast.config import ConfigError, Loss, LossWeight
+from fpt_fast.config import Loss, LossWeight
 from fpt_fast.records import Attention, FeatureDtype, Importance, Split
-
-_T = TypeVar("_T")
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -330,142 +325,3 @@ class PredictSettings:
     """Images per frozen pass."""
     workers: int = dataclasses.field(default_factory=_default_workers)
     """Threads that decode images."""
-
-
-def parse_size(name: str, text: str | int) -> tuple[int, int]:
-    """Read ``512`` or ``768x512`` as (height, width) in pixels."""
-    parts = str(text).lower().split("x")
-    if len(parts) in (1, 2) and all(part.isdigit() and int(part) > 0 for part in parts):
-        return int(parts[0]), int(parts[-1])
-    raise ConfigError(f"{name} must be a size like 512 or HEIGHTxWIDTH like 768x512, got {text!r}")
-
-
-def parse_steps(name: str, text: str | None) -> range | None:
-    """Read ``20:30`` as the steps from 20 up to 30, which is left out."""
-    if text is None:
-        return None
-    first, colon, last = text.partition(":")
-    if colon and first.isdigit() and last.isdigit() and int(first) < int(last):
-        return range(int(first), int(last))
-    raise ConfigError(f"{name} must be a first and a last step like 20:30, got {text!r}")
-
-
-def read_yaml(path: Path, settings: type[Any]) -> dict[str, Any]:
-    """Read the keys of ``settings`` from a YAML file; an unknown key is an error."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
-    if values is None:
-        return {}
-    if isinstance(values, dict) and isinstance(values.get("settings"), dict):
-        # A run's own config.yaml: what was asked for is in this block.
-        values = values["settings"]
-    return parse_values(settings, values, str(path))
-
-
-def parse_values(settings: type[Any], values: Any, where: str) -> dict[str, Any]:
-    """Check keys and types of ``values`` read from ``where`` against the fields of ``settings``."""
-    if not isinstance(values, dict):
-        raise ConfigError(f"{where} must hold keys and values, got {type(values).__name__}")
-    known = {field.name for field in dataclasses.fields(settings)}
-    renamed = {str(key).replace("-", "_"): value for key, value in values.items()}
-    unknown = sorted(set(renamed) - known)
-    if unknown:
-        raise ConfigError(
-            f"{where}: unknown key {', '.join(map(repr, unknown))}; known are "
-            f"{', '.join(sorted(known))}"
-        )
-    hints = get_type_hints(settings)
-    return {key: _from_yaml(key, value, hints[key]) for key, value in renamed.items()}
-
-
-def to_yaml_values(settings: Any) -> dict[str, Any]:
-    """Settings as values that YAML can hold and ``read_yaml`` reads back."""
-    return {
-        field.name: _to_yaml(getattr(settings, field.name))
-        for field in dataclasses.fields(settings)
-    }
-
-
-def build_settings(settings: type[_T], values: Mapping[str, Any]) -> _T:
-    """Make settings from keywords; a missing one is named."""
-    missing = [
-        field.name
-        for field in dataclasses.fields(settings)  # type: ignore[arg-type]
-        if field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
-        and field.name not in values
-    ]
-    if missing:
-        raise ConfigError(f"{settings.__name__} needs {', '.join(missing)}")
-    hints = get_type_hints(settings)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise ConfigError(
-            f"{settings.__name__} has no {', '.join(map(repr, unknown))}; known are "
-            f"{', '.join(sorted(hints))}"
-        )
-    return settings(**{name: _as_path(value, hints[name]) for name, value in values.items()})
-
-
-def _as_path(value: Any, hint: Any) -> Any:
-    """A path may be given as text, and text (``cache``) as a path."""
-    options = (hint, *get_args(hint))
-    if isinstance(value, str) and Path in options and str not in options:
-        return Path(value)
-    if isinstance(value, Path) and str in options and Path not in options:
-        return str(value)
-    if isinstance(value, list | tuple) and get_args(hint) and Path in get_args(hint):
-        return tuple(Path(item) for item in value)
-    return value
-
-
-def _from_yaml(key: str, value: Any, hint: Any) -> Any:
-    """Turn YAML's strings and lists into the paths and tuples of the field."""
-    options = get_args(hint)
-    if value is None:
-        if type(None) not in options:
-            raise ConfigError(f"{key} must have a value; leave the key out for the default")
-        return None
-    if get_origin(hint) is Literal:
-        if value not in options:
-            raise ConfigError(f"{key} must be one of {', '.join(map(str, options))}, got {value!r}")
-        return value
-    if isinstance(value, list):
-        inner = Path if Path in (*options, *_inner(hint)) else None
-        return tuple(inner(item) if inner else item for item in value)
-    if hint is Path or Path in options:
-        return Path(str(value))
-    if hint is str or str in options:
-        return str(value)
-    if hint is bool and not isinstance(value, bool):
-        raise ConfigError(f"{key} must be true or false, got {value!r}")
-    if hint is int and not (isinstance(value, int) and not isinstance(value, bool)):
-        raise ConfigError(f"{key} must be a whole number, got {value!r}")
-    if (hint in (int, float) or int in options or float in options) and not isinstance(
-        value, int | float
-    ):
-        # YAML reads 1e-4 (no dot) as a string.
-        try:
-            return float(value)
-        except ValueError:
-            raise ConfigError(f"{key} must be a number, got {value!r}") from None
-    return value
-
-
-def _inner(hint: Any) -> tuple[Any, ...]:
-    found: tuple[Any, ...] = ()
-    for option in (hint, *get_args(hint)):
-        found += get_args(option)
-    return found
-
-
-def _to_yaml(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, tuple):
-        return [_to_yaml(item) for item in value]
-    return value

@@ -25,6 +25,7 @@ from fpt_fast.pipeline import (
     train,
     training,
 )
+from fpt_fast.pipeline.run_folder import class_counts
 from fpt_fast.trainer import CheckpointError
 from helpers import write_image_set
 
@@ -302,7 +303,7 @@ def test_class_counts_stand_at_their_class(tmp_path: Path) -> None:
     data = tmp_path / "data"
     for name, count in (("a", 5), ("b", 3), ("c", 2)):
         write_image_set(data, classes=(name,), counts={"train": count, "val": 1, "test": 1})
-    assert training._class_counts(load_image_set(data)) == [5, 3, 2]
+    assert class_counts(load_image_set(data)) == [5, 3, 2]
 
 
 def test_prediction_interpolates_positions_as_the_run_did(

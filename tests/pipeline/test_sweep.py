@@ -25,7 +25,8 @@ from fpt_fast.pipeline import (
     sweep,
     train,
 )
-from fpt_fast.settings import read_yaml
+from fpt_fast.setting_values import read_yaml
+from fpt_fast.settings import RunSettings
 
 LISTED = {"learning_rate": "3e-3,1e-2", "seed": "0,2", "prompts": "3"}
 
@@ -38,11 +39,7 @@ def sweep_settings(
 ) -> Callable[..., SweepSettings]:
     preload(preload_settings())
     base = train_settings(run=tmp_path / "sweep")
-    shared = {
-        field.name: getattr(base, field.name)
-        for field in dataclasses.fields(base)
-        if field.name not in ("learning_rate", "seed", "num_prompts", "weight_decay", "tensorboard")
-    }
+    shared = {field.name: getattr(base, field.name) for field in dataclasses.fields(RunSettings)}
     shared["order_seed"] = 7
 
     def make(**changes: Any) -> SweepSettings:

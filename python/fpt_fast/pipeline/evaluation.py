@@ -13,7 +13,8 @@ from fpt_fast.model import FptModel
 from fpt_fast.pipeline.inputs import make_loader, reopen_inputs
 from fpt_fast.pipeline.run_folder import BEST, CONFIG_FILE
 from fpt_fast.report import write_run_files
-from fpt_fast.settings import EvaluateSettings, TrainSettings, build_settings, parse_values
+from fpt_fast.setting_values import build_settings, parse_values
+from fpt_fast.settings import EvaluateSettings, TrainSettings
 from fpt_fast.trainer import predict as predict_batches
 
 

@@ -30,7 +30,8 @@ from fpt_fast.records import (
     Preprocessing,
 )
 from fpt_fast.selection import keep_count
-from fpt_fast.settings import FrozenSettings, parse_size
+from fpt_fast.setting_values import parse_size
+from fpt_fast.settings import FrozenSettings
 
 log = logging.getLogger("fpt_fast")
 

@@ -32,7 +32,8 @@ from fpt_fast.model import FptModel
 from fpt_fast.pipeline.data import open_image_set, require_training_images
 from fpt_fast.pipeline.features import FeaturePlan, load_recorded_backbone, make_plan
 from fpt_fast.records import ImageSet, Preprocessing, Split
-from fpt_fast.settings import TrainSettings, parse_size
+from fpt_fast.setting_values import parse_size
+from fpt_fast.settings import TrainSettings
 from fpt_fast.trainer import resolve_device
 
 log = logging.getLogger("fpt_fast")

@@ -19,7 +19,8 @@ from fpt_fast.pipeline.data import without_unreadable
 from fpt_fast.pipeline.features import FeaturePlan, load_recorded_backbone
 from fpt_fast.pipeline.run_folder import BEST
 from fpt_fast.records import UNLABELLED, ImageItem, ImageSet, Predictions, Preprocessing
-from fpt_fast.settings import PredictSettings, build_settings
+from fpt_fast.setting_values import build_settings
+from fpt_fast.settings import PredictSettings
 from fpt_fast.trainer import predict as predict_batches
 
 log = logging.getLogger("fpt_fast")

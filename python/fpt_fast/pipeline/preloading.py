@@ -35,7 +35,8 @@ from fpt_fast.pipeline.features import (
 from fpt_fast.profiling import span
 from fpt_fast.records import ImageItem
 from fpt_fast.selection import select_features
-from fpt_fast.settings import PreloadSettings, RepairSettings, build_settings, parse_size
+from fpt_fast.setting_values import build_settings, parse_size
+from fpt_fast.settings import PreloadSettings, RepairSettings
 
 log = logging.getLogger("fpt_fast")
 

@@ -17,7 +17,8 @@ from fpt_fast.pipeline.features import recorded_source
 from fpt_fast.pipeline.inputs import RunInputs
 from fpt_fast.records import ImageSet, Predictions, Split, TrainingHistory
 from fpt_fast.report import write_report, write_run_files
-from fpt_fast.settings import RunSettings, TrainSettings, to_yaml_values
+from fpt_fast.setting_values import to_yaml_values
+from fpt_fast.settings import RunSettings, TrainSettings
 
 CONFIG_FILE = "config.yaml"
 BEST = "best"

@@ -28,7 +28,8 @@ from fpt_fast.pipeline.run_folder import (
 from fpt_fast.pipeline.training import refuse_ignored
 from fpt_fast.records import Split
 from fpt_fast.report.sweep import SweepRow, markdown, summarise, write_sweep_files
-from fpt_fast.settings import RunSettings, SweepSettings, TrainSettings, build_settings
+from fpt_fast.setting_values import build_settings
+from fpt_fast.settings import RunSettings, SweepSettings, TrainSettings
 from fpt_fast.sweep import (
     Trial,
     TrialOutcome,

@@ -24,7 +24,8 @@ from fpt_fast.pipeline.run_folder import (
     write_results,
 )
 from fpt_fast.records import Split, TrainingHistory
-from fpt_fast.settings import RunSettings, TrainSettings, build_settings, parse_steps
+from fpt_fast.setting_values import build_settings, parse_steps
+from fpt_fast.settings import RunSettings, TrainSettings
 from fpt_fast.trainer import deterministic_algorithms, fit
 from fpt_fast.trainer import predict as predict_batches
 
