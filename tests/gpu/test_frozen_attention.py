@@ -77,7 +77,8 @@ def test_what_runs_here(device: torch.device) -> None:
     """Nothing above is left out in silence."""
     q = torch.zeros(1, 2, 37, 64, dtype=torch.float16, device=device)
     assert [name for name in ON_CUDA if reasons(name, q, q, q)] == []
-    expected = "flash" if ON_GPU else "cpu"
+    has_native = not implementation.unsupported_reasons("frozen_attention", "native", q, q, q)
+    expected = "flash" if ON_GPU else "native" if has_native else "cpu"
     assert implementation.resolve("frozen_attention", "auto", (q, q, q)).name == expected
 
 
