@@ -1,0 +1,65 @@
+"""Steps of several models side by side, against one step of one model alone.
+
+``--full``: FPT+ on ViT-B, batch 16, 4 and 8 models that differ in their seed; ``times_one`` is what
+a step of all of them takes, in steps of one model by the trainer's own path.  Features, labels and
+optimiser included, decoding and augmentation not.
+"""
+
+import time
+from statistics import median
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks.bench_training_step import OUTPUTS, make_batch, make_step, method_config, spec
+from fpt_fast.config import TrainConfig
+from fpt_fast.model import create_model
+from fpt_fast.sweep.optimizer import StackOptimizer
+from fpt_fast.sweep.prediction import attend_all
+from fpt_fast.sweep.stack import ModelStack
+
+
+@pytest.mark.parametrize("models", [4, 8])
+def bench_sweep(benchmark: Any, models: int, full: bool) -> None:
+    torch.manual_seed(0)
+    built = [
+        create_model(
+            method_config("fpt_plus", full), backbone=spec(full), num_classes=OUTPUTS, seed=seed
+        ).eval()
+        for seed in range(models)
+    ]
+    batch = make_batch(built[0], kept=205 if full else 9, device="cpu")
+    stack = ModelStack(built)
+    optimizer = StackOptimizer(stack, [TrainConfig()] * models)
+    pixels = batch.side_pixels.expand(models, *(-1,) * 4).contiguous()
+    rates = torch.full((models,), 1e-4)
+
+    def together() -> Tensor:
+        (attended,) = attend_all([stack], batch)
+        logits = stack.forward(pixels, attended, None)
+        losses = torch.stack([functional.cross_entropy(own, batch.labels) for own in logits])
+        stack.take_gradients(torch.autograd.grad(losses.sum(), stack.leaves))
+        optimizer.step(rates)
+        return losses.detach()
+
+    alone = make_step(built[0], lambda: built[0](batch), batch.labels)
+    for _ in range(3):  # the first model learns the same in both
+        torch.testing.assert_close(together()[0], alone(), rtol=1e-4, atol=1e-5)
+
+    one_seconds: list[float] = []
+
+    def one_between() -> None:
+        """Alternate, so that a busy machine slows both."""
+        start = time.perf_counter()
+        alone()
+        one_seconds.append(time.perf_counter() - start)
+
+    losses = benchmark.pedantic(together, setup=one_between, rounds=9 if full else 5)
+    assert bool(losses.isfinite().all())
+    benchmark.extra_info["models"] = models
+    benchmark.extra_info["one_seconds"] = median(one_seconds)
+    if benchmark.enabled:
+        benchmark.extra_info["times_one"] = benchmark.stats.stats.median / median(one_seconds)
