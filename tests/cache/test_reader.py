@@ -5,7 +5,7 @@ import os
 import pickle
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from fpt_fast.cache import (
     CacheMismatch,
     CacheNotFound,
     CacheReader,
+    reader,
     verify_cache,
 )
 from fpt_fast.cache.storage import file_system_type, is_network_file_system
@@ -274,3 +275,23 @@ def test_verified_by_default_even_after_repairable_damage(cache: Path) -> None:
     with CacheReader(cache) as reader:  # the copy is for repairs only
         reader.read(range(6))
     assert not verify_cache(cache).ok
+
+
+def test_a_build_that_begins_meanwhile_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The builder's first shard appears between a reader's look for a plan and its next one."""
+    path = tmp_path / "cache"
+    path.mkdir()
+
+    def look(file: Path, kind: str) -> NoReturn:
+        if kind == "plan":
+            (path / "shard-00000.partial").write_bytes(b"")
+        raise FileNotFoundError(file)
+
+    monkeypatch.setattr(reader, "read_manifest", look)
+    monkeypatch.setattr(reader, "_LOOKS", 1)
+    with pytest.raises(CacheNotFound):
+        CacheReader(path)
+    with pytest.raises(CacheCorrupt, match="is missing"):
+        CacheReader(path)

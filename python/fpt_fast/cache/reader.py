@@ -329,10 +329,12 @@ def open_manifest(directory: Path) -> tuple[Manifest, NDArray[np.uint8]]:
     Raises ``CacheUnfinished``, ``CacheNotFound``, ``CacheCorrupt`` or ``CacheMismatch``.
     """
     for _ in range(_LOOKS):
+        # Seen first: a build that begins after this look is not a damaged cache.
+        begun = exists(directory / MANIFEST_COPY_FILE) or bool(shard_files(directory))
         try:
             manifest = read_manifest(directory / MANIFEST_FILE, "manifest")
         except FileNotFoundError:
-            reason = _why_no_manifest(directory)
+            reason = _why_no_manifest(directory, begun)
             if isinstance(reason, CacheUnfinished):
                 raise reason from None
             continue
@@ -342,7 +344,9 @@ def open_manifest(directory: Path) -> tuple[Manifest, NDArray[np.uint8]]:
     raise reason
 
 
-def _why_no_manifest(directory: Path) -> Exception:
+def _why_no_manifest(directory: Path, begun: bool) -> Exception:
+    """``begun``: whether shards or a copy of the manifest had been there before the manifest was
+    looked for."""
     with contextlib.suppress(FileNotFoundError):
         plan = read_manifest(directory / PLAN_FILE, "plan")
         done = len(decode_journal(plan, read_optional(directory / JOURNAL_FILE)))
@@ -350,7 +354,7 @@ def _why_no_manifest(directory: Path) -> Exception:
             f"{directory} is unfinished: {done} of {len(plan.keys)} records; run preload again to "
             "resume"
         )
-    if exists(directory / MANIFEST_COPY_FILE) or shard_files(directory):
+    if begun:
         return corrupt(directory / MANIFEST_FILE, "is missing")
     return CacheNotFound(f"{directory} has no feature cache; run `fpt-fast preload` to make one")
 
