@@ -23,7 +23,11 @@ FORWARD, BACKWARD, BOTH = (
     "prompt_attention, forward and backward",
 )
 # Prompts and features: training on a CPU, and on a GPU by dtype of the cache.
-DTYPES = ((torch.float32, torch.float16), (torch.float32, torch.int8))
+DTYPES = (
+    (torch.float32, torch.float16),
+    (torch.float32, torch.float32),
+    (torch.float32, torch.int8),
+)
 GPU_DTYPES = (
     (torch.bfloat16, torch.float16),
     (torch.bfloat16, torch.int8),
@@ -150,7 +154,7 @@ def assert_near(result: Result, expected: Tensor, dtype: torch.dtype) -> None:
     )
 
 
-@pytest.mark.parametrize("kv_dtype", [torch.float16, torch.int8], ids=str)
+@pytest.mark.parametrize("kv_dtype", [kv_dtype for _, kv_dtype in DTYPES], ids=str)
 @pytest.mark.parametrize("impl", cpu_implementations("prompt_attention"))
 @pytest.mark.parametrize("form", [FORWARD, BACKWARD, BOTH])
 def bench_prompt_attention(

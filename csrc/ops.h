@@ -21,4 +21,18 @@ Tensor token_scores(
 std::tuple<Tensor, Tensor, Tensor> frozen_attention(
     Tensor q, Tensor k, Tensor v, bool need_output, bool need_scores, std::string level);
 
+std::tuple<Tensor, Tensor> prompt_attention(
+    Tensor q, Tensor kv, std::optional<Tensor> rows, std::optional<Tensor> k_scales,
+    std::optional<Tensor> v_scales, std::string level);
+
+Tensor prompt_attention_backward(
+    Tensor grad, Tensor q, Tensor kv, Tensor lse, std::optional<Tensor> rows,
+    std::optional<Tensor> k_scales, std::optional<Tensor> v_scales, std::string level);
+
+std::tuple<Tensor, Tensor> prompt_attention_indexed(
+    Tensor q, Tensor k, Tensor v, Tensor index, std::string level);
+
+Tensor prompt_attention_indexed_backward(
+    Tensor grad, Tensor q, Tensor k, Tensor v, Tensor index, Tensor lse, std::string level);
+
 }  // namespace fpt

@@ -15,6 +15,18 @@ STABLE_TORCH_LIBRARY(fpt_native, m) {
   m.def(
       "frozen_attention(Tensor q, Tensor k, Tensor v, bool need_output, bool need_scores, str level)"
       " -> (Tensor out, Tensor scores, Tensor lse)");
+  m.def(
+      "prompt_attention(Tensor q, Tensor kv, Tensor? rows, Tensor? k_scales, Tensor? v_scales,"
+      " str level) -> (Tensor out, Tensor lse)");
+  m.def(
+      "prompt_attention_backward(Tensor grad, Tensor q, Tensor kv, Tensor lse, Tensor? rows,"
+      " Tensor? k_scales, Tensor? v_scales, str level) -> Tensor");
+  m.def(
+      "prompt_attention_indexed(Tensor q, Tensor k, Tensor v, Tensor index, str level)"
+      " -> (Tensor out, Tensor lse)");
+  m.def(
+      "prompt_attention_indexed_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor index,"
+      " Tensor lse, str level) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fpt_native, CompositeExplicitAutograd, m) {
@@ -25,4 +37,9 @@ STABLE_TORCH_LIBRARY_IMPL(fpt_native, CPU, m) {
   m.impl("select_tokens", TORCH_BOX(&fpt::select_tokens));
   m.impl("token_scores", TORCH_BOX(&fpt::token_scores));
   m.impl("frozen_attention", TORCH_BOX(&fpt::frozen_attention));
+  m.impl("prompt_attention", TORCH_BOX(&fpt::prompt_attention));
+  m.impl("prompt_attention_backward", TORCH_BOX(&fpt::prompt_attention_backward));
+  m.impl("prompt_attention_indexed", TORCH_BOX(&fpt::prompt_attention_indexed));
+  m.impl(
+      "prompt_attention_indexed_backward", TORCH_BOX(&fpt::prompt_attention_indexed_backward));
 }

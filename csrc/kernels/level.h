@@ -12,11 +12,18 @@ namespace {
 #include "select_tokens.h"
 #include "product.h"
 #include "attention.h"
+#include "prompt_products.h"
+#include "prompt_attention.h"
 
 }  // namespace
 
 extern const Kernels kernels;
 const Kernels kernels = {
+    .lanes = W,
+    .prompt_scratch = prompt_scratch,
+    .pack_prompts = pack_prompts,
+    .prompt_forward = prompt_forward,
+    .prompt_backward = prompt_backward,
     .select_tokens = select_tokens,
     .gather_rows = gather_rows,
     .attention_scratch = attention_scratch,

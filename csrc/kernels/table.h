@@ -58,7 +58,57 @@ struct AttentionTask {
   void* scratch;  // as many bytes as attention_scratch says, aligned to 64
 };
 
+// Where the tokens of one head of one image are: row t stands `rows[t]` bytes after `base`.
+struct TokenRows {
+  const char* base;
+  const int64_t* rows;  // [K]
+  const char* end;      // nothing at or after it may be read
+};
+
+enum class Stored : int { f16, bf16, f32, i8 };
+
+// The prompts of one layer and head look at the tokens of one image.  Prompts go by blocks of
+// `lanes`, the floats of a vector, and are packed [blocks, D, lanes], with zeros for what is missing.
+struct PromptTask {
+  TokenRows k, v;
+  // Where tokens stand side by side: the values, and the keys of the next task; else null.
+  const char* v_ahead;
+  const char* next;
+  Stored stored;
+  int64_t kept, width, prompts;
+  const float* k_scales;  // [D], or null
+  const float* v_scales;  // [K], or null
+  const float* queries;   // packed
+  float* lse;             // [P]: written by the forward, read by the backward
+  float* scratch;         // of prompt_scratch(K, D) floats
+};
+
+struct PromptForward {
+  void* out;  // rows of D, `stride` elements apart
+  Kind kind;
+  int64_t stride;
+};
+
+struct PromptBackward {
+  const float* grads;  // packed, of the output
+  float* grad_q;       // [blocks * lanes, D rounded up to lanes], added to
+};
+
+// [P, D] with any strides, counted in elements -> packed.
+struct PackTask {
+  const void* from;
+  Kind kind;
+  int64_t prompt_stride, column_stride;
+  int64_t prompts, width;
+  float* to;
+};
+
 struct Kernels {
+  int64_t lanes;
+  int64_t (*prompt_scratch)(int64_t kept, int64_t width);
+  void (*pack_prompts)(const PackTask&);
+  void (*prompt_forward)(const PromptTask&, const PromptForward&);
+  void (*prompt_backward)(const PromptTask&, const PromptBackward&);
   void (*select_tokens)(const SelectTask&);
   void (*gather_rows)(const GatherTask&);
   int64_t (*attention_scratch)(const AttentionTask&);

@@ -26,7 +26,11 @@ from fpt_fast.ops.implementation import (
     register,
     resolve,
 )
-from fpt_fast.ops.native_reasons import native_floats_reasons, native_reasons
+from fpt_fast.ops.native_reasons import (
+    native_floats_reasons,
+    native_prompt_reasons,
+    native_reasons,
+)
 from fpt_fast.ops.reference import Scales
 from fpt_fast.ops.triton_reasons import triton_reasons
 
@@ -69,6 +73,7 @@ for _op in (
     "prompt_attention_indexed",
     "prompt_attention_indexed_backward",
 ):
+    _register(_op, "native", "fpt_fast.ops.native", native_prompt_reasons)
     _register(_op, "cpu", "fpt_fast.ops.cpu", _cpu)
     _register(_op, "reference", "fpt_fast.ops.reference_ops")
 # Last, so that auto does not choose them: no GPU has run these kernels yet (issues 3 and 8).  Once

@@ -5,6 +5,8 @@ import os
 import torch
 from torch import Tensor
 
+from fpt_fast.ops.reference import Scales
+
 _ops = torch.ops.fpt_native
 
 
@@ -39,3 +41,45 @@ def attention_with_scores(
     """The same with scores [B, H, N] f32, as far as is asked for, from one product."""
     out, scores, lse = _ops.frozen_attention(q, k, v, need_output, need_scores, level())
     return out.transpose(1, 2) if need_output else None, scores if need_scores else None, lse
+
+
+def prompt_attention(
+    q: Tensor, kv: Tensor, rows: Tensor | None, scales: Scales | None
+) -> tuple[Tensor, Tensor]:
+    """Output [L, B, P, C] and log-sum-exp [L, B, H, P], straight over the stored features."""
+    out, lse = _ops.prompt_attention(q, kv, rows, *(scales or (None, None)), level())
+    return out, lse
+
+
+def prompt_attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    kv: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    rows: Tensor | None,
+    scales: Scales | None,
+) -> Tensor:
+    """Gradient to q [L, H, P, D]; the weights are computed anew, ``out`` is not needed."""
+    grad_q: Tensor = _ops.prompt_attention_backward(
+        grad, q, kv, lse.contiguous(), rows, *(scales or (None, None)), level()
+    )
+    return grad_q
+
+
+def prompt_attention_indexed(
+    q: Tensor, k: Tensor, v: Tensor, index: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Output [L, B, P, C] and log-sum-exp [L, B, H, P], gathering row by row."""
+    out, lse = _ops.prompt_attention_indexed(q, k, v, index, level())
+    return out, lse
+
+
+def prompt_attention_indexed_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, index: Tensor, out: Tensor, lse: Tensor
+) -> Tensor:
+    """Gradient to q [L, H, P, D]; the weights are computed anew, ``out`` is not needed."""
+    grad_q: Tensor = _ops.prompt_attention_indexed_backward(
+        grad, q, k, v, index, lse.contiguous(), level()
+    )
+    return grad_q

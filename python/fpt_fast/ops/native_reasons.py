@@ -38,6 +38,20 @@ def native_floats_reasons(args: Sequence[object]) -> list[str]:
     return reasons
 
 
+def native_prompt_reasons(args: Sequence[object]) -> list[str]:
+    """``native_reasons`` of the prompts' ops: no f64 or fp8, and channels side by side."""
+    reasons = native_floats_reasons(args)
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        if any(tensor.dtype == dtype for tensor in tensors):
+            reasons.append(f"it has no {str(dtype).removeprefix('torch.')} form")
+    features = [tensor for tensor in tensors if tensor.dim() > 4]
+    scales = [scale for arg in args if isinstance(arg, tuple) for scale in arg]
+    if any(x.stride(-1) != 1 and x.shape[-1] > 1 for x in features + scales):
+        reasons.append("it reads features and scales whose last axis has stride 1")
+    return reasons
+
+
 @cache
 def native_missing() -> str | None:
     """Load the extension; None where it is there, else why it is not."""

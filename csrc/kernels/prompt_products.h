@@ -1,0 +1,124 @@
+// The two products of prompts and tokens: rows by packed prompts, and weighted sums of rows.
+//
+// A lane is a prompt in the first and a channel in the second, so neither needs a sum across lanes.
+// Both keep as many running sums as hide the latency of a multiply-add.
+
+struct I8 {
+  using Value = int8_t;
+  typedef int8_t Memory __attribute__((vector_size(W), aligned(1), may_alias));
+  static FPT_INLINE F some(const Value* p) {
+#if FPT_WIDTH == 16
+    return (F)_mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, _mm_loadu_si128((const __m128i*)p)));
+#elif FPT_WIDTH == 8
+    return (F)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+#else
+    return __builtin_convertvector(*reinterpret_cast<const Memory*>(p), F);
+#endif
+  }
+};
+
+constexpr int ROWS = W == 16 ? 24 : 12;  // running sums of the first product
+constexpr int TILE_COLUMNS = 64;         // of a tile of ROWS rows: 3 or 6 KB
+constexpr int STEP = ROWS / 3;           // the tile's rest is rounded up to it
+
+FPT_INLINE int64_t up_to(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
+
+// W values at p, of which `wanted` matter.
+template <class T>
+FPT_INLINE F some_of(const typename T::Value* p, int64_t wanted, const char* end) {
+  if (wanted >= W || reinterpret_cast<const char*>(p + W) <= end) return T::some(p);
+  typename T::Value copy[W] = {};
+  __builtin_memcpy(copy, p, wanted * sizeof(copy[0]));
+  return T::some(copy);
+}
+
+template <class T>
+FPT_INLINE const typename T::Value* row_of(const TokenRows& tokens, int64_t t) {
+  return reinterpret_cast<const typename T::Value*>(tokens.base + tokens.rows[t]);
+}
+
+// Memory that is wanted next, to be fetched evenly while products run: `step` bytes after each.
+struct Ahead {
+  const char* from;
+  int64_t step;
+  FPT_INLINE void fetch(int64_t i) const { __builtin_prefetch(from + i * step, 0, 2); }
+};
+
+// Nothing: the same line over and over.
+FPT_INLINE Ahead no_ahead(const float* any) { return {reinterpret_cast<const char*>(any), 0}; }
+
+// to[r] (+)= sum over d < columns of tile[r][d] * packed[d]
+template <int R>
+static void tile_product(const float* tile, const float* packed, int64_t columns, float* to,
+                         bool add, Ahead ahead) {
+  F sum[R];
+#pragma GCC unroll 24
+  for (int r = 0; r < R; ++r) sum[r] = F{};
+  for (int64_t d = 0; d < columns; ++d) {
+    const F lanes = load(packed + d * W);
+    ahead.fetch(2 * d);
+    ahead.fetch(2 * d + 1);
+#pragma GCC unroll 24
+    for (int r = 0; r < R; ++r) sum[r] += lanes * tile[r * TILE_COLUMNS + d];
+  }
+#pragma GCC unroll 24
+  for (int r = 0; r < R; ++r) store(to + r * W, add ? load(to + r * W) + sum[r] : sum[r]);
+}
+
+// Rows first .. first + rows, columns d .. d + columns -> tile.
+template <class T>
+static void fill_tile(const TokenRows& tokens, int64_t first, int64_t rows, int64_t d,
+                      int64_t columns, float* tile) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const auto* row = row_of<T>(tokens, first + r) + d;
+    for (int64_t i = 0; i < columns; i += W)
+      store(tile + r * TILE_COLUMNS + i, some_of<T>(row + i, columns - i, tokens.end));
+  }
+}
+
+// products[block][t] = sum over d of row t [d] * packed[block][d], for all tokens.  Meanwhile as many
+// bytes are fetched from `wanted`, unless that is null.
+template <class T>
+static void row_products(const TokenRows& tokens, const char* wanted, int64_t kept, int64_t width,
+                         const float* packed, int64_t blocks, float* products, float* tile) {
+  const int64_t padded = up_to(kept, ROWS), element = sizeof(typename T::Value);
+  for (int64_t first = 0; first < kept; first += ROWS) {
+    const int64_t rows = kept - first < ROWS ? kept - first : ROWS;
+    for (int64_t d = 0; d < width; d += TILE_COLUMNS) {
+      const int64_t columns = width - d < TILE_COLUMNS ? width - d : TILE_COLUMNS;
+      fill_tile<T>(tokens, first, rows, d, columns, tile);
+      Ahead ahead = no_ahead(tile);
+      if (wanted) ahead = {wanted + (first * width + d * ROWS) * element, ROWS * element / 2};
+      for (int64_t block = 0; block < blocks; ++block, ahead = no_ahead(tile)) {
+        const float* lanes = packed + (block * width + d) * W;
+        float* to = products + (block * padded + first) * W;
+        if (rows > 2 * STEP) tile_product<3 * STEP>(tile, lanes, columns, to, d > 0, ahead);
+        else if (rows > STEP) tile_product<2 * STEP>(tile, lanes, columns, to, d > 0, ahead);
+        else tile_product<STEP>(tile, lanes, columns, to, d > 0, ahead);
+      }
+    }
+  }
+}
+
+constexpr int64_t RUN = 52;  // tokens of one running sum: long ones would gather rounding errors
+
+// sum[p] += sum over t of weights[t][p] * row t [W channels from d], of which `wanted` matter.
+template <class T, bool WHOLE>
+static FPT_INLINE void weighted_sum(const TokenRows& tokens, int64_t kept, int64_t d,
+                                    int64_t wanted, const float* weights, Ahead ahead,
+                                    float* sum) {
+  for (int64_t first = 0; first < kept; first += RUN) {
+    F part[W] = {};
+    const int64_t end = first + RUN < kept ? first + RUN : kept;
+    for (int64_t t = first; t < end; ++t) {
+      const auto* row = row_of<T>(tokens, t) + d;
+      const F channels = WHOLE ? T::some(row) : some_of<T>(row, wanted, tokens.end);
+      ahead.fetch(t);
+#pragma GCC unroll 16
+      for (int p = 0; p < W; ++p) part[p] += channels * weights[t * W + p];
+    }
+#pragma GCC unroll 16
+    for (int p = 0; p < W; ++p)
+      store(sum + p * W, load(sum + p * W) + part[p]);
+  }
+}
