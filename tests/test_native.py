@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from fpt_fast.ops import explain, select_tokens
+from fpt_fast.ops import explain, native_reasons, select_tokens
 from fpt_fast.ops.native_reasons import native_levels, native_missing
 from helpers import ROOT, implementation
 
@@ -125,6 +126,18 @@ def test_the_note_of_a_failed_build_is_repeated(tmp_path: Path) -> None:
     (tmp_path / "_native_missing.txt").write_text("there was no C++ compiler (c++)\n")
     text = run_fresh(EXPLAIN, FPT_NATIVE_LIBRARY=str(tmp_path / "_native.so"))
     assert "when fpt-fast was installed, there was no C++ compiler (c++)" in text
+
+
+def test_a_build_of_other_sources_is_left_alone() -> None:
+    other = Path(torch.__file__).parent / "lib/libc10.so"
+    text = run_fresh(EXPLAIN, FPT_NATIVE_LIBRARY=str(other))
+    assert "was built from other sources, without levels, select_tokens, token_scores," in text
+
+
+def test_what_native_calls_is_looked_for() -> None:
+    source = (ROOT / "python/fpt_fast/ops/native.py").read_text()
+    called = set(re.findall(r"_ops\.(\w+)\(", source)) | {"levels"}
+    assert called == set(native_reasons._OPS)
 
 
 def test_it_is_loaded_on_first_use_only() -> None:

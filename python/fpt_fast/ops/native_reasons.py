@@ -19,6 +19,17 @@ import torch
 from torch import Tensor
 
 _FOLDER = Path(__file__).resolve().parent.parent
+# What fpt_fast.ops.native calls: a build that is older than a checkout may lack some.
+_OPS = (
+    "levels",
+    "select_tokens",
+    "token_scores",
+    "frozen_attention",
+    "prompt_attention",
+    "prompt_attention_backward",
+    "prompt_attention_indexed",
+    "prompt_attention_indexed_backward",
+)
 
 
 def native_reasons(args: Sequence[object]) -> list[str]:
@@ -65,6 +76,12 @@ def native_missing() -> str | None:
         torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
     except OSError as error:
         return f"the C++ extension does not load: {error}"
+    absent = [op for op in _OPS if not hasattr(torch.ops.fpt_native, op)]
+    if absent:
+        return (
+            f"the C++ extension {path} was built from other sources, without {', '.join(absent)}: "
+            "build it anew (python setup.py build_ext --inplace in a clone)"
+        )
     return None
 
 
