@@ -1,15 +1,14 @@
 """A run interrupted at any step and resumed gives the uninterrupted run's weights, bit for bit."""
 
 import json
-import os
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from children import STOPPED, exit_status
 from toy_training import (
     CLASSES,
     ToyBatches,
@@ -17,62 +16,15 @@ from toy_training import (
     files_below,
     toy_config,
     toy_model,
-    weights_of,
     without_seconds,
 )
+from watched_run import EPOCHS, STEPS, VAL_STEPS, At, run, run_struck
 
 from fpt_fast.config import ConfigError
 from fpt_fast.interrupts import Stopped
-from fpt_fast.records import FeatureBatch, TrainingHistory
+from fpt_fast.records import FeatureBatch
 from fpt_fast.trainer import TrainingError, deterministic_algorithms, fit
 from fpt_fast.trainer.checkpoint import load_last
-
-EPOCHS, STEPS, VAL_STEPS = 4, 7, 3
-At = tuple[int, int]
-
-
-class Watched(ToyBatches):
-    """Calls ``before(epoch, step)`` before it yields a batch, and notes which it made."""
-
-    def __init__(self, steps: int, before: Callable[[int, int], None], seed: int = 0) -> None:
-        super().__init__(steps=steps, seed=seed)
-        self.before = before
-        self.made: list[At] = []
-
-    def __iter__(self) -> Iterator[FeatureBatch]:
-        return self.iterate_from(0)
-
-    def iterate_from(self, first: int) -> Iterator[FeatureBatch]:
-        for step, batch in enumerate(super().__iter__()):
-            if step >= first:
-                self.before(self.epoch, step)
-                self.made.append((self.epoch, step))
-                yield batch
-
-
-def nothing(epoch: int, step: int) -> None:
-    pass
-
-
-def run(
-    run_dir: Path,
-    before: Callable[[int, int], None] = nothing,
-    before_val: Callable[[int, int], None] = nothing,
-    **changes: Any,
-) -> tuple[TrainingHistory, dict[str, torch.Tensor]]:
-    model = toy_model()
-    history = fit(
-        model,
-        Watched(STEPS, before),
-        Watched(VAL_STEPS, before_val, seed=1),
-        toy_config(epochs=EPOCHS, monitor="f1"),
-        run_dir=run_dir,
-        num_classes=CLASSES,
-        progress=False,
-        resume=True,
-        **changes,
-    )
-    return history, weights_of(model)
 
 
 def assert_same_run(whole: Path, parts: Path) -> None:
@@ -90,21 +42,6 @@ def assert_same_run(whole: Path, parts: Path) -> None:
             assert left == right, name
 
 
-def in_a_child(work: Callable[[], object]) -> int:
-    """Exit status of ``work`` in a forked process; minus the signal that killed it."""
-    child = os.fork()
-    if child == 0:
-        os.close(2)
-        try:
-            work()
-        except Stopped:
-            os._exit(3)
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 @pytest.mark.parametrize("checkpoint_steps", [0, 1, 3])
 def test_killed_and_stopped_at_ten_random_steps(tmp_path: Path, checkpoint_steps: int) -> None:
     run(tmp_path / "whole")
@@ -113,15 +50,9 @@ def test_killed_and_stopped_at_ten_random_steps(tmp_path: Path, checkpoint_steps
     for i, at in enumerate(chosen):
         number = (signal.SIGKILL, signal.SIGTERM)[i % 2]
 
-        def strike(epoch: int, step: int, at: int = at, number: int = number) -> None:
-            if epoch * STEPS + step == at:
-                os.kill(os.getpid(), number)
-
-        status = in_a_child(
-            lambda strike=strike: run(tmp_path / "parts", strike, checkpoint_steps=checkpoint_steps)
-        )
-        assert status == (-signal.SIGKILL if number == signal.SIGKILL else 3)
-    assert in_a_child(lambda: run(tmp_path / "parts", checkpoint_steps=checkpoint_steps)) == 0
+        status = exit_status(run_struck, tmp_path / "parts", checkpoint_steps, at, number)
+        assert status == (-signal.SIGKILL if number == signal.SIGKILL else STOPPED)
+    assert exit_status(run_struck, tmp_path / "parts", checkpoint_steps) == 0
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 

@@ -1,19 +1,18 @@
 """Training that is stopped or killed within an epoch ends with the uninterrupted run's files."""
 
 import csv
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from children import STOPPED, exit_status
 from small_run import files_of
+from struck_training import train_struck
 
 from fpt_fast.config import ConfigError
-from fpt_fast.interrupts import Stopped
 from fpt_fast.pipeline import PreloadSettings, TrainSettings, preload, train
-from fpt_fast.trainer import epoch as training_epoch
 
 MakePreload = Callable[..., PreloadSettings]
 MakeTrain = Callable[..., TrainSettings]
@@ -21,26 +20,7 @@ MakeTrain = Callable[..., TrainSettings]
 
 def train_until(settings: TrainSettings, calls: int, number: int) -> int:
     """Train in a child that gets signal ``number`` within its ``calls``-th step; exit status."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    os.close(2)
-    original, made = training_epoch._train_step, []
-
-    def step(*arguments: Any) -> Any:
-        made.append(1)
-        if len(made) == calls:
-            os.kill(os.getpid(), number)
-        return original(*arguments)
-
-    training_epoch._train_step = step  # the child's own
-    try:
-        train(settings)
-    except Stopped:
-        os._exit(3)
-    except BaseException:
-        os._exit(1)
-    os._exit(0)
+    return exit_status(train_struck, settings, calls, number)
 
 
 def history_of(run: Path) -> list[dict[str, str]]:
@@ -70,10 +50,10 @@ def test_stopped_killed_and_stopped_again(
     whole = train(train_settings(run=tmp_path / "whole", **changes)).run
     # Three steps an epoch.  The kill falls after the checkpoint of step 4, two steps later.
     parts = tmp_path / "parts"
-    assert train_until(train_settings(run=parts, **changes), 2, signal.SIGTERM) == 3
+    assert train_until(train_settings(run=parts, **changes), 2, signal.SIGTERM) == STOPPED
     again = train_settings(run=parts, resume=True, **changes)
     assert train_until(again, 4, signal.SIGKILL) == -signal.SIGKILL
-    assert train_until(again, 3, signal.SIGTERM) == 3
+    assert train_until(again, 3, signal.SIGTERM) == STOPPED
     train(again)
     assert history_of(parts) == history_of(whole)
     assert files_of(parts / "best") == files_of(whole / "best")
