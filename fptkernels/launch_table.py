@@ -152,16 +152,26 @@ TABLE: dict[Key, Tile] = {
         },
     ),
     **_rows("token_scores_rows", _F32, dict.fromkeys(PADDED_WIDTHS, Tile(64, 64, 8, 1))),
-    # The class token's row: one query, the other rows of its tile are padding.
+    # The class token's row: block_n keys at once, 16 KB of f16 at D = 64 in flight a program.
     **_rows(
-        "token_scores_rows_one_query", _HALF, dict.fromkeys(PADDED_WIDTHS, Tile(16, 128, 4, 3))
+        "token_scores_class_token",
+        _HALF,
+        {
+            16: Tile(1, 256, 4, 1),
+            32: Tile(1, 256, 4, 1),
+            64: Tile(1, 128, 4, 1),
+            128: Tile(1, 64, 4, 1),
+        },
     ),
-    **_rows("token_scores_rows_one_query", _F32, dict.fromkeys(PADDED_WIDTHS, Tile(16, 64, 4, 1))),
     **_rows(
-        "token_scores_columns_one_query", _HALF, dict.fromkeys(PADDED_WIDTHS, Tile(16, 64, 4, 1))
-    ),
-    **_rows(
-        "token_scores_columns_one_query", _F32, dict.fromkeys(PADDED_WIDTHS, Tile(16, 64, 4, 1))
+        "token_scores_class_token",
+        _F32,
+        {
+            16: Tile(1, 256, 4, 1),
+            32: Tile(1, 128, 4, 1),
+            64: Tile(1, 64, 4, 1),
+            128: Tile(1, 32, 4, 1),
+        },
     ),
     # Column means: a [block_n, D] tile of keys stays, queries stream.
     **_rows(

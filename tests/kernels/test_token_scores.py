@@ -202,7 +202,7 @@ def test_without_the_interpreter_a_cpu_tensor_is_refused(monkeypatch: pytest.Mon
 
 
 def test_the_table_has_a_row_for_every_launch() -> None:
-    for name in ("rows", "columns", "rows_one_query", "columns_one_query"):
+    for name in ("rows", "columns", "class_token"):
         for dtype in (torch.float16, torch.bfloat16, torch.float32):
             for width in (1, 16, 17, 64, 80, 128):
                 for architecture in launch_table.ARCHITECTURES:
