@@ -35,9 +35,8 @@ def contest(form: str, case: FrozenCase, dtype: torch.dtype, sizes: Sizes) -> Co
     q, k, _ = case.qkv(dtype, device=sizes.device)
     lse = row_lse(q, k) if form == FORMS[0] else None
     importance = "class_token" if form == FORMS[2] else "global"
-    kernel = "token_scores_rows" if form == FORMS[1] else "token_scores_columns"
-    kernel += "_one_query" if form == FORMS[2] else ""
-    queries, passes = (1, 2) if form == FORMS[2] else (0, 2 - (lse is not None))
+    kernel = f"token_scores_{('columns', 'rows', 'class_token')[FORMS.index(form)]}"
+    queries, passes = (1, 1) if form == FORMS[2] else (0, 2 - (lse is not None))
     return Contest(
         op="token_scores",
         group=form,

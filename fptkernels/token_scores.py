@@ -377,17 +377,20 @@ def _constants(width: int, dtype: torch.dtype, sizes: Tile, upcast: bool) -> dic
 
 
 def compile_specs() -> list[CompileSpec]:
-    """Every row of the launch table, on tensors whose head width is the padded one."""
+    """Every row of the launch table, on tensors whose head width is the padded one.
+
+    Of the columns, also the form with a given log-sum-exp.
+    """
     return [
-        _spec(name, dtype, padded, architecture, sizes)
-        for (name, dtype, padded, architecture), sizes in launch_table.TABLE.items()
-        if name.startswith("token_scores_")
+        _spec(key, sizes, with_lse)
+        for key, sizes in launch_table.TABLE.items()
+        if key[0].startswith("token_scores_")
+        for with_lse in ((False, True) if key[0] == "token_scores_columns" else (False,))
     ]
 
 
-def _spec(
-    name: str, dtype: torch.dtype, padded: int, architecture: str, sizes: Tile
-) -> CompileSpec:
+def _spec(key: launch_table.Key, sizes: Tile, with_lse: bool) -> CompileSpec:
+    name, dtype, padded, architecture = key
     short = launch_table.SHORT_NAMES[dtype]
     pointers = {"q_ptr": f"*{short}", "k_ptr": f"*{short}"}
     others = {"heads": "i32", "tokens": "i32", "c": "fp32"}
@@ -407,9 +410,9 @@ def _spec(
         del pointers["max_ptr"]
         pointers |= dict.fromkeys(["shift_ptr", "scores_ptr"], "*fp32")
         others |= {"shift_stride_b": "i32", "shift_stride_h": "i32"}
-        constexprs |= {"shift_stride_n": 1, "OWN_ROWS": True}
+        constexprs |= {"shift_stride_n": 1, "OWN_ROWS": not with_lse}
     return CompileSpec(
-        name=f"{name} {short} D{padded}",
+        name=f"{name} {short} D{padded}" + " lse" * with_lse,
         kernel=kernel,
         signature=pointers | dict.fromkeys(strides, "i32") | others,
         constexprs=constexprs,

@@ -9,6 +9,7 @@ from huggingface_folder import golden_folder
 from benchmarks.plain.frozen_pass import PlainFrozenVit
 from fpt_fast.backbone import FrozenBackbone, load_backbone
 from fpt_fast.ops import token_scores
+from fpt_fast.records import Attention
 from fpt_fast.selection import keep_count, select_features
 from helpers import Golden, relative_error
 
@@ -65,16 +66,25 @@ def test_scores_of_every_layer(golden: Golden, backbone: FrozenBackbone) -> None
             assert relative_error(state.scores, golden["scores"][state.layer]) <= TOLERANCE
 
 
-def test_kept_tokens(golden: Golden, backbone: FrozenBackbone) -> None:
+@pytest.mark.parametrize("impl", ["auto", "triton"])
+def test_kept_tokens(golden: Golden, impl: Attention, tmp_path: Path) -> None:
+    """With ``"triton"``, attention, scores and selection all run as kernels, interpreted."""
     config = golden.config
     layers = config["layers_to_extract"]
     kept = select_features(
-        backbone,
+        load_backbone(
+            golden_folder(golden, tmp_path / golden.name),
+            dtype="float32",
+            device="cpu",
+            position_interpolation="bicubic_scale",
+            attention=impl,
+        ),
         golden["pixel_values"],
         layers=layers,
         token_ratio=config["token_ratio"],
         importance=config["token_importance"],
         dtype=torch.float32,
+        impl=impl,
     )
     index, order = golden["indices"][layers].sort(dim=-1)  # [L, B, H, K]
     assert kept.index.shape[-1] == keep_count(

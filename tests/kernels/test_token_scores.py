@@ -88,6 +88,39 @@ def test_a_given_lse_takes_the_place_of_the_first_pass(dtype: torch.dtype) -> No
     torch.testing.assert_close(halved * 2, scores, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_given_lse_of_hundreds(dtype: torch.dtype) -> None:
+    q, k = (x * 10 for x in qk((1, 2, 81, 10), dtype))
+
+    def plain(q: Tensor, k: Tensor, lse: Tensor) -> Tensor:
+        return (q @ k.mT * 10**-0.5 - lse.unsqueeze(-1)).exp().mean(-2)
+
+    lse = (q.double() @ k.double().mT * 10**-0.5).logsumexp(-1).float()
+    assert float(lse.max()) > 400
+    oracle = plain(q.double(), k.double(), lse.double())
+    assert_within_budget(token_scores(q, k, "global", lse), oracle, plain(q, k, lse))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("token", [0, 36, 300])
+def test_a_bad_key_spoils_the_class_token_of_its_own_head(token: int, bad: float) -> None:
+    q, k = (x.contiguous().abs() for x in qk((2, 2, 301, 10), torch.float32))
+    k[1, 0, token, 3] = bad
+    scores = token_scores(q, k, "class_token", None)
+    expected = reference.token_scores(q, k, "class_token")
+    assert expected[1, 0].isnan().all() and int(expected.isnan().sum()) == 301
+    torch.testing.assert_close(scores, expected, rtol=1e-5, atol=0, equal_nan=True)
+
+
+def test_the_class_token_gives_no_weight_to_logits_of_minus_inf() -> None:
+    q, k = (x.contiguous().abs() for x in qk((1, 1, 301, 10), torch.float32))
+    k[0, 0, 1:, 3] = -torch.inf
+    scores = token_scores(q, k, "class_token", None)
+    assert float(scores[0, 0, 0]) == 1 and float(scores[0, 0, 1:].abs().max()) == 0
+    k[0, 0, 0, 3] = -torch.inf
+    assert token_scores(q, k, "class_token", None).isnan().all()
+
+
 def test_the_class_token_needs_no_lse() -> None:
     q, k = qk((1, 2, 37, 10), torch.float32)
     wrong = torch.full((1, 2, 37), 5.0)
