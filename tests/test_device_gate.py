@@ -17,8 +17,8 @@ from benchmarks.device.phases import SHARES
 from benchmarks.device.processes import environment_of
 from benchmarks.device.report import Report
 from benchmarks.device.sanitizer import outcome
-from benchmarks.device.schedule import Item, Phase, phase_seconds, run_phases
-from benchmarks.device.tuning import candidates
+from benchmarks.device.schedule import Item, OutOfTime, Phase, phase_seconds, run_phases
+from benchmarks.device.tuning import candidates, share
 from fpt_fast.ops import implementation
 from fptkernels import launch_table
 from fptkernels.launch_table import Tile
@@ -71,6 +71,23 @@ def test_a_phase_keeps_to_its_share_and_names_what_did_not_fit(tmp_path: Path) -
     on_disk = Report.load(report.path)
     assert on_disk.content["phases"] == report.content["phases"]
     assert report.count() == {"done": 4, "not run": 2}
+
+
+def test_an_item_that_needs_more_time_is_not_run_and_may_be_resumed(tmp_path: Path) -> None:
+    clock, report = Clock(), new_report(tmp_path)
+
+    def hurry(_: float) -> Any:
+        raise OutOfTime("9 s were not enough")
+
+    assert run_phases(report, [Phase("a", 1, lambda: [Item("x", hurry)])], 1100, clock=clock)
+    assert states(report, "a") == {"x": "not run"}
+    assert report.items("a")["x"]["why"] == "9 s were not enough"
+    assert run_phases(report, [Phase("a", 1, lambda: [clock.item("x", 1)])], 1100, clock=clock)
+    assert states(report, "a") == {"x": "done"}
+
+
+def test_tuning_divides_its_time() -> None:
+    assert (share(60, 6), share(60, 2), share(60, 1)) == (20, 60, 60)
 
 
 def test_a_failed_item_and_a_failed_list_cost_themselves_alone(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ def items(options: Options) -> list[Item]:
 
 def compare(options: Options, planned: Planned, seconds: float) -> dict[str, Any]:
     """Seconds of ours and of every rival in the same process, or why a rival has none."""
+    # Else the compiler gives up on a function after eight shapes, and measures it uncompiled.
+    torch.compiler.reset()
     contest, device = planned.make(), options.device
     impl = device_implementation(contest.op)
     ours = timed(lambda: contest.ours(impl), device)["seconds"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.device.phases import Options
 from benchmarks.device.processes import ROOT, environment_of
-from benchmarks.device.schedule import Item
+from benchmarks.device.schedule import Item, OutOfTime
 from benchmarks.device.small_calls import call_all
 
 TOOLS = ("memcheck", "racecheck")
@@ -28,15 +28,14 @@ def check(options: Options, tool: str, seconds: float) -> dict[str, Any]:
     if found is None or options.is_dry:
         return {"errors": None, "summary": "compute-sanitizer is not installed or not used here"}
     command = [found, "--tool", tool, sys.executable, "-m", "benchmarks.device.small_calls"]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        # Tensors of their own allocations, so that one past the end is past an allocation.
-        env=environment_of(False, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}),
-        timeout=seconds,
-        capture_output=True,
-        text=True,
-    )
+    # Tensors of their own allocations, so that one past the end is past an allocation.
+    variables = environment_of(False, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=variables, timeout=seconds, capture_output=True, text=True
+        )
+    except subprocess.TimeoutExpired:
+        raise OutOfTime(f"{seconds:.0f} s were not enough") from None
     return outcome(done.stdout + done.stderr, done.returncode)
 
 

@@ -12,6 +12,10 @@ from benchmarks.device.report import Report
 GRACE_SECONDS = 20.0
 
 
+class OutOfTime(Exception):
+    """What an item needs more seconds for than it was given: it counts as not run."""
+
+
 @dataclass(frozen=True)
 class Item:
     """``run(seconds)`` gets the seconds left for it and returns its result, JSON-ready.
@@ -60,6 +64,8 @@ def run_phases(
             report.start(phase.name, item.name, clock() + left + GRACE_SECONDS)
             try:
                 result = item.run(left)
+            except OutOfTime as error:
+                report.settle("not run", why=str(error))
             except Exception as error:
                 report.settle("failed", why=_line(error), trace=_trace())
                 if is_broken():

@@ -32,10 +32,16 @@ CHOICES = {
 def items(options: Options) -> list[Item]:
     """One for each contest whose kernel has rows in the launch table."""
     wanted = [p for p in all_contests(options.sizes) if "1024px" not in p.name]
+    wanted = wanted[:3] if options.is_dry else wanted
     return [
-        Item(p.name, lambda seconds, p=p: sweep(options, p, seconds), least=4.0)  # type: ignore[misc]
-        for p in (wanted[:3] if options.is_dry else wanted)
+        Item(p.name, lambda s, p=p, n=n: sweep(options, p, share(s, n)), least=4.0)  # type: ignore[misc]
+        for n, p in zip(range(len(wanted), 0, -1), wanted, strict=True)
     ]
+
+
+def share(seconds: float, items_left: int) -> float:
+    """Of the time left: the first items are worth most, and get twice their equal part."""
+    return seconds * min(1.0, 2 / items_left)
 
 
 def candidates(kernel: str, present: Tile) -> list[Tile]:
