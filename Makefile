@@ -78,7 +78,8 @@ figures: native
 	@mkdir -p benchmarks/results
 	rm -rf demo-output
 	$(BIN)/python -m pytest -q --benchmark-only --full --benchmark-json=benchmarks/results/cpu.json \
-		benchmarks/bench_frozen_pass.py benchmarks/bench_training_step.py
+		benchmarks/bench_frozen_pass.py benchmarks/bench_training_step.py \
+		benchmarks/bench_epoch.py
 	$(BIN)/fpt-fast demo --output demo-output
 	$(BIN)/python benchmarks/readme_figures.py --results benchmarks/results/cpu.json \
 		--demo demo-output/demo.json

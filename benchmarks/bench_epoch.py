@@ -80,9 +80,9 @@ def prepare(folder: Path, full: bool) -> Setting:
     return Setting(items, CacheReader(folder / "cache"), files, side, model)
 
 
-def our_epoch(setting: Setting, side_images: SideImages, runs: Path, part: str) -> float:
-    """An epoch as ``fpt-fast train`` makes it, its checkpoint included; returns the mean loss."""
-    loader = FeatureLoader(
+def make_loader(setting: Setting, side_images: SideImages, part: str) -> FeatureLoader:
+    """What ``fpt-fast train`` makes once a run."""
+    return FeatureLoader(
         setting.items,
         CachedFeatures(setting.reader, setting.items, in_place=True),
         setting.side,
@@ -92,6 +92,10 @@ def our_epoch(setting: Setting, side_images: SideImages, runs: Path, part: str) 
         side_images=side_images,
         shuffle=True,
     )
+
+
+def our_epoch(setting: Setting, loader: FeatureLoader, runs: Path) -> float:
+    """An epoch as ``fpt-fast train`` makes it, its checkpoint included; returns the mean loss."""
     history = fit(
         setting.model,
         loader,
@@ -118,6 +122,7 @@ def bench_epoch(benchmark: Any, tmp_path: Path, full: bool, part: str) -> None:
     setting = prepare(tmp_path, full)
     start = time.perf_counter()
     side_images = shrink_images(setting.items, setting.side.size, augmented=part == "epoch")
+    loader = make_loader(setting, side_images, part)
     shrink_seconds = time.perf_counter() - start
 
     plain = plain_model(setting.model).train()
@@ -137,9 +142,9 @@ def bench_epoch(benchmark: Any, tmp_path: Path, full: bool, part: str) -> None:
         loss = timed(lambda: plain_epoch(plain, dataset, optimizer, BATCH), plain_seconds)
         assert 0 < loss < 4
 
-    our_epoch(setting, side_images, tmp_path / "runs", part)  # read once, as the plain files were
+    our_epoch(setting, loader, tmp_path / "runs")  # read once, as the plain files were
     loss = benchmark.pedantic(
-        lambda: our_epoch(setting, side_images, tmp_path / "runs", part),
+        lambda: our_epoch(setting, loader, tmp_path / "runs"),
         setup=plain_between,
         rounds=3 if full else 1,
     )

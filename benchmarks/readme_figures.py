@@ -62,6 +62,23 @@ def _rows(bench: Mapping[str, Any]) -> Iterable[tuple[str, str, str, str]]:
             _seconds(info["plain_seconds"]),
             f"{info['ratio']:.1f}",
         )
+    elif name.startswith("bench_epoch") and "ratio" in info:
+        yield from _epoch_rows(seconds, info)
+
+
+def _epoch_rows(seconds: float, info: Mapping[str, Any]) -> Iterable[tuple[str, str, str, str]]:
+    what = {
+        "epoch": "an epoch of 600 JPEGs of 1024 px, FPT+, batch 16, everything included",
+        "steps": "its steps alone, reading of features included",
+    }[info["part"]]
+    yield what, _seconds(seconds), _seconds(info["plain_seconds"]), f"{info['ratio']:.1f}"
+    if "shrink_seconds" in info:
+        yield (
+            "shrinking its side images, once a run (with it, over 20 epochs)",
+            _seconds(info["shrink_seconds"]),
+            "",
+            f"{info['ratio_over_20_epochs']:.1f}",
+        )
 
 
 def _demo(demo: Mapping[str, Any]) -> list[str]:

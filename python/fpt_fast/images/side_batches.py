@@ -181,10 +181,12 @@ def _grey_statistics(images: SideImages) -> tuple[Tensor, Tensor]:
     mean = torch.empty(len(images), dtype=torch.float64)
     shares = torch.empty((len(images), _BINS), dtype=torch.float64)
     first_bin = (torch.arange(3) * _BINS)[:, None]
+    centres = torch.arange(_BINS, dtype=torch.float64)
     for i, (rows, columns) in enumerate(images.extents.tolist()):
         levels = images.levels[i, :, :rows, :columns].reshape(3, -1).int()
-        mean[i] = weights @ levels.double().mean(dim=1)
-        bins = levels if images.full_scale == 255.0 else (levels + 128) // 257
+        deep = images.full_scale != 255.0
+        bins = (levels + 128) // 257 if deep else levels
         counts = torch.bincount((bins + first_bin).view(-1), minlength=3 * _BINS)
         shares[i] = weights @ counts.view(3, _BINS).double() / (rows * columns)
+        mean[i] = weights @ levels.double().mean(dim=1) if deep else shares[i] @ centres
     return mean, shares
