@@ -34,5 +34,8 @@ std::tuple<Tensor, Tensor> prompt_attention_indexed(
 
 Tensor prompt_attention_indexed_backward(
     Tensor grad, Tensor q, Tensor k, Tensor v, Tensor index, Tensor lse, std::string level);
+std::tuple<Tensor, Tensor> read_records(
+    Tensor places, Tensor mapped, Tensor kv, Tensor k_scales, Tensor v_scales, Tensor index,
+    int64_t record_bytes, bool digests, int64_t threads, std::string level);
 
 }  // namespace fpt

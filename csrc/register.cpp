@@ -27,6 +27,11 @@ STABLE_TORCH_LIBRARY(fpt_native, m) {
   m.def(
       "prompt_attention_indexed_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor index,"
       " Tensor lse, str level) -> Tensor");
+  m.def(
+      "read_records(Tensor places, Tensor mapped, Tensor(a!) kv, Tensor(b!) k_scales,"
+      " Tensor(c!) v_scales,"
+      " Tensor(d!) index, int record_bytes, bool digests, int threads, str level)"
+      " -> (Tensor counts, Tensor digests)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fpt_native, CompositeExplicitAutograd, m) {
@@ -42,4 +47,5 @@ STABLE_TORCH_LIBRARY_IMPL(fpt_native, CPU, m) {
   m.impl("prompt_attention_indexed", TORCH_BOX(&fpt::prompt_attention_indexed));
   m.impl(
       "prompt_attention_indexed_backward", TORCH_BOX(&fpt::prompt_attention_indexed_backward));
+  m.impl("read_records", TORCH_BOX(&fpt::read_records));
 }

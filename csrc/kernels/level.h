@@ -14,6 +14,7 @@ namespace {
 #include "attention.h"
 #include "prompt_products.h"
 #include "prompt_attention.h"
+#include "hash_stripes.h"
 
 }  // namespace
 
@@ -29,6 +30,7 @@ const Kernels kernels = {
     .attention_scratch = attention_scratch,
     .attention_pack = attention_pack,
     .attention_rows = attention_rows,
+    .hash_stripes = hash_stripes,
 };
 
 }  // namespace FPT_LEVEL

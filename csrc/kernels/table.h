@@ -103,6 +103,15 @@ struct PackTask {
   float* to;
 };
 
+// Stripes of 64 bytes of an input, number `first` and following, into the sums of its hash.
+struct HashTask {
+  const uint8_t* data;
+  int64_t first;
+  int64_t stripes;
+  const uint8_t* secret;  // [192]
+  uint64_t* sums;         // in, out: [8]
+};
+
 struct Kernels {
   int64_t lanes;
   int64_t (*prompt_scratch)(int64_t kept, int64_t width);
@@ -115,6 +124,7 @@ struct Kernels {
   // Lays out k and v of a head in the scratch, for any number of calls of attention_rows.
   void (*attention_pack)(const AttentionTask&);
   void (*attention_rows)(const AttentionTask&);
+  void (*hash_stripes)(const HashTask&);
 };
 
 }  // namespace fpt

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from typing import Any
 
 PAGE_BYTES = 4096
@@ -31,9 +30,10 @@ class RecordLayout:
     """One image's record: ``kv`` [L, 2, H, K, D] of ``dtype``, then ``index`` [L, H, K] i32.
 
     Between the two, a record of 8-bit features has the f32 scales of keys [L, H, D] and values
-    [L, H, K].  Each part begins at a multiple of 4 bytes; zeros fill the gaps, and the record up
-    to ``record_bytes``, a multiple of 4096.  Raises ``ValueError`` for an axis that is not an
-    integer of 1 to 2^20, and for a dtype that this version does not know.
+    [L, H, K].  ``parts`` are these tensors in the order they have on disk.  Each begins at a
+    multiple of 4 bytes; zeros fill the gaps, and the record up to ``record_bytes``, a multiple of
+    4096.  Raises ``ValueError`` for an axis that is not an integer of 1 to 2^20, and for a dtype
+    that this version does not know.
     """
 
     layers: int
@@ -41,6 +41,9 @@ class RecordLayout:
     kept: int
     head_width: int
     dtype: str = "float16"
+    # Worked out once: readers look at them for every record.
+    parts: tuple[Part, ...] = field(init=False, repr=False, compare=False)
+    record_bytes: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("layers", "heads", "kept", "head_width"):
@@ -52,6 +55,9 @@ class RecordLayout:
                 f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}; "
                 "another version of fpt-fast may know it"
             )
+        object.__setattr__(self, "parts", _parts(self))
+        pages = -(-self.payload_bytes // PAGE_BYTES)
+        object.__setattr__(self, "record_bytes", pages * PAGE_BYTES)
 
     @property
     def kv_shape(self) -> tuple[int, int, int, int, int]:
@@ -69,11 +75,6 @@ class RecordLayout:
         return DTYPES[self.dtype] == 1
 
     @property
-    def parts(self) -> tuple[Part, ...]:
-        """The tensors of a record, in the order they have on disk."""
-        return _parts(self)
-
-    @property
     def kv_bytes(self) -> int:
         """Bytes of ``kv``."""
         return self.parts[0].bytes
@@ -82,11 +83,6 @@ class RecordLayout:
     def payload_bytes(self) -> int:
         """Bytes of all parts, without the padding behind them."""
         return self.parts[-1].offset + self.parts[-1].bytes
-
-    @property
-    def record_bytes(self) -> int:
-        """Bytes of a record on disk, padding included."""
-        return -(-self.payload_bytes // PAGE_BYTES) * PAGE_BYTES
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, by field name."""
@@ -99,7 +95,6 @@ class RecordLayout:
         }
 
 
-@lru_cache(maxsize=16)
 def _parts(layout: RecordLayout) -> tuple[Part, ...]:
     layers, _, heads, kept, width = layout.kv_shape
     described: list[tuple[str, tuple[int, ...], str, int]] = [

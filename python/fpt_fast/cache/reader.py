@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fpt_fast.cache.errors import (
     CacheKeyError,
@@ -20,7 +21,7 @@ from fpt_fast.cache.errors import (
     mismatch,
     refuse_changed_images,
 )
-from fpt_fast.cache.fetch import PythonFetch
+from fpt_fast.cache.fetch import Place, make_fetch
 from fpt_fast.cache.format import (
     JOURNAL_FILE,
     MANIFEST_COPY_FILE,
@@ -33,12 +34,12 @@ from fpt_fast.cache.format import (
     normalised,
     read_manifest,
     recorded_digests,
-    shard_file,
 )
 from fpt_fast.cache.layout import RecordLayout
 from fpt_fast.cache.memory import BufferPool, allocate_tokens, memory_limit, token_bytes
-from fpt_fast.cache.shards import open_shard, shard_files
-from fpt_fast.cache.storage import exists, is_network_file_system, naming, read_optional
+from fpt_fast.cache.shards import shard_files
+from fpt_fast.cache.sources import Sources
+from fpt_fast.cache.storage import exists, is_network_file_system, read_optional
 from fpt_fast.cache.view import map_records, viewed_tokens
 from fpt_fast.records import SelectedTokens
 
@@ -63,7 +64,8 @@ class CacheReader:
     ``read`` takes at a time.
 
     Of a cache larger than ``memory_share``, as many records as fit in it stay in the page cache,
-    always the same ones; the others leave it once they are read, so that memory stays flat.
+    always the same ones; the others are read past it (O_DIRECT, or dropped from it once they are
+    read), so that memory stays flat and a shuffled epoch finds as much of it in memory as it can.
 
     Safe to use from several threads, after a fork, and to pickle (the copy opens the files
     again).  Raises ``CacheNotFound``, ``CacheUnfinished``, ``CacheMismatch``, ``CacheCorrupt``.
@@ -97,17 +99,20 @@ class CacheReader:
             raise mismatch(self.path, fields)
         self._verify = verify
         self._row_of = {key: row for row, key in enumerate(self.keys)}
-        self._resident = int(memory_share * memory_limit()) // self.layout.record_bytes
-        self._announced: set[int] = set()
         self._buffers = BufferPool()
-        self._fetch = PythonFetch(self.layout, threads)
+        self._fetch = make_fetch(self.layout, threads)
         self._view: SelectedTokens | None = None
         self._mapped: NDArray[np.uint8] | None = None
         self._checked = np.zeros(len(self), np.bool_)
-        self._fds: list[int] = []
+        self._shared: Tensor | None = None
+        self._read_once = np.zeros(len(self), np.bool_)
+        self._sources = Sources(
+            self.path,
+            self._manifest,
+            resident=int(memory_share * memory_limit()) // self.layout.record_bytes,
+            direct=self._fetch.native,
+        )
         try:
-            for shard in range(self._manifest.shard_count):
-                self._fds.append(open_shard(self.path, self._manifest, shard))
             self.mode: ReadMode = self._map(mode)
         except BaseException:
             self.close()
@@ -159,7 +164,7 @@ class CacheReader:
         ``ValueError`` for an ``out`` that these records do not fill.
         """
         wanted = [self._check_row(row) for row in rows]
-        self._check_sizes({self._manifest.locate(row)[0] for row in wanted})
+        self._sources.check_sizes(wanted)
         if out is None:
             buffer = self._buffers.take(token_bytes(self.layout, len(wanted)))
             out = allocate_tokens(self.layout, len(wanted), buffer)
@@ -167,17 +172,18 @@ class CacheReader:
             self._check_out(out, len(wanted))
         if not wanted:
             return out
-        self.announce(row for row in wanted if row not in self._announced)
-        self._announced.difference_update(wanted)
+        self._sources.announce(wanted)
         places = [self._place(row) for row in wanted]
-        for row, fetched in zip(
-            wanted, self._fetch(places, out, digests=self._verify), strict=True
-        ):
+        results = self._fetch(places, out, digests=self._verify, mapped=self._shared)
+        for row, fetched in zip(wanted, results, strict=True):
             if fetched.count < self.layout.record_bytes:
-                raise corrupt(self._file_of(row), f"ends inside the record of {self.keys[row]!r}")
+                raise corrupt(
+                    self._sources.file_of(row), f"ends inside the record of {self.keys[row]!r}"
+                )
             if self._verify:
                 self._check_digest(row, fetched.digest)
-        self._drop_behind(wanted)
+            self._read_once[row] = True
+        self._sources.done(wanted)
         return out
 
     def view(self, rows: Sequence[int] | None = None) -> SelectedTokens | None:
@@ -190,39 +196,29 @@ class CacheReader:
         ``close``.  Raises as ``read`` does.
         """
         if self._mapped is None:
-            self._check_sizes(())
+            self._sources.check_sizes(())
             return None
         wanted = range(len(self)) if rows is None else [self._check_row(row) for row in rows]
-        self._check_sizes({self._manifest.locate(row)[0] for row in wanted})
+        self._sources.check_sizes(wanted)
         if self._verify:
             for row in wanted:
                 if not self._checked[row]:
                     self._check_digest(row, digest(self._mapped[row].data))
                     # Pages of a cache that does not fit in memory come from the disk again.
-                    self._checked[row] = self._fits
-        self._announced.difference_update(wanted)
+                    self._checked[row] = self._sources.fits
         if self._view is None:
             self._view = viewed_tokens(self._mapped, self.layout.parts)
         return self._view
 
     def announce(self, rows: Iterable[int]) -> None:
         """Tell the kernel what will be read soon, in this order, so that the disk works ahead."""
-        if not hasattr(os, "posix_fadvise"):
-            return
-        for row in rows:
-            fd, offset = self._place(self._check_row(row))
-            os.posix_fadvise(fd, offset, self.layout.record_bytes, os.POSIX_FADV_WILLNEED)
-            self._announced.add(row)
+        self._sources.announce([self._check_row(row) for row in rows])
 
     def close(self) -> None:
         """Release files; harmless when called again.  Views stay valid."""
         self._fetch.close()
-        self._view = self._mapped = None
-        # Taken away first: a descriptor whose close fails is closed all the same.
-        fds, self._fds = self._fds, []
-        for fd in fds:
-            with contextlib.suppress(OSError):  # nothing was written
-                os.close(fd)
+        self._view = self._mapped = self._shared = None
+        self._sources.close()
 
     def __enter__(self) -> Self:
         return self
@@ -236,7 +232,7 @@ class CacheReader:
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_fds"):
+        if hasattr(self, "_sources"):
             self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -247,18 +243,17 @@ class CacheReader:
             raise IndexError(f"rows must be 0 to {len(self) - 1}, got {int(row)}")
         return int(row)
 
-    @property
-    def _fits(self) -> bool:
-        """True where all records may stay in memory."""
-        return len(self) <= self._resident
-
     def _map(self, mode: ReadMode) -> ReadMode:
         """Map the records as ``mode`` wants it; returns what was done."""
-        if mode == "auto" and (not self._fits or is_network_file_system(self.path)):
+        if mode == "auto" and (not self._sources.fits or is_network_file_system(self.path)):
             mode = "pread"
         if mode != "pread":
             try:
-                self._mapped = map_records(self._fds, self._manifest)
+                self._mapped = map_records(self._sources.fds, self._manifest)
+                if self._fetch.native and self._sources.fits:
+                    # A map of its own, since a user may have written to the view.
+                    shared = map_records(self._sources.fds, self._manifest, writable=False)
+                    self._shared = torch.from_numpy(shared).view(-1)
             except OSError as error:
                 if mode == "mmap":
                     raise OSError(
@@ -268,17 +263,14 @@ class CacheReader:
             return "mmap"
         return mode
 
-    def _check_sizes(self, shards: Iterable[int]) -> None:
-        """Raise where a shard has become shorter: reading its map would kill the process."""
-        if not self._fds:
-            raise ValueError("this CacheReader is closed; open another one")
-        for shard in shards:
-            file = self.path / shard_file(shard, finished=True)
-            with naming(file):
-                size = os.fstat(self._fds[shard]).st_size
-            expected = self._manifest.shard_bytes(shard)
-            if size < expected:
-                raise corrupt(file, f"has {size} bytes, was opened with {expected}")
+    def _place(self, row: int) -> Place:
+        """In the file, so that a bad disk is an error; then, once it is in memory, in a map.
+
+        From a map a record is checked and copied in one pass, faster than it is read.
+        """
+        if self._shared is not None and self._read_once[row]:
+            return Place(-1, row * self.layout.record_bytes, "map")
+        return self._sources.place(row)
 
     def _check_out(self, out: SelectedTokens, images: int) -> None:
         for part in self.layout.parts:
@@ -295,30 +287,10 @@ class CacheReader:
                     f"out.{part.name} must be {shape} of {dtype}, contiguous on the CPU, got {got}"
                 )
 
-    def _place(self, row: int) -> tuple[int, int]:
-        shard, offset = self._manifest.locate(row)
-        return self._fds[shard], offset
-
-    def _file_of(self, row: int) -> Path:
-        return self.path / shard_file(self._manifest.locate(row)[0], finished=True)
-
-    def _drop_behind(self, rows: Iterable[int]) -> None:
-        """Let go of the page cache of records that have no place in memory of their own.
-
-        Always the same ones: left to itself, the kernel would keep the last ones read, which a
-        shuffled epoch asks for last.
-        """
-        if self._fits or not hasattr(os, "posix_fadvise"):
-            return
-        for row in rows:
-            if row >= self._resident:
-                fd, offset = self._place(row)
-                os.posix_fadvise(fd, offset, self.layout.record_bytes, os.POSIX_FADV_DONTNEED)
-
     def _check_digest(self, row: int, value: bytes) -> None:
         if value != self._checksums[row].tobytes():
             raise corrupt(
-                self._file_of(row),
+                self._sources.file_of(row),
                 f"the record of {self.keys[row]!r} (row {row}) does not match its checksum",
             )
 

@@ -25,30 +25,36 @@ _READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 _FAILED = ctypes.c_void_p(-1).value
 
 
-def map_records(fds: Sequence[int], manifest: Manifest) -> NDArray[np.uint8]:
+def map_records(
+    fds: Sequence[int], manifest: Manifest, *, writable: bool = True
+) -> NDArray[np.uint8]:
     """Map the records of all shards one behind the other: u8 [M, record_bytes].
 
-    The pages are private: writing to the array changes memory, never a file.  The map goes when
+    Writing to a ``writable`` array changes private copies of pages in memory, never a file;
+    writing to another kills the process.  The map goes when
     the array and everything made from it is gone; the descriptors may be closed before.  Raises
     ``OSError`` where the system cannot map it (a limit of address space; shards whose records do
     not begin at one of its pages).
     """
+    if writable:
+        protection, sharing = _READ_WRITE, mmap.MAP_PRIVATE | _MAP_NORESERVE
+    else:
+        protection, sharing = mmap.PROT_READ, mmap.MAP_SHARED
     record_bytes = manifest.layout.record_bytes
     total = len(manifest.keys) * record_bytes
     # A page more than the records, for the header of a single shard on a system of larger pages.
     reserved = total + PAGE_BYTES
     if len(fds) == 1:
-        base = _map(None, reserved, _READ_WRITE, mmap.MAP_PRIVATE | _MAP_NORESERVE, fds[0], 0)
+        base = _map(None, reserved, protection, sharing, fds[0], 0)
         start = base + PAGE_BYTES
     else:
         anonymous = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         start = base = _map(None, reserved, 0, anonymous, -1, 0)
         try:
-            flags = mmap.MAP_PRIVATE | _MAP_NORESERVE | _MAP_FIXED
             at = base
             for shard, fd in enumerate(fds):
                 length = manifest.shard_bytes(shard) - PAGE_BYTES
-                _map(at, length, _READ_WRITE, flags, fd, PAGE_BYTES)
+                _map(at, length, protection, sharing | _MAP_FIXED, fd, PAGE_BYTES)
                 at += length
         except OSError:
             _libc().munmap(base, reserved)
