@@ -21,7 +21,9 @@ SHORT_NAMES = {
     torch.bfloat16: "bf16",
     torch.float32: "fp32",
     torch.int8: "i8",
+    torch.uint8: "u8",
     torch.float8_e4m3fn: "fp8e4nv",
+    torch.float8_e5m2: "fp8e5",
     torch.int32: "i32",
     torch.int64: "i64",
 }
@@ -249,19 +251,35 @@ TABLE: dict[Key, Tile] = {
             128: Tile(16, 32, 8, 2),
         },
     ),
+    # Its warps are those of block_m prompts; fewer prompts get fewer, but four.
     **_rows(
         "prompt_attention_backward",
         _HALF,
         {
             16: Tile(32, 32, 4, 2),
             32: Tile(32, 32, 4, 2),
-            64: Tile(32, 64, 8, 2),
+            64: Tile(64, 32, 8, 2),
             128: Tile(32, 64, 8, 2),
         },
     ),
+    # 64 prompts of f32 would spill.
+    **_rows(
+        "prompt_attention_backward_8bit",
+        _HALF,
+        {
+            16: Tile(32, 32, 4, 2),
+            32: Tile(32, 32, 4, 2),
+            64: Tile(32, 32, 8, 2),
+            128: Tile(32, 64, 8, 2),
+        },
+    ),
+    # 8-bit tokens and f32 products: in the interpreter alone.
+    **_rows(
+        "prompt_attention_backward_8bit", _F32, dict.fromkeys(PADDED_WIDTHS, Tile(16, 32, 8, 2))
+    ),
     **_rows("prompt_attention_backward", _F32, dict.fromkeys(PADDED_WIDTHS, Tile(16, 32, 8, 2))),
-    # Neither spills in any dtype of the store on its architectures, but for 4 bytes on sm_100.
+    # 32 tokens spill on the newer ones.
     ("prompt_attention_backward", torch.float32, 64, "sm_80"): Tile(16, 32, 4, 2),
-    ("prompt_attention_backward", torch.float32, 64, "sm_90"): Tile(16, 32, 4, 2),
+    ("prompt_attention_backward", torch.float32, 64, "sm_90"): Tile(16, 16, 4, 2),
     ("prompt_attention_backward", torch.float32, 64, "sm_100"): Tile(16, 16, 4, 2),
 }

@@ -5,8 +5,9 @@ of them output b is of, or ``index`` which tokens of a frozen layer's own k and 
 
 Forward: a program owns a block of prompts of one (image, layer, head) and streams its tokens
 once, with a running maximum.  8-bit keys stay as they are: their scales, per channel, are folded
-into q; those of the values, per token, into the probabilities.  Factors that are powers of two,
-hence exact, keep what is rounded to 16 bits for a product away from the subnormal numbers.
+into q; those of the values, per token, into the probabilities.  f32 q, as in training, is
+multiplied on tensor cores in parts of 16 bits (``prompt_products``), unless keys are f32 too.
+Factors that are powers of two, hence exact, keep those parts away from the subnormal numbers.
 
 Backward, to q only: with ``g = grad vᵀ`` and ``w`` the probabilities, image by image,
 
@@ -20,6 +21,15 @@ The sum over the batch: one program per prompt block and (layer, head), 72 of th
 ViT-B, would leave half a GPU idle, and atomics would make the sum depend on timing.  So the
 images are cut into splits, by shape alone; a program sums its split in order and writes f32
 partials [splits, L, H, P, D], which torch sums in its own fixed order.
+
+Counted traffic of 16 images of FPT+ on ViT-B, f32 q: forward 65.5 MB (60.5 of f16 tokens, 5.1 of
+q, out and log-sum-exp), 36.6 MB with 8-bit tokens: 15 and 9 µs at 4.3 TB/s.  Backward 80.0 and
+51.1 MB (9.4 of them partials, which the L2 cache holds): 19 and 12 µs.  1.0 and 1.9 GFLOP: f32
+arithmetic would take longer than the bytes, 2 to 3 products of 16 bits do not.  P = 512 is bound
+by products.  None of this has been measured on a GPU yet.
+
+What is not finite in a head's tokens, q or scales makes its outputs NaN; where q is not taken in
+parts, a logit of minus infinity weighs nothing.
 """
 
 from dataclasses import dataclass
@@ -30,72 +40,24 @@ import triton.language as tl
 from torch import Tensor
 
 from fptkernels import launch_table
-from fptkernels.launch_table import CompileSpec, Tile, pad_width
+from fptkernels.launch_table import SHORT_NAMES, CompileSpec, Tile, pad_width
 from fptkernels.primitives import LOG2E, finite_max
+from fptkernels.prompt_products import (
+    HEADROOM,
+    dot_in_parts,
+    fold_scales,
+    kept_tokens,
+    level,
+    load_as,
+    power_of_two,
+    program_place,
+)
 
-# Programs of the backward pass that splits aim at: several for each multiprocessor.
-_PROGRAMS = 1024
+# Programs of the backward pass that splits aim at: about nine for each multiprocessor of an H200,
+# so that the last of them leave few idle; 16 images of FPT+ on ViT-B become 16 splits.
+_PROGRAMS = 1200
 
 Scales = tuple[Tensor, Tensor]
-
-
-@triton.jit
-def _place(heads, layers, prompts, BLOCK_P: tl.constexpr):
-    """Image (or split), layer and head of this program, 64-bit, and its prompts.
-
-    Prompt blocks that share tokens are neighbours, then come the heads of one record.
-    """
-    program = tl.program_id(0).to(tl.int64)
-    blocks = tl.cdiv(prompts, BLOCK_P)
-    p_idx = program % blocks * BLOCK_P + tl.arange(0, BLOCK_P)
-    head = program // blocks % heads
-    layer = program // (blocks * heads) % layers
-    return program // (blocks * heads * layers), layer, head, p_idx
-
-
-@triton.jit
-def _power_of_two(top):
-    """Largest power of two not above ``top`` >= 0; 1 for 0."""
-    power = (top.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
-    return tl.where(power > 0, power, 1.0)
-
-
-@triton.jit
-def _fold_scales(q_tile, scales_ptr, d_idx, d_ok, stride, DOT: tl.constexpr):
-    """q with the keys' scales, for products: (tile, what to multiply each row's logits by)."""
-    scale_tile = tl.load(scales_ptr + d_idx * stride, mask=d_ok, other=0.0)  # [BLOCK_D]
-    scaled = q_tile.to(tl.float32) * scale_tile[None, :]
-    power = _power_of_two(tl.max(tl.abs(scaled), axis=1))
-    return (scaled / power[:, None]).to(DOT), power
-
-
-@triton.jit
-def _tokens(index_ptr, start, kept, BLOCK_K: tl.constexpr):
-    """Where the kept tokens ``start…`` stand, 64-bit, and which of them exist."""
-    k_idx = start + tl.arange(0, BLOCK_K)
-    k_ok = k_idx < kept
-    if index_ptr is None:
-        return k_idx.to(tl.int64), k_ok
-    else:
-        return tl.load(index_ptr + k_idx, mask=k_ok, other=0).to(tl.int64), k_ok
-
-
-@triton.jit
-def _load_kv(head_ptr, token_idx, d_idx, stride_n, stride_d, ok, DOT: tl.constexpr):
-    """Keys or values [BLOCK_K, BLOCK_D] of one head; uint8 holds the bits of an e4m3."""
-    raw = tl.load(head_ptr + token_idx[:, None] * stride_n + d_idx[None, :] * stride_d, ok, 0.0)
-    if raw.dtype == tl.uint8:
-        # Of an f16 with the same fields, whose exponent has a bias higher by 8.
-        bits = ((raw & 0x80).to(tl.int16) << 8) | ((raw & 0x7F).to(tl.int16) << 7)
-        value = bits.to(tl.float16, bitcast=True) * 256.0
-        return tl.where((raw & 0x7F) == 0x7F, float("nan"), value).to(DOT)
-    elif raw.dtype == tl.float8e5:  # the upper byte of an f16
-        bits = raw.to(tl.uint8, bitcast=True).to(tl.int16) << 8
-        return bits.to(tl.float16, bitcast=True).to(DOT)
-    elif raw.dtype == tl.float8e4nv:
-        return raw.to(tl.float16).to(DOT)
-    else:
-        return raw.to(DOT)
 
 
 @triton.jit
@@ -106,9 +68,9 @@ def _forward_kernel(
     vs_stride_m, vs_stride_l, vs_stride_h, vs_stride_k,
     images, layers, heads, prompts, kept, scale,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
-    DOT: tl.constexpr,
+    DOT: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    image, layer, head, p_idx = _place(heads, layers, prompts, BLOCK_P)
+    image, layer, head, p_idx = program_place(heads, layers, prompts, BLOCK_P)
     row = image
     if rows_ptr is not None:
         row = tl.load(rows_ptr + image)
@@ -120,51 +82,54 @@ def _forward_kernel(
     p_ok = p_idx < prompts
     pd_ok = p_ok[:, None] & d_ok[None, :]
     q_idx = ((layer * heads + head) * prompts + p_idx[:, None]) * D + d_idx[None, :]
-    q_tile = tl.load(q_ptr + q_idx, mask=pd_ok, other=0.0).to(DOT)  # [BLOCK_P, BLOCK_D]
+    q_tile = tl.load(q_ptr + q_idx, mask=pd_ok, other=0.0)  # [BLOCK_P, BLOCK_D]
     factor = tl.full([BLOCK_P], 1.0, tl.float32)
     if k_scales_ptr is not None:
         k_scales_ptr += row * ks_stride_m + layer * ks_stride_l + head * ks_stride_h
         v_scales_ptr += row * vs_stride_m + layer * vs_stride_l + head * vs_stride_h
-        q_tile, factor = _fold_scales(q_tile, k_scales_ptr, d_idx, d_ok, ks_stride_d, DOT)
+        q_tile = fold_scales(q_tile, k_scales_ptr, d_idx, d_ok, ks_stride_d)
+    if k_scales_ptr is not None or PARTS > 1:
+        q_tile, factor = level(q_tile)
     factor *= scale
     top = tl.full([BLOCK_P], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_P], tl.float32)
     out_tile = tl.zeros([BLOCK_P, BLOCK_D], tl.float32)
     for start in range(0, kept, BLOCK_K):
-        token_idx, k_ok = _tokens(index_ptr, start, kept, BLOCK_K)
+        token_idx, k_ok = kept_tokens(index_ptr, start, kept, BLOCK_K)
         kd_ok = k_ok[:, None] & d_ok[None, :]
-        k_tile = _load_kv(k_ptr + kv_start, token_idx, d_idx, kv_stride_n, kv_stride_d, kd_ok, DOT)
-        logits = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee")  # [BLOCK_P, BLOCK_K]
+        k_tile = load_as(k_ptr + kv_start, token_idx, d_idx, kv_stride_n, kv_stride_d, kd_ok, DOT)
+        logits = dot_in_parts(q_tile, tl.trans(k_tile), 3 if PARTS > 1 else 1)  # [BLOCK_P, BLOCK_K]
         logits = tl.where(k_ok[None, :], logits, float("-inf"))
         new_top = tl.maximum(top, tl.max(logits, axis=1))
         shift = finite_max(new_top)
         # Subtracted before they are scaled: large logits lose nothing.
-        weights = tl.exp2((logits - shift[:, None]) * (factor * LOG2E)[:, None])
+        weights = tl.exp2((logits - shift[:, None]) * (factor * LOG2E)[:, None]) * HEADROOM
         fade = tl.exp2((top - shift) * (factor * LOG2E))
         total = total * fade + tl.sum(weights, axis=1)
         top = new_top
-        v_tile = _load_kv(v_ptr + kv_start, token_idx, d_idx, kv_stride_n, kv_stride_d, kd_ok, DOT)
+        v_tile = load_as(v_ptr + kv_start, token_idx, d_idx, kv_stride_n, kv_stride_d, kd_ok, DOT)
         if v_scales_ptr is None:
-            part = tl.dot(weights.to(DOT), v_tile, input_precision="ieee")
+            part = dot_in_parts(weights, v_tile, PARTS)
         else:
             v_scale = tl.load(v_scales_ptr + token_idx * vs_stride_k, mask=k_ok, other=0.0)
-            power = _power_of_two(tl.max(tl.abs(v_scale), axis=0))
+            power = power_of_two(tl.max(tl.abs(v_scale), axis=0))
             weights *= (v_scale / power)[None, :]
-            part = tl.dot(weights.to(DOT), v_tile, input_precision="ieee") * power
+            part = dot_in_parts(weights, v_tile, PARTS) * power
         out_tile = out_tile * fade[:, None] + part
     out_tile /= total[:, None]
     out_idx = ((layer * images + image) * prompts + p_idx[:, None]) * (heads * D)
     out_idx += head * D + d_idx[None, :]
     tl.store(out_ptr + out_idx, out_tile.to(out_ptr.dtype.element_ty), mask=pd_ok)
     lse_idx = ((layer * images + image) * heads + head) * prompts + p_idx
-    tl.store(lse_ptr + lse_idx, top * factor + tl.log(total), mask=p_ok)
+    tl.store(lse_ptr + lse_idx, top * factor + tl.log(total / HEADROOM), mask=p_ok)
 
 
 @triton.jit
 def _image_grad(
-    q_tile, factor, grad_tile, guess, lse, k_ptr, v_ptr, index_ptr, v_scales_ptr, kept,
+    q_tile, factor, grad_tile, grad_factor, guess, lse, k_ptr, v_ptr, index_ptr, v_scales_ptr, kept,
     kv_stride_n, kv_stride_d, vs_stride_k, d_idx, d_ok,
-    BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr, DOT: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
+    DOT: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """One image's part of the gradient [BLOCK_P, BLOCK_D], without 1/√D and the keys' scales."""
     total = tl.zeros([BLOCK_P], tl.float32)
@@ -172,24 +137,24 @@ def _image_grad(
     near = tl.zeros([BLOCK_P, BLOCK_D], tl.float32)  # Σ w (g - guess) k
     mean_key = tl.zeros([BLOCK_P, BLOCK_D], tl.float32)  # Σ w k
     for start in range(0, kept, BLOCK_K):
-        token_idx, k_ok = _tokens(index_ptr, start, kept, BLOCK_K)
+        token_idx, k_ok = kept_tokens(index_ptr, start, kept, BLOCK_K)
         kd_ok = k_ok[:, None] & d_ok[None, :]
-        k_tile = _load_kv(k_ptr, token_idx, d_idx, kv_stride_n, kv_stride_d, kd_ok, DOT)
-        v_tile = _load_kv(v_ptr, token_idx, d_idx, kv_stride_n, kv_stride_d, kd_ok, DOT)
-        logits = tl.dot(q_tile, tl.trans(k_tile), input_precision="ieee") * factor[:, None]
+        k_tile = load_as(k_ptr, token_idx, d_idx, kv_stride_n, kv_stride_d, kd_ok, DOT)
+        v_tile = load_as(v_ptr, token_idx, d_idx, kv_stride_n, kv_stride_d, kd_ok, DOT)
+        logits = dot_in_parts(q_tile, tl.trans(k_tile), 3 if PARTS > 1 else 1) * factor[:, None]
         exponents = tl.where(k_ok[None, :], logits - lse[:, None], float("-inf"))
-        weights = tl.exp2(exponents * LOG2E)  # [BLOCK_P, BLOCK_K]
-        change = tl.dot(grad_tile, tl.trans(v_tile), input_precision="ieee")
+        weights = tl.exp2(exponents * LOG2E) * HEADROOM  # [BLOCK_P, BLOCK_K]
+        change = dot_in_parts(grad_tile, tl.trans(v_tile), PARTS) * grad_factor[:, None]
         if v_scales_ptr is not None:
             v_scale = tl.load(v_scales_ptr + token_idx * vs_stride_k, mask=k_ok, other=0.0)
             change *= v_scale[None, :]
         change = weights * (change - guess[:, None])
         total += tl.sum(weights, axis=1)
         rest += tl.sum(change, axis=1)
-        power = _power_of_two(tl.max(tl.abs(change), axis=1))
-        change = (change / power[:, None]).to(DOT)
-        near += tl.dot(change, k_tile, input_precision="ieee") * power[:, None]
-        mean_key = tl.dot(weights.to(DOT), k_tile, mean_key, input_precision="ieee")
+        change, change_factor = level(change)
+        near += dot_in_parts(change, k_tile, PARTS) * change_factor[:, None]
+        # One part is enough: what it is multiplied by is of the size of a rounding error.
+        mean_key += dot_in_parts(weights, k_tile, 1)
     return (near - (rest / total)[:, None] * mean_key) / total[:, None]
 
 
@@ -202,15 +167,15 @@ def _backward_kernel(
     vs_stride_m, vs_stride_l, vs_stride_h, vs_stride_k,
     images, layers, heads, prompts, kept, scale, split_images,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
-    DOT: tl.constexpr,
+    DOT: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    split, layer, head, p_idx = _place(heads, layers, prompts, BLOCK_P)
+    split, layer, head, p_idx = program_place(heads, layers, prompts, BLOCK_P)
     d_idx = tl.arange(0, BLOCK_D).to(tl.int64)
     d_ok = d_idx < D
     p_ok = p_idx < prompts
     pd_ok = p_ok[:, None] & d_ok[None, :]
     q_idx = ((layer * heads + head) * prompts + p_idx[:, None]) * D + d_idx[None, :]
-    raw_q_tile = tl.load(q_ptr + q_idx, mask=pd_ok, other=0.0).to(DOT)  # [BLOCK_P, BLOCK_D]
+    raw_q_tile = tl.load(q_ptr + q_idx, mask=pd_ok, other=0.0)  # [BLOCK_P, BLOCK_D]
     grad_q = tl.zeros([BLOCK_P, BLOCK_D], tl.float32)
     last = tl.minimum((split + 1) * split_images, images)
     for image in range(split * split_images, last):
@@ -234,11 +199,17 @@ def _backward_kernel(
         if k_scales_ptr is not None:
             k_row_ptr = k_scales_ptr + row * ks_stride_m + layer * ks_stride_l + head * ks_stride_h
             v_row_ptr = v_scales_ptr + row * vs_stride_m + layer * vs_stride_l + head * vs_stride_h
-            q_tile, factor = _fold_scales(raw_q_tile, k_row_ptr, d_idx, d_ok, ks_stride_d, DOT)
+            q_tile = fold_scales(raw_q_tile, k_row_ptr, d_idx, d_ok, ks_stride_d)
+        if k_scales_ptr is not None or PARTS > 1:
+            q_tile, factor = level(q_tile)
+        grad_factor = tl.full([BLOCK_P], 1.0, tl.float32)
+        if PARTS > 1:
+            grad_tile, grad_factor = level(grad_tile)
         part = _image_grad(
-            q_tile, factor * scale, grad_tile.to(DOT), guess, lse,
+            q_tile, factor * scale, grad_tile, grad_factor, guess, lse,
             k_ptr + kv_start, v_ptr + kv_start, index_row_ptr, v_row_ptr, kept,
-            kv_stride_n, kv_stride_d, vs_stride_k, d_idx, d_ok, BLOCK_D, BLOCK_P, BLOCK_K, DOT,
+            kv_stride_n, kv_stride_d, vs_stride_k, d_idx, d_ok, BLOCK_D, BLOCK_P, BLOCK_K,
+            DOT, PARTS,
         )  # fmt: skip
         if k_scales_ptr is not None:
             part *= tl.load(k_row_ptr + d_idx * ks_stride_d, mask=d_ok, other=0.0)[None, :]
@@ -333,14 +304,16 @@ def _forward(q: Tensor, tokens: _Tokens) -> tuple[Tensor, Tensor]:
     lse = q.new_empty((layers, tokens.images, heads, prompts), dtype=torch.float32)
     if out.numel() == 0:
         return out, lse
-    sizes = launch_table.tile("prompt_attention", q.dtype, pad_width(width), q.device)
+    dot, parts = _products_here(q.dtype, tokens.keys.dtype)
+    sizes = launch_table.tile("prompt_attention", dot, pad_width(width), q.device)
     block_p = _block_p(sizes, prompts)
-    _forward_kernel[(triton.cdiv(prompts, block_p) * heads * layers * tokens.images,)](
-        q.contiguous(), *tokens.tensors, out, lse, *tokens.strides,
-        tokens.images, layers, heads, prompts, tokens.kept, width**-0.5,
-        **_constants(width, q.dtype, block_p, sizes),
-        num_warps=sizes.num_warps, num_stages=sizes.num_stages,
-    )  # fmt: skip
+    with torch.cuda.device_of(q):
+        _forward_kernel[(triton.cdiv(prompts, block_p) * heads * layers * tokens.images,)](
+            q.contiguous(), *tokens.tensors, out, lse, *tokens.strides,
+            tokens.images, layers, heads, prompts, tokens.kept, width**-0.5,
+            **_constants(width, dot, parts, block_p, sizes),
+            num_warps=_warps(sizes, block_p), num_stages=sizes.num_stages,
+        )  # fmt: skip
     return out, lse
 
 
@@ -348,29 +321,60 @@ def _backward(grad: Tensor, q: Tensor, out: Tensor, lse: Tensor, tokens: _Tokens
     layers, heads, prompts, width = q.shape
     if out.numel() == 0:
         return q.new_zeros(q.shape)
-    sizes = launch_table.tile("prompt_attention_backward", q.dtype, pad_width(width), q.device)
+    dot, parts = _products_here(q.dtype, tokens.keys.dtype)
+    name = _row("prompt_attention_backward", tokens.keys.dtype)
+    sizes = launch_table.tile(name, dot, pad_width(width), q.device)
     block_p = _block_p(sizes, prompts)
     programs = triton.cdiv(prompts, block_p) * heads * layers
     split_images = triton.cdiv(tokens.images, max(1, _PROGRAMS // programs))
     splits = triton.cdiv(tokens.images, split_images)
     partial = q.new_empty((splits, *q.shape), dtype=torch.float32)
-    _backward_kernel[(programs * splits,)](
-        q.contiguous(), *tokens.tensors, out.contiguous(), lse.contiguous(), grad.contiguous(),
-        partial, *tokens.strides,
-        tokens.images, layers, heads, prompts, tokens.kept, width**-0.5, split_images,
-        **_constants(width, q.dtype, block_p, sizes),
-        num_warps=sizes.num_warps, num_stages=sizes.num_stages,
-    )  # fmt: skip
+    with torch.cuda.device_of(q):
+        _backward_kernel[(programs * splits,)](
+            q.contiguous(), *tokens.tensors, out.contiguous(), lse.contiguous(), grad.contiguous(),
+            partial, *tokens.strides,
+            tokens.images, layers, heads, prompts, tokens.kept, width**-0.5, split_images,
+            **_constants(width, dot, parts, block_p, sizes),
+            num_warps=_warps(sizes, block_p), num_stages=sizes.num_stages,
+        )  # fmt: skip
     return partial.sum(0).to(q.dtype)
 
 
-def _constants(width: int, dtype: torch.dtype, block_p: int, sizes: Tile) -> dict[str, object]:
+def _products(q_dtype: torch.dtype, kv_dtype: torch.dtype) -> tuple[torch.dtype, int]:
+    """Dtype that tensor cores multiply in, and of how many such numbers a f32 is the sum."""
+    if q_dtype != torch.float32 or kv_dtype == torch.float32:
+        return q_dtype, 1
+    if kv_dtype == torch.bfloat16:
+        return torch.bfloat16, 3
+    return torch.float16, 2  # f16 holds every value of the 8-bit dtypes
+
+
+def _products_here(q_dtype: torch.dtype, kv_dtype: torch.dtype) -> tuple[torch.dtype, int]:
+    """``_products``, but for the interpreter, which cannot multiply bf16."""
+    dot, parts = _products(q_dtype, kv_dtype)
+    if dot == torch.bfloat16 and launch_table.is_interpreted():
+        return torch.float32, 1
+    return dot, parts
+
+
+def _row(kernel: str, kv_dtype: torch.dtype) -> str:
+    """The kernel's name in the launch table: 8-bit tokens cost the backward pass registers."""
+    is_heavy = kernel == "prompt_attention_backward" and kv_dtype.itemsize == 1
+    return f"{kernel}_8bit" if is_heavy else kernel
+
+
+def _constants(
+    width: int, dot: torch.dtype, parts: int, block_p: int, sizes: Tile
+) -> dict[str, object]:
     """The kernels' constexprs, at run time and for the compile report."""
-    # The interpreter cannot multiply bf16.
-    is_wide = dtype == torch.bfloat16 and launch_table.is_interpreted()
-    dot = tl.float32 if is_wide else getattr(tl, str(dtype).removeprefix("torch."))
     sizes_of = {"D": width, "BLOCK_D": pad_width(width), "BLOCK_P": block_p}
-    return {**sizes_of, "BLOCK_K": sizes.block_n, "DOT": dot}
+    dot_type = getattr(tl, str(dot).removeprefix("torch."))
+    return {**sizes_of, "BLOCK_K": sizes.block_n, "DOT": dot_type, "PARTS": parts}
+
+
+def _warps(sizes: Tile, block_p: int) -> int:
+    """As many as the table has for its rows, fewer for fewer, but four."""
+    return max(4, sizes.num_warps * block_p // sizes.block_m)
 
 
 def _block_p(sizes: Tile, prompts: int) -> int:
@@ -380,11 +384,6 @@ def _block_p(sizes: Tile, prompts: int) -> int:
 
 _F16, _BF16, _F32 = torch.float16, torch.bfloat16, torch.float32
 _EIGHT_BIT = (torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
-_SHORT_NAMES = {
-    **launch_table.SHORT_NAMES,
-    torch.float8_e5m2: "fp8e5",
-    torch.uint8: "u8",
-}
 
 
 def compile_specs() -> list[CompileSpec]:
@@ -393,6 +392,7 @@ def compile_specs() -> list[CompileSpec]:
     cases += [(64, _BF16, dtype, 16) for dtype in (_BF16, _F16, *_EIGHT_BIT)]
     cases += [(64, _F32, dtype, 16) for dtype in (_F32, _F16, *_EIGHT_BIT)]
     cases += [(64, _F16, _F16, 512), (64, _BF16, _BF16, 512), (64, _BF16, torch.int8, 512)]
+    cases += [(64, _F32, _F16, 512), (64, _F32, torch.int8, 512), (64, _F32, _BF16, 16)]
     for width in (32, 128):
         cases += [(width, _F16, _F16, 512), (width, _F32, _F32, 16), (width, _BF16, torch.int8, 16)]
     specs = []
@@ -413,10 +413,12 @@ def _spec(
     indexed: bool = False,
 ) -> CompileSpec:
     """A contiguous store, picked from by rows, or a frozen layer's own k and v with an index."""
-    sizes = launch_table.TABLE[kernel, q_dtype, width, arch]
+    dot, parts = _products(q_dtype, kv_dtype)
+    row = _row(kernel, kv_dtype)
+    sizes = launch_table.TABLE[row, dot, width, arch]
     block_p = _block_p(sizes, prompts)
     has_no_e4m3 = kv_dtype == torch.float8_e4m3fn and arch == "sm_80"
-    q_name, kv_name = _SHORT_NAMES[q_dtype], _SHORT_NAMES[torch.uint8 if has_no_e4m3 else kv_dtype]
+    q_name, kv_name = SHORT_NAMES[q_dtype], SHORT_NAMES[torch.uint8 if has_no_e4m3 else kv_dtype]
     signature = {"index_ptr": "*i32"} if indexed else {"rows_ptr": "*i64"}
     signature |= dict.fromkeys(("q_ptr", "out_ptr"), f"*{q_name}") | {"lse_ptr": "*fp32"}
     signature |= dict.fromkeys(("k_ptr", "v_ptr"), f"*{kv_name}")
@@ -434,12 +436,12 @@ def _spec(
     signature |= dict.fromkeys(kv_strides, "i64") | dict.fromkeys(counts, "i32") | {"scale": "fp32"}
     units = dict.fromkeys(("kv_stride_d", "ks_stride_d", "vs_stride_k"), 1)
     return CompileSpec(
-        name=f"{kernel}{'_indexed' if indexed else ''} {q_name} {kv_name} D{width} P{block_p}",
+        name=f"{row}{'_indexed' if indexed else ''} {q_name} {kv_name} D{width} P{block_p}",
         kernel=_backward_kernel if is_backward else _forward_kernel,
         signature=signature,
-        constexprs=dict.fromkeys(absent) | units | _constants(width, q_dtype, block_p, sizes),
+        constexprs=dict.fromkeys(absent) | units | _constants(width, dot, parts, block_p, sizes),
         architecture=arch,
-        num_warps=sizes.num_warps,
+        num_warps=_warps(sizes, block_p),
         num_stages=sizes.num_stages,
         aligned=[*kv_strides, *(name for name in signature if name.endswith("_ptr"))],
     )

@@ -303,6 +303,7 @@ def one_op_one_name(root: Path) -> Iterator[str]:
         "levels",
         "attend_heads",
         "hash",
+        "prompt_products",
     }
     for folder, suffix in (("fptkernels", ".py"), ("csrc", ".cpp")):
         for path in sorted((root / folder).glob(f"*{suffix}")):

@@ -92,6 +92,37 @@ def test_budget_of_eight_bits(q_dtype: torch.dtype, dtype: torch.dtype) -> None:
     assert_both_within_budget(ODD.q(q_dtype), kv, torch.tensor([1, 0, 1]), scales)
 
 
+@pytest.mark.parametrize("kv_dtype", [torch.float16, torch.int8, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("kept", "width", "prompts"),
+    [(1, 8, 1), (17, 24, 17), (64, 72, 2), (5, 100, 100), (3, 128, 65), (130, 64, 16)],
+)
+def test_odd_shapes(kept: int, width: int, prompts: int, kv_dtype: torch.dtype) -> None:
+    case = PromptCase("", images=2, layers=2, heads=2, kept=kept, width=width, prompts=prompts)
+    if kv_dtype == torch.int8:
+        kv, scales = quantised(case, kv_dtype)
+        assert_both_within_budget(case.q(torch.float32), kv, None, scales)
+    else:
+        assert_both_within_budget(case.q(torch.float32), case.kv(kv_dtype))
+
+
+@pytest.mark.parametrize("q_scale", [1e-30, 1e-6, 1e4])
+def test_f32_queries_of_any_size_are_multiplied_in_full(q_scale: float) -> None:
+    """Parts of 16 bits hold neither 1e-30 nor, but for their common factor, 1e5."""
+    kv = ODD.kv(torch.float16) / q_scale ** (q_scale > 1)
+    q = ODD.q(torch.float32) * q_scale
+    q[..., 0] *= 30
+    assert_both_within_budget(q, kv, grad_scale=q_scale)
+
+
+def test_f32_is_multiplied_in_parts_of_what_the_store_holds() -> None:
+    assert kernels._products(torch.float32, torch.float16) == (torch.float16, 2)
+    for dtype in EIGHT_BIT:
+        assert kernels._products(torch.float32, dtype) == (torch.float16, 2)
+        assert kernels._products(torch.float16, dtype) == (torch.float16, 1)
+    assert kernels._products(torch.float32, torch.float32) == (torch.float32, 1)
+
+
 def test_budget_of_e4m3_where_it_is_a_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch_table, "architecture", lambda _: "sm_90")
     kv, scales = quantised(ODD, torch.float8_e4m3fn)
