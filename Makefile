@@ -5,13 +5,14 @@ PYTEST_WORKERS ?= 2
 RESULTS ?= .benchmarks/results.json
 MINUTES ?= 9
 DEVICE_OPTIONS ?=
+RELIABILITY_OPTIONS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.fpt-fast-installed
 INSTALL_LOG := $(VENV)/fpt-fast-install.log
 
 .DEFAULT_GOAL := help
-.PHONY: help install native demo test bench figures device lint types architecture tests benchmarks cold-import clean
+.PHONY: help install native demo test bench figures device reliability lint types architecture tests benchmarks cold-import clean
 
 help:
 	@echo "make demo    preload, train, evaluate and report on the bundled task, into demo-output/"
@@ -21,6 +22,7 @@ help:
 	@echo "make native  the C++ extension, built in place"
 	@echo "make lint    ruff: rules and format      make types   mypy"
 	@echo "make device  what needs a GPU: tests, races, benchmarks, tuning (docs/gpu.md)"
+	@echo "make reliability  the long attack on the cache, counted in benchmarks/results/reliability.json"
 	@echo "make clean   remove build products, caches and demo-output/ (not the environment)"
 
 install: $(STAMP)
@@ -87,6 +89,10 @@ figures: native
 # Everything that needs a GPU, within MINUTES, into one JSON of benchmarks/results; docs/gpu.md.
 device: $(STAMP)
 	$(BIN)/python -m benchmarks.device --minutes $(MINUTES) $(DEVICE_OPTIONS)
+
+# The long form of tests/reliability; RELIABILITY_OPTIONS="--only fuzz --inputs 10000" for a part.
+reliability: native
+	$(BIN)/python tests/reliability/attack.py $(RELIABILITY_OPTIONS)
 
 clean:
 	rm -rf build dist python/fpt_fast/_native* demo-output .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis python/fpt_fast.egg-info

@@ -15,6 +15,7 @@ from fpt_fast.cache.format import (
     JOURNAL_ENTRY_BYTES,
     MAX_HEADER_BYTES,
     Manifest,
+    canonical_json,
     checksum_table,
     decode_journal,
     digest,
@@ -36,7 +37,8 @@ def with_header(manifest: Manifest, **changes: object) -> bytes:
     """A manifest whose header lies, and whose checksum is right."""
     data = encode_manifest(manifest)
     magic, version, length = struct.unpack("<8sII", data[:16])
-    header = json.dumps({**json.loads(data[16 : 16 + length]), **changes}).encode()
+    values = {**json.loads(data[16 : 16 + length]), **changes}
+    header = canonical_json(values, "header")
     body = struct.pack("<8sII", magic, version, len(header)) + header + data[16 + length : -16]
     return body + digest(body)
 
@@ -185,6 +187,27 @@ def test_headers_that_are_no_header(tmp_path: Path, header: bytes) -> None:
     file = tmp_path / "manifest.fpt"
     file.write_bytes(body + digest(body))
     with pytest.raises(CacheCorrupt, match="header"):
+        read_manifest(file, "manifest")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"notes":{}', b'"notes":{"a":NaN}'),
+        (b'"notes":{}', b'"notes":{"a":1,"a":2}'),
+        (b'"notes":{}', b'"notes": {}'),
+        (b'"kind":"manifest"', b'"kind":"plan","kind":"manifest"'),
+        (b'"records":2', b'"records":1,"records":2'),
+    ],
+)
+def test_headers_are_spelled_in_one_way(tmp_path: Path, old: bytes, new: bytes) -> None:
+    data, file = encode_manifest(manifest_of(keys(2))), tmp_path / "manifest.fpt"
+    size = struct.unpack_from("<I", data, 12)[0]
+    header = data[16 : 16 + size].replace(old, new)
+    assert header != data[16 : 16 + size]
+    body = data[:12] + struct.pack("<I", len(header)) + header + data[16 + size : -16]
+    file.write_bytes(body + digest(body))
+    with pytest.raises(CacheCorrupt, match="has a header that is not"):
         read_manifest(file, "manifest")
 
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from fpt_fast.cache import (
     inspect_cache,
     verify_cache,
 )
+from fpt_fast.cache.format import encode_manifest, read_manifest
 
 SHARD = "shard-00000.fpt"
 
@@ -221,6 +223,20 @@ def test_both_manifests_lost(cache: Path) -> None:
     (cache / "manifest-copy.fpt").unlink()
     with pytest.raises(CacheCorrupt, match="manifest.fpt: is missing"):
         drop_bad_records(cache)
+
+
+def test_verify_takes_no_memory_for_records_that_the_files_have_no_room_for(cache: Path) -> None:
+    manifest = read_manifest(cache / "manifest.fpt", "manifest")
+    absurd = replace(manifest, layout=replace(LAYOUT, heads=2**20))
+    (cache / "manifest.fpt").write_bytes(encode_manifest(absurd))
+    tracemalloc.start()
+    try:
+        report = verify_cache(cache)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert set(report.bad_keys) == set(manifest.keys)
+    assert peak < 2**20 < absurd.layout.record_bytes
 
 
 def test_surplus_shard_is_reported(cache: Path) -> None:

@@ -1,9 +1,9 @@
 """The attack on the cache, by parts, each with a count: a short form for CI, a long one by hand.
 
 ``make reliability`` runs this file; it writes what was counted, with machine and commit, to
-``benchmarks/results/reliability.json``, from which ``benchmarks/reliability_table.py`` makes the
-table of README.md.  Each part runs in a process of its own, fresh and without other threads.
-A promise that does not hold is an exception, so the silent errors of a finished run are 0.
+``benchmarks/results/reliability.json``.  Each part runs in a process of its own, fresh and without
+other threads.  A promise that does not hold is an exception, so the silent errors of a finished run
+are 0.
 """
 
 import argparse
@@ -41,12 +41,14 @@ PARTS = (
     Part("processes", "rounds", 3, 100, "builds by two processes, and under readers' eyes"),
     Part("power", "states", 4, 300, "states of an instant above which they are sampled"),
     Part("faults", "faults", 7, 1, "let every so-many-th call fail"),
+    Part("flips", "flips", 97, 1, "flip a bit of every so-many-th byte of shards; 1: every bit"),
+    Part("fuzz", "inputs", 4000, 1_000_000, "lying manifests, plans, shards, journals, by dtype"),
 )
 
 
 def run_here(name: str, root: Path, dtype: str, count: int) -> dict[str, int]:
     """Run a part in this process; its counts."""
-    from reliability import faults, kills, processes, replay
+    from reliability import faults, flips, fuzz, kills, processes, replay
     from reliability.subjects import Subject, scenarios
 
     subject = Subject(root, dtype)
@@ -73,6 +75,13 @@ def run_here(name: str, root: Path, dtype: str, count: int) -> dict[str, int]:
             [faults.attack_writing(way, root, count) for way in ways]
             + [faults.attack_reading(subject, root, count)]
         ),
+        "flips": lambda: sum_of(
+            [
+                flips.flip_finished(subject, root, count),
+                flips.flip_unfinished(subject, root, count),
+            ]
+        ),
+        "fuzz": lambda: fuzz.fuzz(subject, root, count),
     }
     return runs[name]()
 

@@ -235,8 +235,12 @@ def _read_bytes(file: Path, fd: int, count: int) -> bytes:
 def _parse_header(file: Path, data: bytes) -> dict[str, Any]:
     try:
         header = json.loads(data)
+        spelling = canonical_json(header, "header")
     except (ValueError, RecursionError) as error:
-        raise corrupt(file, f"has a header that is not JSON ({error})") from None
+        raise corrupt(file, f"has a header that is not JSON ({str(error)[:200]})") from None
+    # No NaN, no name twice, no other encoding: what is read is what would be written.
+    if spelling != data:
+        raise corrupt(file, "has a header that is not spelled as this format spells JSON")
     expected: dict[str, type] = {
         "fingerprint": dict,
         "keys_bytes": int,

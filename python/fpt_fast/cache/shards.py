@@ -106,8 +106,8 @@ def find_bad_rows(
     with ThreadPoolExecutor(max_workers=workers) as pool:
         for shard, rows in by_shard.items():
             try:
-                with opened(shard_path(shard)) as (fd, _):
-                    check = _RecordCheck(fd, manifest)
+                with opened(shard_path(shard)) as (fd, size):
+                    check = _RecordCheck(fd, size, manifest)
                     ok = pool.map(lambda row, check=check: check(row) == digests[row], rows)
                     bad += [row for row, good in zip(rows, ok, strict=True) if not good]
             except (CacheCorrupt, FileNotFoundError):
@@ -118,16 +118,19 @@ def find_bad_rows(
 class _RecordCheck:
     """Digest of a row's record as it is on disk; empty where the file ends before it does."""
 
-    def __init__(self, fd: int, manifest: Manifest) -> None:
-        self._fd, self._manifest = fd, manifest
+    def __init__(self, fd: int, size: int, manifest: Manifest) -> None:
+        self._fd, self._size, self._manifest = fd, size, manifest
         self._local = threading.local()
 
     def __call__(self, row: int) -> bytes:
+        offset = self._manifest.locate(row)[1]
+        # No memory for a record that a manifest claims and the file has no room for.
+        if offset + self._manifest.layout.record_bytes > self._size:
+            return b""
         # One buffer per thread: records are megabytes, and fresh memory costs page faults.
         if not hasattr(self._local, "buffer"):
             self._local.buffer = memoryview(bytearray(self._manifest.layout.record_bytes))
         buffer = self._local.buffer
-        offset = self._manifest.locate(row)[1]
         try:
             whole = read_into(self._fd, buffer, offset) == len(buffer)
         except OSError as error:
