@@ -32,6 +32,7 @@ HELPERS = {
     "losses": {"records", "config"},
     "interrupts": set[str](),
     "tracking": {"records"},
+    "trust": {"records", "metrics"},
 }
 # Stages that may see less than what stands upstream of them.
 NARROW = {
@@ -39,7 +40,7 @@ NARROW = {
     "cache": BASE | {"ops"},
     "trainer": BASE | {"losses", "metrics", "interrupts"},
     "sweep": BASE | {"ops", "model", "losses", "metrics", "interrupts", "trainer"},
-    "report": BASE | {"metrics"},
+    "report": BASE | {"metrics", "trust"},
 }
 BELOW_PIPELINE = BASE | set(STAGES) | set(HELPERS) | {"ops"}
 
@@ -78,6 +79,7 @@ ALLOWED_PACKAGES = {
     "ops": {"torch"},
     "cache": {"torch", "numpy", "xxhash"},
     "metrics": {"torch", "numpy", "sklearn"},
+    "trust": {"torch", "numpy"},
     "losses": {"torch"},
     "fusion": {"torch"},
     "side_network": {"torch"},

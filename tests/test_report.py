@@ -27,6 +27,7 @@ from fpt_fast.records import (
 )
 from fpt_fast.report import write_report, write_run_files
 from fpt_fast.report.tokens import draw_tokens, kept_share
+from fpt_fast.trust import Assessment, assess
 
 CLASSES = ("gesund", "轻度 $2^x$", "_<script>alert('x')</script>", 'a, "b" & c')
 
@@ -102,7 +103,7 @@ def report(folder: Path, **changes: Any) -> Page:
         "history": make_history(),
         "predictions": predictions,
         "classes": classes,
-        "metrics": changes.get("metrics") or compute_metrics(predictions, len(classes)),
+        "assessment": changes.get("assessment") or assess(predictions, len(classes), resamples=50),
         "examples": [make_example()],
         "settings": {"data": "<i>data</i>", "layers": [6, 7], "nested": {"seed": 3, "none": None}},
         **changes,
@@ -114,13 +115,14 @@ def report(folder: Path, **changes: Any) -> Page:
 
 def test_run_files(tmp_path: Path) -> None:
     predictions = make_predictions(present=3)
-    metrics = compute_metrics(predictions, 4)
+    assessment = assess(predictions, 4, resamples=50)
+    metrics = assessment.metrics
     config = {"layers": (6, 7), "path": tmp_path, "größe": {"x": None, "y": 1e-4}}
     paths = write_run_files(
         tmp_path,
         predictions=predictions,
         classes=CLASSES,
-        metrics=metrics,
+        assessment=assessment,
         history=make_history(),
         config=config,
     )
@@ -136,6 +138,11 @@ def test_run_files(tmp_path: Path) -> None:
     )
     assert values["auc"] == metrics["auc"]
     assert values["per_class"][3]["auc"] is None
+    assert assessment.intervals is not None
+    interval = assessment.intervals["auc"]
+    assert values["intervals"]["values"]["auc"] == [interval.low, interval.high]
+    assert values["intervals"]["per_class"]["auc"][3] == [None, None]
+    assert (values["intervals"]["resamples"], values["intervals"]["method"]) == (50, "percentile")
     assert values["missing_classes"] == [CLASSES[3]]
     assert values["classes"] == list(CLASSES)
     assert values["best_epoch"] == 2
@@ -165,7 +172,11 @@ def test_run_files_of_another_split_and_without_labels(tmp_path: Path) -> None:
     predictions = Predictions(known.keys, labels, known.logits, known.probabilities)
     metrics = compute_metrics(predictions, 4)
     write_run_files(
-        tmp_path, predictions=predictions, classes=CLASSES, metrics=metrics, suffix="-val"
+        tmp_path,
+        predictions=predictions,
+        classes=CLASSES,
+        assessment=Assessment(metrics),
+        suffix="-val",
     )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics-val.json", "predictions-val.csv"]
     with (tmp_path / "predictions-val.csv").open(encoding="utf-8", newline="") as file:
@@ -176,8 +187,10 @@ def test_run_files_of_a_regression(tmp_path: Path) -> None:
     predictions = Predictions(
         ("a", "b"), torch.tensor([0, 2]), torch.tensor([[0.25], [1.75]]), None
     )
-    metrics = compute_metrics(predictions, 3)
-    write_run_files(tmp_path, predictions=predictions, classes=("x", "y", "z"), metrics=metrics)
+    assessment = Assessment(compute_metrics(predictions, 3))
+    write_run_files(
+        tmp_path, predictions=predictions, classes=("x", "y", "z"), assessment=assessment
+    )
     assert (tmp_path / "predictions.csv").read_text() == (
         "key,label,predicted,grade\na,x,x,0.25\nb,z,z,1.75\n"
     )
@@ -197,17 +210,24 @@ def test_run_files_of_a_regression(tmp_path: Path) -> None:
 
 def test_names_must_fit(tmp_path: Path) -> None:
     predictions = make_predictions()
-    metrics = compute_metrics(predictions, 4)
+    assessment = Assessment(compute_metrics(predictions, 4))
     with pytest.raises(ValueError, match="got 3 names"):
-        write_run_files(tmp_path, predictions=predictions, classes=CLASSES[:3], metrics=metrics)
+        write_run_files(
+            tmp_path, predictions=predictions, classes=CLASSES[:3], assessment=assessment
+        )
     with pytest.raises(ValueError, match="got 3 names"):
-        report(tmp_path, predictions=predictions, classes=CLASSES[:3], metrics=metrics)
+        report(tmp_path, predictions=predictions, classes=CLASSES[:3], assessment=assessment)
 
 
 def test_report_says_what_happened(tmp_path: Path) -> None:
     predictions = make_predictions(present=3)
-    metrics = compute_metrics(predictions, 4)
+    assessment = assess(predictions, 4, resamples=50)
+    metrics = assessment.metrics
     page = report(tmp_path / "my run", predictions=predictions)
+    assert assessment.intervals is not None
+    for interval in (assessment.intervals["kappa"], assessment.intervals.per_class["recall"][1]):
+        assert f"[{interval.low:.3f}, {interval.high:.3f}]" in page.text
+    assert "95% confidence intervals: percentile bootstrap, 50 resamples of images" in page.text
     for name in CLASSES:
         assert page.text.count(name) >= 3
     for value in ("auc", "accuracy", "f1", "kappa", "auc_raw_logits"):

@@ -40,6 +40,7 @@ class ClassMetrics:
     support: int
     precision: float
     recall: float
+    specificity: float
     f1: float
     auc: float
 
@@ -142,6 +143,8 @@ def compute_metrics(predictions: Predictions, num_classes: int) -> Metrics:
     precision = _ratio(confusion.diagonal(), confusion.sum(axis=0))
     recall = _ratio(confusion.diagonal(), support)
     f1 = _ratio(2 * confusion.diagonal(), confusion.sum(axis=0) + support)
+    rest = confusion.sum() - support
+    specificity = _ratio(rest - confusion.sum(axis=0) + confusion.diagonal(), rest)
     auc = np.full(num_classes, np.nan)
     values: dict[str, float] = {}
     if probabilities is None:
@@ -167,7 +170,12 @@ def compute_metrics(predictions: Predictions, num_classes: int) -> Metrics:
         confusion=torch.from_numpy(confusion),
         per_class=tuple(
             ClassMetrics(
-                int(support[c]), float(precision[c]), float(recall[c]), float(f1[c]), float(auc[c])
+                support=int(support[c]),
+                precision=float(precision[c]),
+                recall=float(recall[c]),
+                specificity=float(specificity[c]),
+                f1=float(f1[c]),
+                auc=float(auc[c]),
             )
             for c in range(num_classes)
         ),

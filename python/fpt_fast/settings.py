@@ -297,6 +297,12 @@ class EvaluateSettings:
     """Where it runs."""
     batch_size: int = 16
     """Images per step."""
+    resamples: int = 2000
+    """Bootstrap resamples behind the confidence intervals (0: no intervals)."""
+    level: float = 0.95
+    """Level of the confidence intervals."""
+    interval: Literal["percentile", "bca"] = "percentile"
+    """Kind of the confidence intervals: quantiles, or bias-corrected and accelerated."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

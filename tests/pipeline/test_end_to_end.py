@@ -55,7 +55,13 @@ def test_the_four_calls(
     # Evaluating again gives what training reported.
     again = evaluate(run=run, split="test")
     assert again.values["auc"] == pytest.approx(result.metrics.values["auc"], abs=1e-9)
-    assert json.loads((run / "metrics-test.json").read_text())
+    assert again.intervals is not None
+    assert "confidence intervals" in str(again)
+    saved = [json.loads((run / name).read_text()) for name in ("metrics.json", "metrics-test.json")]
+    assert saved[0]["intervals"] == saved[1]["intervals"]
+    assert saved[0]["intervals"]["resamples"] == 2000
+    plain = evaluate(run=run, resamples=0)
+    assert (plain.intervals, plain.values) == (None, again.values)
 
     # Prediction from the files alone gives the probabilities of the cached features.
     test_images = sorted((data / "test").rglob("*.png"))

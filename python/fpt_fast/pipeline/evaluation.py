@@ -8,7 +8,6 @@ from typing import Any
 import yaml
 
 from fpt_fast.config import ConfigError
-from fpt_fast.metrics import Metrics, compute_metrics
 from fpt_fast.model import FptModel
 from fpt_fast.pipeline.inputs import make_loader, reopen_inputs
 from fpt_fast.pipeline.run_folder import BEST, CONFIG_FILE
@@ -16,11 +15,15 @@ from fpt_fast.report import write_run_files
 from fpt_fast.setting_values import build_settings, parse_values
 from fpt_fast.settings import EvaluateSettings, TrainSettings
 from fpt_fast.trainer import predict as predict_batches
+from fpt_fast.trust import Assessment, assess
 
 
-def evaluate(settings: EvaluateSettings | None = None, **values: Any) -> Metrics:
-    """Evaluate a run's best model on a split; writes ``metrics-SPLIT.json`` and
-    ``predictions-SPLIT.csv`` into the run; see ``EvaluateSettings`` for the arguments."""
+def evaluate(settings: EvaluateSettings | None = None, **values: Any) -> Assessment:
+    """Evaluate a run's best model on a split: metrics with confidence intervals.
+
+    Writes ``metrics-SPLIT.json`` and ``predictions-SPLIT.csv`` into the run; see
+    ``EvaluateSettings`` for the arguments.
+    """
     settings = settings or build_settings(EvaluateSettings, values)
     trained = read_run_settings(settings.run)
     changes: dict[str, Any] = {
@@ -55,15 +58,21 @@ def evaluate(settings: EvaluateSettings | None = None, **values: Any) -> Metrics
             device=settings.device,
             regression=bool(model.extra["regression"]),
         )
-        metrics = compute_metrics(predictions, len(recorded))
+        assessment = assess(
+            predictions,
+            len(recorded),
+            resamples=settings.resamples,
+            level=settings.level,
+            method=settings.interval,
+        )
     write_run_files(
         settings.run,
         predictions=predictions,
         classes=recorded,
-        metrics=metrics,
+        assessment=assessment,
         suffix=f"-{settings.split}",
     )
-    return metrics
+    return assessment
 
 
 def read_run_settings(run: Path) -> TrainSettings:

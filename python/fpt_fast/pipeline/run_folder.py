@@ -11,7 +11,6 @@ import xxhash
 import yaml
 
 from fpt_fast.config import ConfigError, FptConfig, TrainConfig
-from fpt_fast.metrics import Metrics
 from fpt_fast.pipeline.examples import token_examples
 from fpt_fast.pipeline.features import recorded_source
 from fpt_fast.pipeline.inputs import RunInputs
@@ -19,6 +18,7 @@ from fpt_fast.records import ImageSet, Predictions, Split, TrainingHistory
 from fpt_fast.report import write_report, write_run_files
 from fpt_fast.setting_values import to_yaml_values
 from fpt_fast.settings import RunSettings, TrainSettings
+from fpt_fast.trust import Assessment
 
 CONFIG_FILE = "config.yaml"
 BEST = "best"
@@ -142,13 +142,17 @@ def write_results(
     inputs: RunInputs,
     history: TrainingHistory,
     predictions: Predictions,
-    metrics: Metrics,
+    assessment: Assessment,
     split: Split,
 ) -> Path:
     """Write metrics, history, predictions and the report of a trained run; returns the report."""
     classes = inputs.images.classes
     write_run_files(
-        settings.run, predictions=predictions, classes=classes, metrics=metrics, history=history
+        settings.run,
+        predictions=predictions,
+        classes=classes,
+        assessment=assessment,
+        history=history,
     )
     examples = token_examples(
         inputs.images.of_split(split),
@@ -163,7 +167,7 @@ def write_results(
         history=history,
         predictions=predictions,
         classes=classes,
-        metrics=metrics,
+        assessment=assessment,
         examples=examples,
         split=split,
         settings={key: value for key, value in to_yaml_values(settings).items() if value != []},

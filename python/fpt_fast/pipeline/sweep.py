@@ -12,7 +12,7 @@ import torch
 
 from fpt_fast.config import ConfigError, FptConfig, TrainConfig
 from fpt_fast.loader import SweepLoader
-from fpt_fast.metrics import LOWER_IS_BETTER, Metrics, compute_metrics
+from fpt_fast.metrics import LOWER_IS_BETTER
 from fpt_fast.model import FptModel
 from fpt_fast.pipeline.inputs import RunInputs, make_loader, make_recipe, open_inputs
 from fpt_fast.pipeline.run_folder import (
@@ -40,6 +40,7 @@ from fpt_fast.sweep import (
     predict_sweep,
 )
 from fpt_fast.trainer import deterministic_algorithms
+from fpt_fast.trust import Assessment, assess
 
 log = logging.getLogger("fpt_fast")
 
@@ -174,7 +175,7 @@ def _save(
     models = [_best_model(inputs, outcome) for outcome in with_weights]
     loader = make_loader(inputs, _alone(settings, axes, {}), split)
     predictions = predict_sweep(models, SweepLoader(loader, (0,)), device=settings.device)
-    metrics: dict[str, Metrics] = {}
+    assessments: dict[str, Assessment] = {}
     for outcome, model, predicted in zip(with_weights, models, predictions, strict=True):
         trial = outcome.trial
         own = dataclasses.replace(
@@ -184,18 +185,20 @@ def _save(
             resume=False,
             overwrite=False,
         )
-        metrics[trial.name] = compute_metrics(predicted, len(images.classes))
+        assessments[trial.name] = assess(predicted, len(images.classes))
         own.run.mkdir(exist_ok=True)
         write_config(own, inputs, trial.method, trial.recipe)
         model.save_pretrained(own.run / BEST, extra=model_extra(inputs, trial.recipe))
-        write_results(own, inputs, outcome.history, predicted, metrics[trial.name], split)
+        write_results(own, inputs, outcome.history, predicted, assessments[trial.name], split)
     rows = tuple(
         SweepRow(
             outcome.trial.name,
             outcome.trial.values,
             outcome.history.best_epoch,
             outcome.history.best_value,
-            dict(metrics[outcome.trial.name].values) if outcome.trial.name in metrics else {},
+            dict(assessments[outcome.trial.name].values)
+            if outcome.trial.name in assessments
+            else {},
             outcome.ended,
         )
         for outcome in outcomes

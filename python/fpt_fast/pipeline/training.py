@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fpt_fast.config import ConfigError
-from fpt_fast.metrics import Metrics, compute_metrics
+from fpt_fast.metrics import Metrics
 from fpt_fast.model import FptModel
 from fpt_fast.pipeline.inputs import make_loader, make_recipe, open_inputs
 from fpt_fast.pipeline.run_folder import (
@@ -28,19 +28,25 @@ from fpt_fast.setting_values import build_settings, parse_steps
 from fpt_fast.settings import RunSettings, TrainSettings
 from fpt_fast.trainer import deterministic_algorithms, fit
 from fpt_fast.trainer import predict as predict_batches
+from fpt_fast.trust import Assessment, assess
 
 log = logging.getLogger("fpt_fast")
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """A finished run: where it is, how training went, and its metrics on the evaluated split."""
+    """A finished run: where it is, how training went, and its assessment on the split."""
 
     run: Path
     history: TrainingHistory
     split: Split
-    metrics: Metrics
+    assessment: Assessment
     report: Path
+
+    @property
+    def metrics(self) -> Metrics:
+        """The metrics without their intervals."""
+        return self.assessment.metrics
 
 
 def train(settings: TrainSettings | None = None, **values: Any) -> TrainResult:
@@ -92,9 +98,9 @@ def train(settings: TrainSettings | None = None, **values: Any) -> TrainResult:
             device=settings.device,
             regression=recipe.is_regression,
         )
-        metrics = compute_metrics(predictions, len(classes))
-        report = write_results(settings, inputs, history, predictions, metrics, split)
-    return TrainResult(settings.run, history, split, metrics, report)
+        assessment = assess(predictions, len(classes))
+        report = write_results(settings, inputs, history, predictions, assessment, split)
+    return TrainResult(settings.run, history, split, assessment, report)
 
 
 def refuse_ignored(settings: RunSettings) -> None:

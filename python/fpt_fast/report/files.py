@@ -10,6 +10,7 @@ from typing import Any
 from fpt_fast.files import write_atomically
 from fpt_fast.metrics import Metrics, predicted_classes
 from fpt_fast.records import UNLABELLED, Predictions, TrainingHistory
+from fpt_fast.trust import Assessment
 
 
 def write_run_files(
@@ -17,7 +18,7 @@ def write_run_files(
     *,
     predictions: Predictions,
     classes: Sequence[str],
-    metrics: Metrics,
+    assessment: Assessment,
     history: TrainingHistory | None = None,
     config: Mapping[str, Any] | None = None,
     suffix: str = "",
@@ -29,10 +30,10 @@ def write_run_files(
     is replaced whole.  Returns the paths.  Raises ``ValueError`` where ``classes`` do not fit the
     predictions.
     """
-    check_classes(classes, predictions, metrics)
+    check_classes(classes, predictions, assessment.metrics)
     folder = Path(run_dir)
     written = [folder / f"metrics{suffix}.json", folder / f"predictions{suffix}.csv"]
-    _write_metrics(written[0], metrics, classes, history)
+    _write_metrics(written[0], assessment, classes, history)
     _write_predictions(written[1], predictions, classes)
     if history is not None:
         written.append(folder / f"history{suffix}.csv")
@@ -55,11 +56,11 @@ def check_classes(classes: Sequence[str], predictions: Predictions, metrics: Met
 
 
 def _write_metrics(
-    path: Path, metrics: Metrics, classes: Sequence[str], history: TrainingHistory | None
+    path: Path, assessment: Assessment, classes: Sequence[str], history: TrainingHistory | None
 ) -> None:
-    values = metrics.to_json()
+    values = assessment.to_json()
     values["classes"] = list(classes)
-    values["missing_classes"] = [classes[label] for label in metrics.missing_classes]
+    values["missing_classes"] = [classes[label] for label in assessment.metrics.missing_classes]
     if history is not None:
         values["monitor"] = history.monitor
         values["best_epoch"] = history.best_epoch

@@ -14,6 +14,8 @@ from fpt_fast.report.figures import learning_curves, roc_curves
 from fpt_fast.report.files import check_classes
 from fpt_fast.report.style import STYLE
 from fpt_fast.report.tokens import draw_tokens
+from fpt_fast.report.trust import class_table, metric_cards
+from fpt_fast.trust import Assessment
 
 _TITLES = {
     "auc": "AUC",
@@ -34,29 +36,31 @@ def write_report(
     history: TrainingHistory | None,
     predictions: Predictions,
     classes: Sequence[str],
-    metrics: Metrics,
+    assessment: Assessment,
     examples: Sequence[TokenExample] = (),
     settings: Mapping[str, Any] | None = None,
     split: str = "test",
 ) -> Path:
     """Write ``run_dir/report.html`` and return its path.
 
-    The page shows metrics of ``split``, learning curves, ROC curves, the confusion matrix, a
-    table by class, ``examples`` with their kept tokens, and ``settings`` (name to value; a
-    mapping inside becomes dotted names).  Every name is escaped; figures and images are inside.
+    The page shows the ``assessment`` of ``split``, learning curves, ROC curves, the confusion
+    matrix, a table by class, ``examples`` with their kept tokens, and ``settings`` (name to
+    value; a mapping inside becomes dotted names).  Every name is escaped; figures and images are
+    inside.
     Raises ``ValueError`` where classes, predictions, metrics or examples do not fit together.
     """
+    metrics, intervals = assessment.metrics, assessment.intervals
     check_classes(classes, predictions, metrics)
     folder = Path(run_dir)
     name = folder.resolve().name
     sections = [
         _header(name, split, len(predictions.keys), classes, history),
-        _summary(metrics),
+        metric_cards(metrics, intervals, _TITLES),
         _notes(metrics, classes),
         _learning(history),
         _roc(predictions, classes, metrics),
         _confusion(metrics, classes),
-        _per_class(metrics, classes),
+        class_table(metrics, intervals, classes),
         _examples(examples, classes, split),
         _settings(settings or {}),
     ]
@@ -94,21 +98,6 @@ def _header(
             )
             parts.append(f"best on validation: epoch {history.best_epoch + 1}{reached}")
     return f'<header><h1>{escape(name)}</h1><p class="lead">{"; ".join(parts)}</p></header>'
-
-
-def _summary(metrics: Metrics) -> str:
-    cards = "".join(
-        f"<div><dt>{escape(_TITLES.get(name, name))}</dt><dd>{_number(value)}</dd></div>"
-        for name, value in metrics.items()
-        if name != "auc_raw_logits"
-    )
-    page = f'<dl class="cards">{cards}</dl>'
-    if "auc_raw_logits" in metrics:
-        page += (
-            '<p class="soft">AUC on raw logits, as in the published tables: '
-            f"{_number(metrics['auc_raw_logits'])}</p>"
-        )
-    return page
 
 
 def _notes(metrics: Metrics, classes: Sequence[str]) -> str:
@@ -154,24 +143,6 @@ def _confusion(metrics: Metrics, classes: Sequence[str]) -> str:
 def _shaded(count: int, share: float) -> str:
     ink = "#fff" if share > 0.55 else "inherit"
     return f'<td style="background:rgba(0,114,178,{share:.3f});color:{ink}">{count}</td>'
-
-
-def _per_class(metrics: Metrics, classes: Sequence[str]) -> str:
-    columns = ("images", "AUC", "precision", "recall", "F1")
-    head = "".join(f'<th scope="col">{column}</th>' for column in columns)
-    rows = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{row.support}</td><td>{_number(row.auc)}</td>'
-        + "".join(
-            f"<td>{_number(value if row.support else math.nan)}</td>"
-            for value in (row.precision, row.recall, row.f1)
-        )
-        + "</tr>"
-        for name, row in zip(classes, metrics.per_class, strict=True)
-    )
-    return (
-        '<h2>By class</h2><div class="scroll"><table><thead><tr><th class="left">class</th>'
-        f"{head}</tr></thead><tbody>{rows}</tbody></table></div>"
-    )
 
 
 def _examples(examples: Sequence[TokenExample], classes: Sequence[str], split: str) -> str:
@@ -236,7 +207,3 @@ def _image(content: bytes, kind: str, alternative: str) -> str:
     # As an image, an SVG can neither run scripts nor clash with another one's names.
     data = base64.b64encode(content).decode()
     return f'<img src="data:image/{kind};base64,{data}" alt="{escape(alternative)}">'
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}" if math.isfinite(value) else "–"

@@ -17,6 +17,8 @@ p { margin: .5rem 0; max-width: 46rem; }
 .cards dt { color: var(--soft); font-size: .875rem; }
 .cards dd { margin: 0; font-size: 1.9rem; line-height: 1.2; font-weight: 600;
   font-variant-numeric: tabular-nums; }
+.interval { display: block; color: var(--soft); font-size: .8125rem; font-weight: 400;
+  line-height: 1.4; white-space: nowrap; }
 .notes { border-left: 4px solid #e69f00; background: #fffbeb; padding: .6rem 1rem;
   margin: 1.5rem 0 0; }
 .notes p { margin: .2rem 0; max-width: none; }

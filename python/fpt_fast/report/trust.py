@@ -1,0 +1,68 @@
+"""What the report says of the metrics' certainty: cards with intervals, and the table by class."""
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from fpt_fast.metrics import Metrics
+from fpt_fast.trust import Interval, Intervals
+
+_COLUMNS = {
+    "auc": "AUC",
+    "precision": "precision",
+    "recall": "recall (sensitivity)",
+    "specificity": "specificity",
+    "f1": "F1",
+}
+
+
+def metric_cards(metrics: Metrics, intervals: Intervals | None, titles: Mapping[str, str]) -> str:
+    """The metrics as large figures, each with its interval below it."""
+    cards = "".join(
+        f"<div><dt>{escape(titles.get(name, name))}</dt><dd>{number(value)}"
+        f"{_below(None if intervals is None else intervals[name])}</dd></div>"
+        for name, value in metrics.items()
+        if name != "auc_raw_logits"
+    )
+    page = f'<dl class="cards">{cards}</dl>'
+    if intervals is not None:
+        page += f'<p class="soft">In brackets: {escape(intervals.describe())}.</p>'
+    if "auc_raw_logits" in metrics:
+        page += (
+            '<p class="soft">AUC on raw logits, as in the published tables: '
+            f"{number(metrics['auc_raw_logits'])}</p>"
+        )
+    return page
+
+
+def class_table(metrics: Metrics, intervals: Intervals | None, classes: Sequence[str]) -> str:
+    """Each class against the rest: images, AUC, precision, recall, specificity, F1."""
+    head = "".join(f'<th scope="col">{title}</th>' for title in ("images", *_COLUMNS.values()))
+    rows = []
+    for label, (name, row) in enumerate(zip(classes, metrics.per_class, strict=True)):
+        cells = [f"<td>{row.support}</td>"]
+        for column in _COLUMNS:
+            value = getattr(row, column)
+            # Without an image of the class, the others' zeros would say nothing.
+            known = row.support or column == "specificity"
+            shown = number(value if known else math.nan)
+            interval = None
+            if intervals is not None and known:
+                interval = intervals.per_class[column][label]
+            cells.append(f"<td>{shown}{_below(interval)}</td>")
+        rows.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>')
+    return (
+        '<h2>By class</h2><div class="scroll"><table><thead><tr><th class="left">class</th>'
+        f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def number(value: float) -> str:
+    """Three digits, or a dash where there is no number."""
+    return f"{value:.3f}" if math.isfinite(value) else "–"
+
+
+def _below(interval: Interval | None) -> str:
+    if interval is None or not math.isfinite(interval.low):
+        return ""
+    return f'<small class="interval">[{interval.low:.3f}, {interval.high:.3f}]</small>'
