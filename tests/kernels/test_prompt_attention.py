@@ -106,6 +106,11 @@ def test_odd_shapes(kept: int, width: int, prompts: int, kv_dtype: torch.dtype) 
         assert_both_within_budget(case.q(torch.float32), case.kv(kv_dtype))
 
 
+def test_prompts_of_many_models() -> None:
+    case = PromptCase("", images=1, layers=1, heads=1, kept=9, width=8, prompts=512)
+    assert_both_within_budget(case.q(torch.float16), case.kv(torch.float16))
+
+
 @pytest.mark.parametrize("q_scale", [1e-30, 1e-6, 1e4])
 def test_f32_queries_of_any_size_are_multiplied_in_full(q_scale: float) -> None:
     """Parts of 16 bits hold neither 1e-30 nor, but for their common factor, 1e5."""
