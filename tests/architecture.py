@@ -33,6 +33,7 @@ HELPERS = {
     "interrupts": set[str](),
     "tracking": {"records"},
     "trust": {"records", "metrics"},
+    "doctor": {"records", "images"},
 }
 # Stages that may see less than what stands upstream of them.
 NARROW = {
