@@ -28,6 +28,7 @@ from fpt_fast.ops.implementation import (
 )
 from fpt_fast.ops.native_reasons import (
     native_floats_reasons,
+    native_narrow_reasons,
     native_prompt_reasons,
     native_reasons,
 )
@@ -75,6 +76,11 @@ for _op in (
 ):
     _register(_op, "native", "fpt_fast.ops.native", native_prompt_reasons)
     _register(_op, "cpu", "fpt_fast.ops.cpu", _cpu)
+    _register(_op, "reference", "fpt_fast.ops.reference_ops")
+# The public function hands "torch" to torch's own attention and gradient; here it is the oracle.
+for _op in ("side_attention", "side_attention_backward"):
+    _register(_op, "native", "fpt_fast.ops.native", native_narrow_reasons)
+    _register(_op, "torch", "fpt_fast.ops.reference_ops")
     _register(_op, "reference", "fpt_fast.ops.reference_ops")
 # Last, so that auto does not choose them: no GPU has run these kernels yet (issues 3 and 8).  Once
 # `make device` has, they belong behind "cpu".
@@ -381,3 +387,60 @@ torch.library.register_autograd(
     lib=_library,
 )
 _without_gradient("prompt_attention_indexed_backward")
+
+
+def _heads_inside(x: Tensor) -> Tensor:
+    """[B, H, N, D] in memory [B, N, H, D], whoever computed it."""
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _side_attention(q: Tensor, k: Tensor, v: Tensor, impl: str) -> tuple[Tensor, Tensor]:
+    out, softmax = resolve("side_attention", impl, (q, k, v)).load()(q, k, v)
+    return _heads_inside(out), softmax
+
+
+def _side_attention_fake(q: Tensor, k: Tensor, v: Tensor, impl: str) -> tuple[Tensor, Tensor]:
+    softmax = q.new_empty((2, *q.shape[:3]), dtype=_lse_dtype(q))
+    return _heads_inside(q.new_empty(q.shape)), softmax
+
+
+def _side_attention_backward(*args: Any) -> tuple[Tensor, ...]:
+    *tensors, impl = args
+    function = resolve("side_attention_backward", impl, tensors[1:4]).load()
+    return tuple(_heads_inside(x) for x in function(*tensors))
+
+
+def _side_attention_backward_fake(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    return tuple(_heads_inside(x.new_empty(x.shape)) for x in args[:3])
+
+
+def _save_side_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *qkv, ctx.impl = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*qkv, *output)
+
+
+def _side_attention_gradient(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, ...]:
+    return (*ops.side_attention_backward(grad, *ctx.saved_tensors, ctx.impl), None)
+
+
+_define(
+    "side_attention",
+    "(Tensor q, Tensor k, Tensor v, str impl) -> (Tensor out, Tensor softmax)",
+    _side_attention,
+    _side_attention_fake,
+)
+_define(
+    "side_attention_backward",
+    "(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor softmax, str impl)"
+    " -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)",
+    _side_attention_backward,
+    _side_attention_backward_fake,
+)
+torch.library.register_autograd(
+    "fpt::side_attention",
+    _side_attention_gradient,
+    setup_context=_save_side_attention,
+    lib=_library,
+)
+_without_gradient("side_attention_backward")
