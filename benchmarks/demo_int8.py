@@ -1,11 +1,13 @@
 """Accuracy of 8-bit features: the demo's task from f16, int8 and fp8 features of one preload.
 
-    python benchmarks/demo_int8.py --output demo-output
+    python -m benchmarks.demo_int8 --output demo-output --write
 
 What an earlier demo left in OUTPUT (images, f16 cache) is used again.  The f16 cache is converted,
 and FPT+ is trained from each with the same seed.  Prints, and writes to OUTPUT/demo_int8.json:
 bytes of a record against the f32 file that the authors' code writes for an image, test AUC with
-its bootstrap interval, and the interval of the paired difference to f16.
+its bootstrap interval, and the interval of the paired difference to f16.  ``--write`` puts it into
+benchmarks/results/demo_int8.json and docs/8-bit-features.md; with ``--results FILE`` that of an
+earlier run, and nothing is run.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from sklearn.metrics import roc_auc_score
 
+from benchmarks.marked_block import write_block
 from fpt_fast.cache import CacheReader
 from fpt_fast.demo.needle import make_needle_dataset
 from fpt_fast.demo.run import BACKBONE, INPUT_SIZE, LEARNING_RATE, SIDE_SIZE
@@ -27,6 +30,11 @@ from fpt_fast.pipeline import convert, preload, train
 
 DTYPES = ("float16", "int8", "float8_e4m3fn")
 RESAMPLES = 2000
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "demo_int8.json"
+DOCUMENT = ROOT / "docs" / "8-bit-features.md"
+START = "<!-- demo: written by benchmarks/demo_int8.py -->"
+END = "<!-- end of demo -->"
 
 
 def caches(output: Path, images: int, seed: int) -> tuple[Path, dict[str, Path]]:
@@ -85,28 +93,22 @@ def f32_file_bytes(cache: Path) -> int:
     return len(save({"key_states": kv[:, 0].contiguous(), "value_states": kv[:, 1].contiguous()}))
 
 
-def main() -> int:
-    """Run everything; prints JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--output", type=Path, default=Path("demo-output"))
-    parser.add_argument("--images", type=int, default=800)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    data, of_dtype = caches(given.output, given.images, given.seed)
+def compare(output: Path, images: int, epochs: int, seed: int) -> dict[str, Any]:
+    """Train from each dtype; sizes, AUC and its differences."""
+    data, of_dtype = caches(output, images, seed)
     f32 = f32_file_bytes(of_dtype["float16"])
-    found: dict[str, Any] = {"images": given.images, "epochs": given.epochs, "f32_file_bytes": f32}
+    found: dict[str, Any] = {"images": images, "epochs": epochs, "f32_file_bytes": f32}
     bootstrapped: dict[str, list[float]] = {}
     for dtype, cache in of_dtype.items():
-        run = given.output / f"demo_int8-{dtype}"
+        run = output / f"demo_int8-{dtype}"
         trained = train(
             data=data,
             cache=str(cache),
             run=run,
             side_size=str(SIDE_SIZE),
-            epochs=given.epochs,
+            epochs=epochs,
             learning_rate=LEARNING_RATE,
-            seed=given.seed,
+            seed=seed,
             overwrite=True,
         )
         labels, probabilities = predicted(run)
@@ -125,9 +127,52 @@ def main() -> int:
             "auc_interval": interval(bootstrapped[dtype]),
             "difference_interval": interval(differences),
         }
-    text = json.dumps(found, indent=1)
-    (given.output / "demo_int8.json").write_text(text + "\n", encoding="utf-8")
-    sys.stdout.write(text + "\n")
+    return found
+
+
+def render(found: dict[str, Any]) -> str:
+    """The block of the document."""
+    lines = [
+        f"The demo, trained from each dtype with one seed ({found['images']} images, "
+        f"{found['epochs']} epochs, {found['float16']['test_images']} test images; intervals of "
+        f"95 % by {RESAMPLES} bootstrap samples of the test images, the difference paired):",
+        "",
+        "| features | f32 file / record | test AUC | interval | less that of f16: interval |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for dtype in DTYPES:
+        of = found[dtype]
+        low, high = of["auc_interval"]
+        less, more = of["difference_interval"]
+        difference = "" if dtype == "float16" else f"{less:+.4f} to {more:+.4f}"
+        lines.append(
+            f"| {dtype} | {of['f32 file / record']:.2f} | {of['auc']:.4f} "
+            f"| {low:.4f} to {high:.4f} | {difference} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run everything; prints JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--output", type=Path, default=Path("demo-output"))
+    parser.add_argument("--images", type=int, default=800)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, help="of an earlier run, to be written")
+    parser.add_argument("--write", action="store_true")
+    given = parser.parse_args()
+    if given.results:
+        found = json.loads(given.results.read_text(encoding="utf-8"))
+    else:
+        found = compare(given.output, given.images, given.epochs, given.seed)
+    text = json.dumps(found, indent=1) + "\n"
+    if not given.results:
+        (given.output / "demo_int8.json").write_text(text, encoding="utf-8")
+    if given.write:
+        RESULTS.write_text(text, encoding="utf-8")
+        write_block(DOCUMENT, START, END, render(found))
+    sys.stdout.write(text)
     return 0
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cases import FULL_PROMPT_CASES, PromptCase
+from benchmarks.marked_block import write_block
 from fpt_fast.config import fpt_plus
 from fpt_fast.metrics import compute_metrics
 from fpt_fast.model import FptModel
@@ -234,11 +235,7 @@ def main() -> None:
     if not given.write:
         print(text)
         return
-    head, start, rest = DOCUMENT.read_text(encoding="utf-8").partition(START)
-    _, end, tail = rest.partition(END)
-    if not start or not end:
-        raise SystemExit(f"{DOCUMENT} must hold the lines {START} and {END}")
-    DOCUMENT.write_text(f"{head}{START}\n{text}\n{END}{tail}", encoding="utf-8")
+    write_block(DOCUMENT, START, END, text)
 
 
 if __name__ == "__main__":

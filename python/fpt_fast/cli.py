@@ -14,7 +14,6 @@ from tyro.conf import Positional, arg, subcommand
 from fpt_fast.interrupts import Stopped
 from fpt_fast.setting_values import read_yaml
 from fpt_fast.settings import (
-    DoctorSettings,
     EightBitDtype,
     EvaluateSettings,
     ImportSettings,
@@ -98,7 +97,6 @@ Command = (
     | Annotated[EvaluateSettings, subcommand("evaluate")]
     | Annotated[PredictSettings, subcommand("predict")]
     | Annotated[Cache, subcommand("cache")]
-    | Annotated[DoctorSettings, subcommand("doctor")]
     | Annotated[Info, subcommand("info")]
     | Annotated[Demo, subcommand("demo")]
 )
@@ -109,7 +107,6 @@ WITH_CONFIG: dict[str, type[Any]] = {
     "sweep": SweepSettings,
     "evaluate": EvaluateSettings,
     "predict": PredictSettings,
-    "doctor": DoctorSettings,
 }
 
 
@@ -207,10 +204,6 @@ def _run(command: Any) -> int:
         case PredictSettings():
             predicted = pipeline.predict(command)
             _say(f"{len(predicted.predictions.keys)} predictions written to {predicted.output}")
-        case DoctorSettings():
-            diagnosis = pipeline.doctor(command)
-            _say(str(diagnosis))
-            return 0 if diagnosis.ok else 1
         case Info():
             from fpt_fast.info import describe_installation
 

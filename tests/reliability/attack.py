@@ -43,12 +43,13 @@ PARTS = (
     Part("faults", "faults", 7, 1, "let every so-many-th call fail"),
     Part("flips", "flips", 97, 1, "flip a bit of every so-many-th byte of shards; 1: every bit"),
     Part("fuzz", "inputs", 4000, 1_000_000, "lying manifests, plans, shards, journals, by dtype"),
+    Part("soak", "megabytes", 80, 1536, "epochs over a cache of so many MiB, memory limited"),
 )
 
 
 def run_here(name: str, root: Path, dtype: str, count: int) -> dict[str, int]:
     """Run a part in this process; its counts."""
-    from reliability import faults, flips, fuzz, kills, processes, replay
+    from reliability import faults, flips, fuzz, kills, processes, replay, soak
     from reliability.subjects import Subject, scenarios
 
     subject = Subject(root, dtype)
@@ -82,6 +83,7 @@ def run_here(name: str, root: Path, dtype: str, count: int) -> dict[str, int]:
             ]
         ),
         "fuzz": lambda: fuzz.fuzz(subject, root, count),
+        "soak": lambda: soak.soak(dtype, root, count),
     }
     return runs[name]()
 
@@ -100,7 +102,8 @@ def run_all_dtypes(name: str, root: Path, count: int) -> dict[str, dict[str, int
 def run(name: str, count: int) -> dict[str, Any]:
     """Run a part on a cache of each dtype, in a fresh process; its counts by dtype."""
     # In memory where that is to be had: what a disk would do is simulated, and it need not wait.
-    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    # A soak must not take the memory that it counts, and reads from a disk.
+    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) and name != "soak" else None
     with tempfile.TemporaryDirectory(dir=base, prefix="fpt-fast-reliability-") as root:
         result = subprocess.run(
             [sys.executable, __file__, "--part", name, str(count), root],

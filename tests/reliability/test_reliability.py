@@ -1,7 +1,7 @@
 """The short form of the attack on the cache; ``make reliability`` is the long one.
 
-See ``kills.py``, ``processes.py``, ``faults.py``, ``flips.py``, ``fuzz.py``, and ``power_loss.py``
-for its model of a disk.
+See ``kills.py``, ``processes.py``, ``faults.py``, ``flips.py``, ``fuzz.py``, ``soak.py``, and
+``power_loss.py`` for its model of a disk.
 """
 
 import pytest
@@ -16,6 +16,7 @@ LEAST = {
     "power": {"replays": 5000, "states": 700, "valid": 100, "unfinished": 400, "faults": 50},
     "faults": {"faults": 350, "errors": 250, "successes": 50},
     "flips": {"flips": 1500, "detected": 700, "mended": 150, "refused": 300},
+    "soak": {"epochs": 20, "bytes read": 20 * 80 * 10**6, "cache bytes": 80 * 10**6},
     "fuzz": {"inputs": 4000, "plans": 800, "shards": 100, "journals": 300, "consistent": 500},
 }
 
