@@ -108,3 +108,16 @@ def prompt_attention(
         exponentials=(forward + backward) * case.images * rows * case.kept,
         out_bytes=forward * (outs + lse) + backward * queries,
     )
+
+
+def side_attention(heads: int, queries: int, tokens: int, width: int) -> Count:
+    """f32 both ways: two products forward, five backward, of which one is the first again."""
+    one, other = 4 * heads * queries * width, 4 * heads * tokens * width
+    softmax = 8 * heads * queries
+    results = 2 * one + 2 * other
+    return Count(
+        flops=7 * 2 * heads * queries * tokens * width,
+        bytes=(2 * one + 2 * other + softmax) + (3 * one + 2 * other + softmax) + one + 2 * other,
+        exponentials=2 * heads * queries * tokens,
+        out_bytes=results + softmax,
+    )

@@ -38,4 +38,9 @@ std::tuple<Tensor, Tensor> read_records(
     Tensor places, Tensor mapped, Tensor kv, Tensor k_scales, Tensor v_scales, Tensor index,
     int64_t record_bytes, bool digests, int64_t threads, std::string level);
 
+std::tuple<Tensor, Tensor> side_attention(Tensor q, Tensor k, Tensor v, std::string level);
+
+std::tuple<Tensor, Tensor, Tensor> side_attention_backward(
+    Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor softmax, std::string level);
+
 }  // namespace fpt

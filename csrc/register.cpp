@@ -32,6 +32,10 @@ STABLE_TORCH_LIBRARY(fpt_native, m) {
       " Tensor(c!) v_scales,"
       " Tensor(d!) index, int record_bytes, bool digests, int threads, str level)"
       " -> (Tensor counts, Tensor digests)");
+  m.def("side_attention(Tensor q, Tensor k, Tensor v, str level) -> (Tensor out, Tensor softmax)");
+  m.def(
+      "side_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out,"
+      " Tensor softmax, str level) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fpt_native, CompositeExplicitAutograd, m) {
@@ -48,4 +52,6 @@ STABLE_TORCH_LIBRARY_IMPL(fpt_native, CPU, m) {
   m.impl(
       "prompt_attention_indexed_backward", TORCH_BOX(&fpt::prompt_attention_indexed_backward));
   m.impl("read_records", TORCH_BOX(&fpt::read_records));
+  m.impl("side_attention", TORCH_BOX(&fpt::side_attention));
+  m.impl("side_attention_backward", TORCH_BOX(&fpt::side_attention_backward));
 }

@@ -33,6 +33,7 @@ HELPERS = {
     "interrupts": set[str](),
     "tracking": {"records"},
     "trust": {"records", "metrics"},
+    "doctor": {"records", "images"},
 }
 # Stages that may see less than what stands upstream of them.
 NARROW = {
@@ -283,7 +284,9 @@ def ops_of(root: Path) -> dict[str, str]:
 def one_op_one_name(root: Path) -> Iterator[str]:
     """An op has one name in every place: op, schema, oracle, test, benchmark, docs, kernel."""
     ops = ops_of(root)
-    library = (root / "python/fpt_fast/ops/library.py").read_text(encoding="utf-8")
+    ops_folder = root / "python/fpt_fast/ops"
+    library = (ops_folder / "library.py").read_text(encoding="utf-8")
+    schemas = "".join(p.read_text(encoding="utf-8") for p in ops_folder.glob("*_schemas.py"))
     design = (root / "DESIGN.md").read_text(encoding="utf-8")
     for op, family in ops.items():
         public = root / f"python/fpt_fast/ops/{family}.py"
@@ -294,7 +297,9 @@ def one_op_one_name(root: Path) -> Iterator[str]:
             if not path.exists() or not re.search(rf"\b{op}\b", path.read_text(encoding="utf-8")):
                 yield f"{op}: not in {place}"
         if not re.search(rf"\b{op}\b", library):
-            yield f"{op}: no schema in ops/library.py"
+            yield f"{op}: no implementation in ops/library.py"
+        if not re.search(rf"\b{op}\b", schemas):
+            yield f"{op}: no schema in ops/frozen_schemas.py or ops/trained_schemas.py"
         if not re.search(rf"\| `{op}\(", design):
             yield f"{op}: no row in DESIGN.md"
     shared = {

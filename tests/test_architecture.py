@@ -114,7 +114,8 @@ def plant_op(root: Path) -> None:
     files = {
         "python/fpt_fast/ops/reference.py": "def fold(x): ...",
         "python/fpt_fast/ops/fold.py": "def fold(x): ...",
-        "python/fpt_fast/ops/library.py": "'fold(Tensor x) -> Tensor'",
+        "python/fpt_fast/ops/library.py": "_register('fold')",
+        "python/fpt_fast/ops/frozen_schemas.py": "'fold(Tensor x) -> Tensor'",
         "tests/ops/test_fold.py": "fold",
         "benchmarks/bench_fold.py": "fold",
         "fptkernels/fold.py": "",
@@ -131,6 +132,7 @@ def plant_op(root: Path) -> None:
     [
         ("python/fpt_fast/ops/fold.py", "def crease(x): ..."),
         ("python/fpt_fast/ops/library.py", ""),
+        ("python/fpt_fast/ops/frozen_schemas.py", ""),
         ("tests/ops/test_fold.py", ""),
         ("benchmarks/bench_fold.py", ""),
         ("DESIGN.md", ""),

@@ -285,7 +285,8 @@ def test_a_dry_run_runs_everything(dry_run: Callable[..., Any]) -> None:
 @pytest.mark.slow
 def test_a_dry_run_reaches_every_op_by_its_kernel(dry_run: Callable[..., Any]) -> None:
     _, report, _ = dry_run()
-    families = {op.removesuffix("_backward") for op in implementation.ops()}
+    kernels = [op for op in implementation.ops() if "triton" in implementation.implementations(op)]
+    families = {op.removesuffix("_backward") for op in kernels}
     for phase in ("races", "ops"):
         results = list(report.results(phase))
         assert {row["impl"] for _, row in results} == {"triton"}

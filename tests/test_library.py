@@ -26,6 +26,8 @@ NAMES = (
     "prompt_attention_backward",
     "prompt_attention_indexed",
     "prompt_attention_indexed_backward",
+    "side_attention",
+    "side_attention_backward",
 )
 
 
@@ -50,6 +52,8 @@ def op_calls(impl: str) -> list[tuple[str, tuple[object, ...]]]:
     stored = torch.ops.fpt.prompt_attention(prompts, kv, rows, None, None, "auto")
     online = torch.ops.fpt.prompt_attention_indexed(prompts, *indexed, "auto")
     leaf = prompts.clone().requires_grad_()
+    qkv = (q[..., :8].clone().requires_grad_(), k[..., :8], v[..., :8])
+    attended = torch.ops.fpt.side_attention(*(x.detach() for x in qkv), "auto")
     return [
         ("frozen_attention", (q, k, v, impl)),
         ("token_scores", (q, k, "global", None, impl)),
@@ -66,6 +70,11 @@ def op_calls(impl: str) -> list[tuple[str, tuple[object, ...]]]:
         (
             "prompt_attention_indexed_backward",
             (torch.rand_like(online[0]), prompts, *indexed, *online, impl),
+        ),
+        ("side_attention", (*qkv, impl)),
+        (
+            "side_attention_backward",
+            (torch.rand_like(attended[0]), *(x.detach() for x in qkv), *attended, impl),
         ),
     ]
 

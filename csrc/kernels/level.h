@@ -15,6 +15,7 @@ namespace {
 #include "prompt_products.h"
 #include "prompt_attention.h"
 #include "hash_stripes.h"
+#include "side_attention.h"
 
 }  // namespace
 
@@ -25,6 +26,9 @@ const Kernels kernels = {
     .pack_prompts = pack_prompts,
     .prompt_forward = prompt_forward,
     .prompt_backward = prompt_backward,
+    .side_scratch = side_scratch,
+    .side_forward = side_forward,
+    .side_backward = side_backward,
     .select_tokens = select_tokens,
     .gather_rows = gather_rows,
     .attention_scratch = attention_scratch,

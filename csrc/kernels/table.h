@@ -112,12 +112,35 @@ struct HashTask {
   uint64_t* sums;         // in, out: [8]
 };
 
+// Softmax attention of one narrow head of one image, in f32; its width is at most 16.
+struct SideTask {
+  Matrix q;  // [queries, width]
+  Matrix k;  // [tokens, width]
+  Matrix v;  // [tokens, width]
+  int64_t queries, tokens, width;
+  float* tops;     // [queries] highest scaled logit: written forward, read backward
+  float* shares;   // [queries] 1 over the sum of exponentials above it: likewise
+  float* scratch;  // of side_scratch(queries, tokens) floats
+};
+
+struct SideGradient {
+  Matrix grad;  // [queries, width] of the output
+  Matrix out;   // [queries, width]
+  float* grad_q;  // rows of width, `stride` elements apart; the others alike
+  float* grad_k;
+  float* grad_v;
+  int64_t stride;
+};
+
 struct Kernels {
   int64_t lanes;
   int64_t (*prompt_scratch)(int64_t kept, int64_t width);
   void (*pack_prompts)(const PackTask&);
   void (*prompt_forward)(const PromptTask&, const PromptForward&);
   void (*prompt_backward)(const PromptTask&, const PromptBackward&);
+  int64_t (*side_scratch)(int64_t queries, int64_t tokens);
+  void (*side_forward)(const SideTask&, float* out, int64_t stride);
+  void (*side_backward)(const SideTask&, const SideGradient&);
   void (*select_tokens)(const SelectTask&);
   void (*gather_rows)(const GatherTask&);
   int64_t (*attention_scratch)(const AttentionTask&);

@@ -14,6 +14,7 @@ from tyro.conf import Positional, arg, subcommand
 from fpt_fast.interrupts import Stopped
 from fpt_fast.setting_values import read_yaml
 from fpt_fast.settings import (
+    DoctorSettings,
     EightBitDtype,
     EvaluateSettings,
     ImportSettings,
@@ -97,6 +98,7 @@ Command = (
     | Annotated[EvaluateSettings, subcommand("evaluate")]
     | Annotated[PredictSettings, subcommand("predict")]
     | Annotated[Cache, subcommand("cache")]
+    | Annotated[DoctorSettings, subcommand("doctor")]
     | Annotated[Info, subcommand("info")]
     | Annotated[Demo, subcommand("demo")]
 )
@@ -107,6 +109,7 @@ WITH_CONFIG: dict[str, type[Any]] = {
     "sweep": SweepSettings,
     "evaluate": EvaluateSettings,
     "predict": PredictSettings,
+    "doctor": DoctorSettings,
 }
 
 
@@ -204,6 +207,10 @@ def _run(command: Any) -> int:
         case PredictSettings():
             predicted = pipeline.predict(command)
             _say(f"{len(predicted.predictions.keys)} predictions written to {predicted.output}")
+        case DoctorSettings():
+            diagnosis = pipeline.doctor(command)
+            _say(str(diagnosis))
+            return 0 if diagnosis.ok else 1
         case Info():
             from fpt_fast.info import describe_installation
 

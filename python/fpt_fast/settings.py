@@ -23,11 +23,9 @@ def _default_workers() -> int:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DataSettings:
-    """Where the images are and how they are split."""
+class ListingSettings:
+    """How the images of a data set are listed and split."""
 
-    data: Path
-    """Folder (train/val/test/class, or class) or CSV list (path, label[, split])."""
     split_ratios: tuple[float, float, float] = (0.7, 0.1, 0.2)
     """Shares of train, val and test where the data brings no splits; stratified by class."""
     split_seed: int = 0
@@ -42,6 +40,28 @@ class DataSettings:
     """Go on without images that cannot be decoded (they are listed either way)."""
     workers: int = dataclasses.field(default_factory=_default_workers)
     """Threads that decode images."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DoctorSettings(ListingSettings):
+    """Look for leaks between splits, copies, damage, odd sizes, imbalance; and say what to do."""
+
+    data: Path | None = None
+    """Data set to look at (default: that of --run)."""
+    cache: Path | None = None
+    """Feature cache to look at, and to compare with the data (default: that of --run)."""
+    run: Path | None = None
+    """Run folder to look at; its own settings tell how its data were listed."""
+    input_size: str | None = None
+    """Frozen input that the images are meant for: 512 or HEIGHTxWIDTH (default: the cache's)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataSettings(ListingSettings):
+    """Where the images are and how they are split."""
+
+    data: Path
+    """Folder (train/val/test/class, or class) or CSV list (path, label[, split])."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fpt_fast.ops import side_attention
+
 _INIT_STD = 0.02
 
 
@@ -141,9 +143,7 @@ class SideLayer(nn.Module):
         else:
             q, k, v = self.qkv(seen).view(batch, length, 3, *heads).unbind(2)
             q = q[:, :queries]
-        attended = functional.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        )
+        attended = side_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return attended.transpose(1, 2).reshape(batch, queries, width)
 
 

@@ -10,6 +10,7 @@ from fpt_fast.ops.implementation import explain
 from fpt_fast.ops.prompt_attention import prompt_attention, prompt_attention_indexed
 from fpt_fast.ops.quantise_kv import dequantise_kv, quantise_kv
 from fpt_fast.ops.select_tokens import select_tokens
+from fpt_fast.ops.side_attention import side_attention
 from fpt_fast.ops.token_scores import token_scores
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "quantise_kv",
     "scores_come_free",
     "select_tokens",
+    "side_attention",
     "token_scores",
 ]

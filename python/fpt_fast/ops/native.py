@@ -43,6 +43,21 @@ def attention_with_scores(
     return out.transpose(1, 2) if need_output else None, scores if need_scores else None, lse
 
 
+def side_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Output [B, H, Q, D], in memory [B, Q, H, D], and the softmax's rows [2, B, H, Q]."""
+    out, softmax = _ops.side_attention(q, k, v, level())
+    return out.transpose(1, 2), softmax
+
+
+def side_attention_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients to q, k and v; no attention map exists as a whole."""
+    grads = _ops.side_attention_backward(grad, q, k, v, out, softmax.contiguous(), level())
+    grad_q, grad_k, grad_v = (x.transpose(1, 2) for x in grads)
+    return grad_q, grad_k, grad_v
+
+
 def prompt_attention(
     q: Tensor, kv: Tensor, rows: Tensor | None, scales: Scales | None
 ) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 _FOLDER = Path(__file__).resolve().parent.parent
+_WIDEST = 16  # csrc/side_attention.cpp
 # What fpt_fast.ops.native calls: a build that is older than a checkout may lack some.
 _OPS = (
     "levels",
@@ -29,6 +30,8 @@ _OPS = (
     "prompt_attention_backward",
     "prompt_attention_indexed",
     "prompt_attention_indexed_backward",
+    "side_attention",
+    "side_attention_backward",
 )
 
 
@@ -60,6 +63,17 @@ def native_prompt_reasons(args: Sequence[object]) -> list[str]:
     scales = [scale for arg in args if isinstance(arg, tuple) for scale in arg]
     if any(x.stride(-1) != 1 and x.shape[-1] > 1 for x in features + scales):
         reasons.append("it reads features and scales whose last axis has stride 1")
+    return reasons
+
+
+def native_narrow_reasons(args: Sequence[object]) -> list[str]:
+    """``native_reasons`` of the side network's attention: f32, and D of at most 16."""
+    reasons = native_reasons(args)
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    if any(tensor.dtype != torch.float32 for tensor in tensors):
+        reasons.append("it has a float32 form only")
+    if tensors and tensors[0].shape[-1] > _WIDEST:
+        reasons.append(f"it takes heads of at most {_WIDEST} channels")
     return reasons
 
 

@@ -56,6 +56,27 @@ def quantise_kv(kv: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]
     return torch.stack([keys8, values8], dim=2), k_scales.squeeze(-2), v_scales.squeeze(-1)
 
 
+def side_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """The side network's attention: q [B, H, Q, D], k, v [B, H, T, D] -> out [B, H, Q, D], and
+    [2, B, H, Q]: each row's highest logit, and 1 over its sum of exponentials above that."""
+    logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+    tops = logits.amax(dim=-1)
+    shares = 1 / (logits - tops.unsqueeze(-1)).exp().sum(dim=-1)
+    return torch.softmax(logits, dim=-1) @ v, torch.stack([tops, shares])
+
+
+def side_attention_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients to q, k and v of ``side_attention`` for ``grad`` [B, H, Q, D]."""
+    scale = q.shape[-1] ** -0.5
+    weights = torch.softmax(q @ k.transpose(-2, -1) * scale, dim=-1)
+    slopes = grad @ v.transpose(-2, -1)
+    slopes = weights * (slopes - (weights * slopes).sum(dim=-1, keepdim=True))
+    grad_k = slopes.transpose(-2, -1) @ q * scale
+    return slopes @ k * scale, grad_k, weights.transpose(-2, -1) @ grad
+
+
 def prompt_attention(
     q: Tensor, kv: Tensor, rows: Tensor | None = None, scales: Scales | None = None
 ) -> tuple[Tensor, Tensor]:

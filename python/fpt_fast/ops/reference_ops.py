@@ -32,6 +32,21 @@ def quantise_kv(kv: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]
     return reference.quantise_kv(kv.float(), dtype)
 
 
+def side_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """``reference.side_attention``."""
+    out, softmax = reference.side_attention(*(tensor.to(_wide(q)) for tensor in (q, k, v)))
+    return out.to(q.dtype), softmax
+
+
+def side_attention_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``reference.side_attention_backward``, which computes ``out`` and ``softmax`` anew."""
+    wide = (tensor.to(_wide(q)) for tensor in (grad, q, k, v))
+    grad_q, grad_k, grad_v = (x.to(q.dtype) for x in reference.side_attention_backward(*wide))
+    return grad_q, grad_k, grad_v
+
+
 def prompt_attention(
     q: Tensor, kv: Tensor, rows: Tensor | None, scales: Scales | None
 ) -> tuple[Tensor, Tensor]:

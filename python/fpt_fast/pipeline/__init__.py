@@ -8,6 +8,7 @@ from fpt_fast.cache import inspect_cache, verify_cache
 from fpt_fast.interrupts import Stopped
 from fpt_fast.pipeline.converting import ConvertResult, convert
 from fpt_fast.pipeline.data import UnreadableImages
+from fpt_fast.pipeline.diagnosis import doctor
 from fpt_fast.pipeline.evaluation import evaluate
 from fpt_fast.pipeline.importing import ImportResult, import_reference
 from fpt_fast.pipeline.prediction import PredictResult, predict
@@ -18,6 +19,7 @@ from fpt_fast.pipeline.training import TrainResult, train
 from fpt_fast.settings import (
     ConvertSettings,
     DataSettings,
+    DoctorSettings,
     EvaluateSettings,
     ImportSettings,
     PredictSettings,
@@ -31,6 +33,7 @@ __all__ = [
     "ConvertResult",
     "ConvertSettings",
     "DataSettings",
+    "DoctorSettings",
     "EvaluateSettings",
     "ImportResult",
     "ImportSettings",
@@ -47,6 +50,7 @@ __all__ = [
     "TrainSettings",
     "UnreadableImages",
     "convert",
+    "doctor",
     "evaluate",
     "import_reference",
     "inspect_cache",

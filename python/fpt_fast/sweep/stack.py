@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fpt_fast.model import FptModel
+from fpt_fast.ops import side_attention
 
 
 class ModelStack:
@@ -137,7 +138,7 @@ class ModelStack:
         qkv = self._linear(f"{name}.qkv", seen)
         split = qkv.view(models * batch, length, 3, heads, width // heads)
         q, k, v = (part.transpose(1, 2) for part in split.unbind(2))
-        out = functional.scaled_dot_product_attention(q[:, :, :queries], k, v)
+        out = side_attention(q[:, :, :queries], k, v)
         return out.transpose(1, 2).reshape(models, batch, queries, width)
 
     def _linear(self, name: str, inputs: Tensor) -> Tensor:
