@@ -121,7 +121,7 @@ def bench_epoch(benchmark: Any, tmp_path: Path, full: bool, part: str) -> None:
     torch.manual_seed(0)
     setting = prepare(tmp_path, full)
     start = time.perf_counter()
-    side_images = shrink_images(setting.items, setting.side.size, augmented=part == "epoch")
+    side_images = shrink_images(setting.items, setting.side, augmented=part == "epoch")
     loader = make_loader(setting, side_images, part)
     shrink_seconds = time.perf_counter() - start
 

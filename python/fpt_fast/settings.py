@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from fpt_fast.config import Loss, LossWeight
-from fpt_fast.records import Attention, FeatureDtype, Importance, Split
+from fpt_fast.records import Attention, FeatureDtype, Fit, Importance, Split
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -88,7 +88,20 @@ class InputSettings(BackboneSettings):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FrozenSettings(InputSettings):
+class ReadingSettings(InputSettings):
+    """How image files are read and fitted to the input."""
+
+    fit: Fit = "stretch"
+    """stretch images to the input's shape, as published, or pad them to it with black."""
+    window: str = "file"
+    """Grey of more than 8 bits: file (DICOM's own window), full (nothing is cut), minmax (of each
+    image), or CENTRE/WIDTH like 40/400."""
+    dicom_frame: int | None = None
+    """Frame of DICOM files of several frames, from 1 (without it they are refused)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrozenSettings(ReadingSettings):
     """How the frozen pass runs."""
 
     position_interpolation: Literal["timm", "bicubic_scale"] = "timm"

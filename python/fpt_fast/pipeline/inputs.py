@@ -29,7 +29,12 @@ from fpt_fast.loader import (
     NoFeatures,
 )
 from fpt_fast.model import FptModel
-from fpt_fast.pipeline.data import open_image_set, require_training_images
+from fpt_fast.pipeline.data import (
+    open_image_set,
+    read_as,
+    reading_of,
+    require_training_images,
+)
 from fpt_fast.pipeline.features import FeaturePlan, load_recorded_backbone, make_plan
 from fpt_fast.records import ImageSet, Preprocessing, Split
 from fpt_fast.setting_values import parse_size
@@ -59,9 +64,10 @@ def open_inputs(settings: TrainSettings, stack: ExitStack) -> tuple[RunInputs, F
     """Open data and features for training, and settle the method."""
     live = settings.cache == "none"
     # With a cache every image was readable when it was made; a live pass has nobody to vouch.
-    images = open_image_set(settings, check=live)
     if live:
+        images = open_image_set(settings, reading=reading_of(settings))
         return _open_live(settings, images)
+    images = open_image_set(settings, check=False)
     reader = stack.enter_context(CacheReader(Path(settings.cache)))
     plan = FeaturePlan.from_json({**reader.fingerprint, **reader.notes})
     plan.require(
@@ -74,7 +80,7 @@ def open_inputs(settings: TrainSettings, stack: ExitStack) -> tuple[RunInputs, F
     )
     method = _method(settings, plan)
     _require_layers(plan, method)
-    return _from_cache(settings, images, plan, reader, method), method
+    return _from_cache(settings, read_as(images, plan.reading), plan, reader, method), method
 
 
 def reopen_inputs(
@@ -91,9 +97,9 @@ def reopen_inputs(
     other weights, and ``ConfigError`` for data with other classes.
     """
     live = settings.cache == "none"
-    images = open_image_set(settings, check=live)
-    _require_classes(images, tuple(model.extra["classes"]))
     plan = FeaturePlan.from_json(model.extra["features"])
+    images = open_image_set(settings, reading=plan.reading, check=live)
+    _require_classes(images, tuple(model.extra["classes"]))
     if not live:
         reader = stack.enter_context(CacheReader(Path(settings.cache)))
         plan.require_equal(FeaturePlan.from_json(reader.fingerprint), str(settings.cache))
@@ -222,7 +228,7 @@ def make_loader(
     if repeated and items and settings.side_images == "stored":
         side_images = shrink_images(
             items,
-            inputs.side.size,
+            inputs.side,
             augmented=augmentation is not None,
             workers=settings.workers,
             directory=settings.side_cache,

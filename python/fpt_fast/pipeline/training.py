@@ -107,7 +107,10 @@ def refuse_ignored(settings: RunSettings) -> None:
     """A setting that a cache has settled must not look as if it did something."""
     if settings.cache == "none":
         return
-    live = ("checkpoint_path", "normalization", "mean", "std", "position_interpolation", "dtype")
+    live = (
+        *("checkpoint_path", "normalization", "mean", "std", "fit", "window", "dicom_frame"),
+        *("position_interpolation", "dtype"),
+    )
     defaults = {field.name: field.default for field in dataclasses.fields(RunSettings)}
     given = [name for name in (*live, "augment_input") if getattr(settings, name) != defaults[name]]
     if given:
