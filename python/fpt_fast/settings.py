@@ -155,6 +155,30 @@ class RepairSettings(BackboneSettings):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ShareSettings:
+    """Hand a run's best model on: a folder with model, metrics and card, and the hub."""
+
+    run: Path
+    """Folder of a finished run."""
+    output: Path | None = None
+    """New folder for the files."""
+    repo: str | None = None
+    """Repository of the Hugging Face hub, OWNER/NAME, made where there is none."""
+    private: bool = True
+    """Make a new repository private."""
+    name: str = ""
+    """Title of the card (default: the name of the run's folder)."""
+    data_set: str = ""
+    """What the model was trained and tested on, in your words."""
+    license: str = ""
+    """Licence of the model, an identifier such as apache-2.0."""
+    intended_use: str = ""
+    """What the model is for, in your words."""
+    contact: str = ""
+    """Whom to ask."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ImportSettings(InputSettings):
     """Turn features preloaded by the authors' code into a cache; what differs is said."""
 

@@ -14,6 +14,7 @@ from fpt_fast.pipeline.importing import ImportResult, import_reference
 from fpt_fast.pipeline.prediction import PredictResult, predict
 from fpt_fast.pipeline.preloading import PreloadResult, preload, repair
 from fpt_fast.pipeline.run_folder import RunExists
+from fpt_fast.pipeline.sharing import ShareResult, share
 from fpt_fast.pipeline.sweep import SweepResult, sweep
 from fpt_fast.pipeline.training import TrainResult, train
 from fpt_fast.settings import (
@@ -25,6 +26,7 @@ from fpt_fast.settings import (
     PredictSettings,
     PreloadSettings,
     RepairSettings,
+    ShareSettings,
     SweepSettings,
     TrainSettings,
 )
@@ -43,6 +45,8 @@ __all__ = [
     "PreloadSettings",
     "RepairSettings",
     "RunExists",
+    "ShareResult",
+    "ShareSettings",
     "Stopped",
     "SweepResult",
     "SweepSettings",
@@ -57,6 +61,7 @@ __all__ = [
     "predict",
     "preload",
     "repair",
+    "share",
     "sweep",
     "train",
     "verify_cache",

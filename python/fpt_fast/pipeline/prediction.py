@@ -15,10 +15,9 @@ from fpt_fast.files import write_atomically
 from fpt_fast.images import DecodedStore, list_images
 from fpt_fast.loader import FeatureLoader, LiveFeatures, NoFeatures
 from fpt_fast.metrics import predicted_classes
-from fpt_fast.model import FptModel
 from fpt_fast.pipeline.data import without_unreadable
 from fpt_fast.pipeline.features import FeaturePlan, load_recorded_backbone
-from fpt_fast.pipeline.run_folder import BEST
+from fpt_fast.pipeline.run_folder import read_best_model
 from fpt_fast.records import UNLABELLED, ImageItem, ImageSet, Predictions, Reading
 from fpt_fast.setting_values import build_settings
 from fpt_fast.settings import PredictSettings
@@ -42,13 +41,13 @@ def predict(settings: PredictSettings | None = None, **values: Any) -> PredictRe
     Raises ``CacheMismatch`` where the frozen model found has other weights than the run's.
     """
     settings = settings or build_settings(PredictSettings, values)
-    model = FptModel.from_pretrained(settings.run / BEST)
+    model = read_best_model(settings.run)
     try:
         plan = FeaturePlan.from_json(model.extra["features"])
         classes = tuple(model.extra["classes"])
     except KeyError as error:
         raise ConfigError(
-            f"{settings.run / BEST} lacks {error.args[0]!r}; it was not written by fpt-fast train"
+            f"{settings.run} lacks {error.args[0]!r}; it was not written by fpt-fast train"
         ) from error
     images = _open_images(settings, classes, plan.reading)
     side = dataclasses.replace(plan.preprocessing, size=model.config.side_size)
