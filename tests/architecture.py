@@ -13,12 +13,13 @@ MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 80
 
 # A room is what stands directly below fpt_fast: a module, or a package with all its modules.
-BASE = frozenset({"records", "config", "files", "profiling", "distributed", "hub"})
+BASE = frozenset({"records", "config", "files", "profiling", "distributed"})
 STAGES = (
     "images",
     "backbone",
     "selection",
     "cache",
+    "tiers",
     "loader",
     "fusion",
     "side_network",
@@ -39,6 +40,7 @@ HELPERS = {
 NARROW = {
     # Of the ops only read_records, which is how the cache reaches the C++ extension.
     "cache": BASE | {"ops"},
+    "tiers": BASE | {"cache"},
     "trainer": BASE | {"losses", "metrics", "interrupts"},
     "sweep": BASE | {"ops", "model", "losses", "metrics", "interrupts", "trainer"},
     "report": BASE | {"metrics", "trust"},
@@ -50,7 +52,6 @@ ALLOWED_ROOMS: dict[str, frozenset[str]] = {
     "files": frozenset(),
     "profiling": frozenset(),
     "distributed": frozenset(),
-    "hub": frozenset(),
     "config": frozenset({"records"}),
     "ops": frozenset({"records", "config"}),
     **{
@@ -78,7 +79,6 @@ ALLOWED_PACKAGES = {
     "files": set[str](),
     "profiling": {"nvtx", "torch"},
     "distributed": {"torch"},
-    "hub": {"huggingface_hub"},
     "ops": {"torch"},
     "cache": {"torch", "numpy", "xxhash"},
     "metrics": {"torch", "numpy", "sklearn"},

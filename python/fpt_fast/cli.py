@@ -21,7 +21,6 @@ from fpt_fast.settings import (
     PredictSettings,
     PreloadSettings,
     RepairSettings,
-    ShareSettings,
     SweepSettings,
     TrainSettings,
 )
@@ -100,7 +99,6 @@ Command = (
     | Annotated[PredictSettings, subcommand("predict")]
     | Annotated[Cache, subcommand("cache")]
     | Annotated[DoctorSettings, subcommand("doctor")]
-    | Annotated[ShareSettings, subcommand("share")]
     | Annotated[Info, subcommand("info")]
     | Annotated[Demo, subcommand("demo")]
 )
@@ -112,7 +110,6 @@ WITH_CONFIG: dict[str, type[Any]] = {
     "evaluate": EvaluateSettings,
     "predict": PredictSettings,
     "doctor": DoctorSettings,
-    "share": ShareSettings,
 }
 
 
@@ -214,9 +211,6 @@ def _run(command: Any) -> int:
             diagnosis = pipeline.doctor(command)
             _say(str(diagnosis))
             return 0 if diagnosis.ok else 1
-        case ShareSettings():
-            shared = pipeline.share(command)
-            _say(f"shared as {' and '.join(str(x) for x in (shared.folder, shared.address) if x)}")
         case Info():
             from fpt_fast.info import describe_installation
 

@@ -58,6 +58,11 @@ class SideBatches:
             for kept, made in zip(stored, self._size, strict=True)
         ]
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the images."""
+        return self._images.levels.nbytes
+
     def __call__(self, rows: Tensor, seed: int) -> Tensor:
         """Inputs [B, 3, H, W] f32, normalised, of images ``rows`` [B] i64; each image's choices
         depend on ``seed`` and its row alone."""
@@ -70,7 +75,7 @@ class SideBatches:
         if self._augmentation is None:
             raise ValueError("there is nothing to draw without an augmentation")
         heights, widths = self._images.originals[rows].unbind(1)
-        return choose(hashed_uniform(seed, rows), heights, widths, self._augmentation, self._size)
+        return choose(hashed_uniform(seed, rows), heights, widths, self._augmentation)
 
     def augment(self, rows: Tensor, draws: AugmentationDraws) -> Tensor:
         """Apply ``draws`` [B] to images ``rows`` [B]: [B, 3, H, W] f32, normalised."""

@@ -14,7 +14,6 @@ from fpt_fast.pipeline.importing import ImportResult, import_reference
 from fpt_fast.pipeline.prediction import PredictResult, predict
 from fpt_fast.pipeline.preloading import PreloadResult, preload, repair
 from fpt_fast.pipeline.run_folder import RunExists
-from fpt_fast.pipeline.sharing import ShareResult, share
 from fpt_fast.pipeline.sweep import SweepResult, sweep
 from fpt_fast.pipeline.training import TrainResult, train
 from fpt_fast.settings import (
@@ -26,7 +25,6 @@ from fpt_fast.settings import (
     PredictSettings,
     PreloadSettings,
     RepairSettings,
-    ShareSettings,
     SweepSettings,
     TrainSettings,
 )
@@ -45,8 +43,6 @@ __all__ = [
     "PreloadSettings",
     "RepairSettings",
     "RunExists",
-    "ShareResult",
-    "ShareSettings",
     "Stopped",
     "SweepResult",
     "SweepSettings",
@@ -61,7 +57,6 @@ __all__ = [
     "predict",
     "preload",
     "repair",
-    "share",
     "sweep",
     "train",
     "verify_cache",

@@ -25,7 +25,7 @@ from fpt_fast.cache import (
 from fpt_fast.config import ConfigError, format_layers, preset
 from fpt_fast.images import digest_images, iter_image_batches
 from fpt_fast.interrupts import stop_on_signals
-from fpt_fast.pipeline.data import open_image_set, reading_of
+from fpt_fast.pipeline.data import open_image_set
 from fpt_fast.pipeline.features import (
     FeaturePlan,
     load_recorded_backbone,
@@ -71,7 +71,7 @@ def preload(settings: PreloadSettings | None = None, **values: Any) -> PreloadRe
         token_ratio=settings.token_ratio,
         importance=settings.importance,
     )
-    images = open_image_set(settings, reading=reading_of(settings))
+    images = open_image_set(settings)
     plan, backbone = make_plan(
         settings,
         settings.backbone,
@@ -191,9 +191,6 @@ def repair(settings: RepairSettings | None = None, **values: Any) -> tuple[list[
             position_interpolation=plan.position_interpolation,
             dtype=plan.dtype,
             features=plan.features,
-            fit=plan.preprocessing.fit,
-            window=plan.reading.window,
-            dicom_frame=plan.reading.frame,
         )
     return bad, verify_cache(settings.cache)
 

@@ -1,1 +1,0 @@
-"""Reports of benchmark results: Markdown, plots, comparisons; ``python -m benchmarks.report``."""
