@@ -19,7 +19,6 @@ STAGES = (
     "backbone",
     "selection",
     "cache",
-    "tiers",
     "loader",
     "fusion",
     "side_network",
@@ -40,7 +39,6 @@ HELPERS = {
 NARROW = {
     # Of the ops only read_records, which is how the cache reaches the C++ extension.
     "cache": BASE | {"ops"},
-    "tiers": BASE | {"cache"},
     "trainer": BASE | {"losses", "metrics", "interrupts"},
     "sweep": BASE | {"ops", "model", "losses", "metrics", "interrupts", "trainer"},
     "report": BASE | {"metrics", "trust"},
@@ -66,7 +64,10 @@ ALLOWED_ROOMS: dict[str, frozenset[str]] = {
     "demo": frozenset(BELOW_PIPELINE | {"pipeline", "settings"}),
     "info": frozenset({"ops", "backbone"}),
     "cli": frozenset(
-        {"config", "interrupts", "settings", "setting_values", "pipeline", "demo", "info"}
+        {
+            *("config", "interrupts", "settings", "setting_values", "pipeline", "demo", "info"),
+            "distributed",
+        }
     ),
     "__main__": frozenset({"cli"}),
     "__init__": frozenset(BELOW_PIPELINE | {"pipeline"}),

@@ -6,8 +6,11 @@ torch refuses to compute gradients in such a child.
 
 import multiprocessing
 import os
+import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 from fpt_fast.interrupts import Stopped
@@ -23,20 +26,46 @@ def exit_status(work: Callable[..., object], *arguments: Any) -> int:
     ``STOPPED`` after ``Stopped``, ``FAILED`` after any other exception (which is printed), and
     minus the number of the signal that killed it.
     """
-    child = _context.Process(target=_run, args=(work, arguments))
-    child.start()
+    child = start(work, *arguments)
     child.join()
     status = child.exitcode
     assert status is not None
     return status
 
 
-def _run(work: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+def start(
+    work: Callable[..., object],
+    *arguments: Any,
+    environment: Mapping[str, str] | None = None,
+    output: Path | None = None,
+) -> BaseProcess:
+    """Begin ``work(*arguments)`` in a child, which writes to ``output``."""
+    child = _context.Process(target=_run, args=(work, arguments, dict(environment or {}), output))
+    child.start()
+    return child
+
+
+def _run(
+    work: Callable[..., object],
+    arguments: tuple[Any, ...],
+    environment: dict[str, str],
+    output: Path | None,
+) -> None:
+    os.environ.update(environment)
+    if output is not None:
+        file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+    status = 0
     try:
         work(*arguments)
     except Stopped:
-        os._exit(STOPPED)
+        traceback.print_exc()
+        status = STOPPED
     except BaseException:
         traceback.print_exc()
-        os._exit(FAILED)
-    os._exit(0)
+        status = FAILED
+    # No exit handlers: they are those of the tests' own process.
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)

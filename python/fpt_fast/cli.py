@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -127,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         if logging.getLogger("fpt_fast").isEnabledFor(logging.DEBUG):
             raise
-        sys.stderr.write(f"fpt-fast: {error}\n")
+        sys.stderr.write(f"fpt-fast{_rank()}: {error}\n")
         return 130 if isinstance(error, Stopped) else 1
     except KeyboardInterrupt:
         sys.stderr.write("fpt-fast: stopped\n")
@@ -186,7 +187,10 @@ def _partial(settings: type[Any], values: dict[str, Any]) -> Any:
 def _run(command: Any) -> int:
     """Call the one function that a command stands for, and print what it returns."""
     from fpt_fast import pipeline
+    from fpt_fast.distributed import refuse_several
 
+    if isinstance(command, Cache | Info | Demo):
+        refuse_several(f"fpt-fast {type(command).__name__.lower()}")
     match command:
         case Cache():
             return _run_cache(command.command)
@@ -261,8 +265,18 @@ def _run_cache(command: Any) -> int:
 
 
 def _say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    """Once, by the first of several processes."""
+    from fpt_fast.distributed import is_first_process
+
+    if is_first_process():
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+
+def _rank() -> str:
+    """Which of several processes this is."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    return "" if size == "1" else f" (rank {os.environ.get('RANK')} of {size})"
 
 
 if __name__ == "__main__":

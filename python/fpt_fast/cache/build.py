@@ -13,7 +13,7 @@ import contextlib
 import logging
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +35,7 @@ from fpt_fast.cache.format import (
     shard_file,
     shard_header,
 )
+from fpt_fast.cache.helper import wait_for_helpers
 from fpt_fast.cache.layout import PAGE_BYTES
 from fpt_fast.cache.shards import find_bad_rows
 from fpt_fast.cache.storage import (
@@ -69,6 +70,7 @@ class Build:
         self.directory = directory
         self.plan = read_manifest(directory / PLAN_FILE, "plan")
         self._lock = lock
+        self.owner = lock.owner
         self._sync_every = sync_every
         self._unsynced_commits = 0
         self._unsynced_shards: set[int] = set()
@@ -76,6 +78,7 @@ class Build:
         self.digests: dict[int, bytes] = {}
         with self._report_full_disk(PAGE_BYTES):
             self._adopt_shards()
+        wait_for_helpers(self._partial(shard) for shard in range(self.plan.shard_count))
         claimed = decode_journal(self.plan, read_optional(directory / JOURNAL_FILE))
         self.lost = find_bad_rows(self._partial, self.plan, claimed)
         lost = set(self.lost)
@@ -116,13 +119,17 @@ class Build:
                     os.fsync(fd)
             sync_directory(self.directory)
 
-    def commit(self, records: Iterable[tuple[int, memoryview]]) -> None:
+    def commit(
+        self, records: Iterable[tuple[int, memoryview]], others: Mapping[int, bytes] | None = None
+    ) -> None:
         """Write records, then the journal entries that make them count; see ``sync_every``.
+
+        ``others``: digests of rows that helpers have written, and made durable.
 
         When this returns, the records survive the death of the process.  They survive a power
         loss too, after every ``sync_every``-th call and after ``close``.
         """
-        written: dict[int, bytes] = {}
+        written = dict(others or {})
         record_bytes = self.plan.layout.record_bytes
         with self._report_full_disk(record_bytes):
             for row, record in records:

@@ -1,7 +1,8 @@
 """From tensors to the bytes of records: what is refused, and where each part goes."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,58 @@ Quantise = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # All bits of exponent and mantissa set: the one NaN of float8_e4m3fn, which has no infinity.
 _FLOAT8_NAN = 0x7F
+
+
+@dataclass(frozen=True, slots=True)
+class RecordMaker:
+    """Makes the records of images ``keys`` out of their tokens.
+
+    ``layer_names``: what an error calls each of the layout's layers.
+    """
+
+    layout: RecordLayout
+    keys: Sequence[str]
+    layer_names: Sequence[object]
+    quantise: Quantise | None
+
+    def check(self, positions: Sequence[int], tokens: SelectedTokens) -> None:
+        """Raise ``ValueError`` unless ``tokens`` are of the layout, one for each of
+        ``positions``."""
+        check_tokens(self.layout, len(positions), tokens, quantises=self.quantise is not None)
+
+    def make(
+        self, positions: Sequence[int], tokens: SelectedTokens, chosen: Sequence[int]
+    ) -> Iterator[memoryview]:
+        """The records of those of ``tokens``, one for each of ``positions`` in ``keys``, whose
+        places in them are ``chosen``; the buffer is the same one each time.
+
+        Raises ``FeatureValueError`` as ``stored_tokens`` does.
+        """
+        if len(chosen) < len(positions):
+            tokens = _picked(tokens, chosen)
+
+        def where(image: int, layer: int) -> str:
+            key = self.keys[positions[chosen[image]]]
+            return f"the features of {key!r}, layer {self.layer_names[layer]}"
+
+        return record_bytes(self.layout, stored_tokens(tokens, self.quantise, where))
+
+
+def layer_names(layout: RecordLayout, fingerprint: Mapping[str, Any]) -> list[object]:
+    """The layers of ``layout`` by the frozen model's count, where the fingerprint has them."""
+    names = fingerprint.get("layers")
+    if isinstance(names, list) and len(names) == layout.layers:
+        return names
+    return list(range(layout.layers))
+
+
+def _picked(tokens: SelectedTokens, images: Sequence[int]) -> SelectedTokens:
+    return SelectedTokens(
+        tokens.kv[images],
+        tokens.index[images],
+        None if tokens.k_scales is None else tokens.k_scales[images],
+        None if tokens.v_scales is None else tokens.v_scales[images],
+    )
 
 
 def check_tokens(

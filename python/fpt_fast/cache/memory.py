@@ -4,7 +4,6 @@ import os
 import resource
 import weakref
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -86,20 +85,13 @@ def token_bytes(layout: RecordLayout, images: int) -> int:
     return _ALIGN + sum(-(-images * part.bytes // _ALIGN) * _ALIGN for part in layout.parts)
 
 
-def _plain_memory(count: int) -> NDArray[np.uint8]:
-    return np.empty(count, np.uint8)
-
-
 class BufferPool:
-    """Buffers that come back when the last tensor over them is gone; ``make`` makes new ones.
+    """Buffers that come back when the last tensor over them is gone.
 
     Fresh memory costs a page fault every 4 KB, which is slower than the copy that fills it.
     """
 
-    def __init__(
-        self, keep: int = 4, make: Callable[[int], NDArray[np.uint8]] | None = None
-    ) -> None:
-        self._make = _plain_memory if make is None else make
+    def __init__(self, keep: int = 4) -> None:
         # Its pop and append are atomic: a finaliser may run in any thread, at any instant.
         self._free: deque[NDArray[np.uint8]] = deque(maxlen=keep)
 
@@ -108,9 +100,9 @@ class BufferPool:
         try:
             whole = self._free.pop()
         except IndexError:
-            whole = self._make(count)
+            whole = np.empty(count, np.uint8)
         if not count <= whole.size <= 2 * count:
-            whole = self._make(count)
+            whole = np.empty(count, np.uint8)
         lease = whole[:count]
         weakref.finalize(lease, self._free.append, whole).atexit = False
         return lease

@@ -19,7 +19,7 @@ TEMPORARY_SUFFIX = ".tmp"
 
 _logger = logging.getLogger("fpt_fast")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _NO_PREALLOCATION = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 # On these a mapped page can fail to arrive, which kills the process instead of raising an error.
 _NETWORK_FILE_SYSTEMS = (
@@ -265,6 +265,8 @@ class DirectoryLock:
     def __init__(self, directory: Path) -> None:
         self._file = directory / LOCK_FILE
         self._fd = -1
+        # The last word tells one hold of a process from its next.
+        self.owner = f"{os.getpid()} {socket.gethostname()} {os.urandom(8).hex()}\n".encode()
         try:
             with report_full_disk(directory, 1, "nothing was changed"), naming(self._file):
                 self._open()
@@ -286,19 +288,19 @@ class DirectoryLock:
             else:  # the last owner removed the file between our open and our lock
                 os.close(fd)
         os.ftruncate(self._fd, 0)
-        write_all(self._fd, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+        write_all(self._fd, self.owner, 0)
 
     def _acquire(self, fd: int) -> None:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = os.pread(fd, 300, 0).decode(errors="replace").split()
-            who = f"process {owner[0]} on {owner[1]}" if len(owner) == 2 else "another process"
+            who = f"process {owner[0]} on {owner[1]}" if len(owner) > 1 else "another process"
             raise CacheBusy(
                 f"{self._file.parent} is being built by {who}; wait until it ends, or stop it"
             ) from None
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 raise
             _logger.warning(
                 "%s is on a file system without locks: do not run two builds of it at once",

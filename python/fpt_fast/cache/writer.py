@@ -1,13 +1,13 @@
 """Writing a cache: open, resume, extend or reuse; batches are the unit of commit."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from fpt_fast.cache.build import Build, leftovers, remove_leftovers, reopen, start
-from fpt_fast.cache.encode import Quantise, check_tokens, record_bytes, stored_tokens
+from fpt_fast.cache.encode import Quantise, RecordMaker, layer_names
 from fpt_fast.cache.errors import (
     CacheCorrupt,
     CacheMismatch,
@@ -80,7 +80,6 @@ class CacheWriter:
         if quantise is not None and not layout.has_scales:
             raise ValueError(f"quantise goes with 8-bit features, got a layout of {layout.dtype}")
         self.path = Path(path)
-        self._quantise = quantise
         self.keys = check_keys(keys)
         self.layout = layout
         self.fingerprint = normalised(fingerprint)
@@ -103,10 +102,8 @@ class CacheWriter:
             manifest = self._open_locked(sync_every)
         row_of = {key: row for row, key in enumerate(manifest.keys)}
         self._rows = [row_of[key] for key in self.keys]
-        self._layer_names: list[Any] = list(range(layout.layers))
-        names = self.fingerprint.get("layers")
-        if isinstance(names, list) and len(names) == layout.layers:
-            self._layer_names = names
+        names = layer_names(layout, self.fingerprint)
+        self._maker = RecordMaker(layout, self.keys, names, quantise)
 
     def is_done(self, position: int) -> bool:
         """True where the record of ``keys[position]`` is in the cache."""
@@ -127,22 +124,38 @@ class CacheWriter:
         and values that overflow f16; ``ValueError`` for shapes and dtypes; ``CacheFull``, with
         what was written before intact.
         """
+        self.write_beside(positions, tokens, ())
+
+    def write_beside(
+        self,
+        positions: Sequence[int],
+        tokens: SelectedTokens | None,
+        others: Iterable[tuple[int, bytes]],
+    ) -> None:
+        """``write``, and make the records count that ``HelpingWriter.write`` has returned in
+        other processes: ``others``; ``tokens`` None: those alone."""
         self._check_positions(positions)
-        quantises = self._quantise is not None
-        check_tokens(self.layout, len(positions), tokens, quantises=quantises)
+        if tokens is not None:
+            self._maker.check(positions, tokens)
         fresh = [b for b, position in enumerate(positions) if not self.is_done(position)]
-        if self._build is None or not fresh:
+        theirs = dict(others)
+        if self._build is None or not (fresh or theirs):
             return
-        if len(fresh) < len(positions):
-            tokens = _picked(tokens, fresh)
-        names = [self.keys[positions[b]] for b in fresh]
+        records: Iterable[tuple[int, memoryview]] = ()
+        if tokens is not None and fresh:
+            rows = [self._rows[positions[b]] for b in fresh]
+            records = zip(rows, self._maker.make(positions, tokens, fresh), strict=True)
+        self._build.commit(records, theirs)
 
-        def where(image: int, layer: int) -> str:
-            return f"the features of {names[image]!r}, layer {self._layer_names[layer]}"
+    @property
+    def rows(self) -> list[int]:
+        """The row of each of ``keys``."""
+        return self._rows
 
-        stored = stored_tokens(tokens, self._quantise, where)
-        rows = [self._rows[positions[b]] for b in fresh]
-        self._build.commit(zip(rows, record_bytes(self.layout, stored), strict=True))
+    @property
+    def owner(self) -> bytes | None:
+        """What tells this writer's hold on the directory; None where it builds nothing."""
+        return None if self._build is None else self._build.owner
 
     def finish(self) -> None:
         """Complete the cache and close the writer; raises ``CacheUnfinished`` if records lack."""
@@ -267,12 +280,3 @@ class CacheWriter:
                 raise ValueError(
                     f"positions must be 0 to {len(self.keys) - 1}, one for each key, got {position}"
                 )
-
-
-def _picked(tokens: SelectedTokens, images: Sequence[int]) -> SelectedTokens:
-    return SelectedTokens(
-        tokens.kv[images],
-        tokens.index[images],
-        None if tokens.k_scales is None else tokens.k_scales[images],
-        None if tokens.v_scales is None else tokens.v_scales[images],
-    )

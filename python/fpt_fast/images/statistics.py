@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from fpt_fast.distributed import ALONE, World
 from fpt_fast.images.decode import ImageError, read_item
 from fpt_fast.images.parallel import ordered_map
 from fpt_fast.images.transforms import FULL_SCALE, merge_grey, resize_levels
@@ -47,25 +49,35 @@ def format_unreadable(errors: Sequence[ImageError]) -> str:
 
 
 def measure_statistics(
-    items: Sequence[ImageItem], *, size: tuple[int, int], workers: int = 2
+    items: Sequence[ImageItem],
+    *,
+    size: tuple[int, int],
+    workers: int = 2,
+    world: World = ALONE,
 ) -> tuple[Channels, Channels]:
     """Mean and standard deviation per channel, of values in [0, 1], at ``size`` (height, width).
 
     Both are over all pixels of all images after resizing: the mean of the images' means, and the
-    root of the mean squared deviation from it.  f64, and bit-equal for any number of workers.
+    root of the mean squared deviation from it.  f64, and bit-equal for any number of workers and
+    of ranks, which share the images.
 
     Raises ``ImageError`` for an unreadable image, ValueError where there are no images or a
     channel has one value only.
     """
     if not items:
         raise ValueError("mean and std need at least one image, got none")
-    moments = list(
-        ordered_map(
-            lambda item: _image_moments(item, size), items, workers=workers, ahead=4 * workers
-        )
+    mine = world.share(len(items))
+    measured = ordered_map(
+        lambda item: _image_moments(item, size),
+        items[mine.start : mine.stop],
+        workers=workers,
+        ahead=4 * workers,
     )
-    means = np.stack([mean for mean, _ in moments])  # [images, 3]
-    variances = np.stack([variance for _, variance in moments])  # [images, 3]
+    part = torch.zeros((len(mine), 2, 3), dtype=torch.float64)
+    for row, moments in enumerate(measured):
+        part[row] = torch.from_numpy(np.stack(moments))
+    whole = world.gather_shares(part, len(items), "measuring the images").numpy()
+    means, variances = np.ascontiguousarray(whole.swapaxes(0, 1))  # [images, 3] each
     mean = means.mean(axis=0)
     std = np.sqrt((variances + (means - mean) ** 2).mean(axis=0))
     if not (std > 0.0).all():

@@ -12,7 +12,8 @@ from fpt_fast.pipeline.diagnosis import doctor
 from fpt_fast.pipeline.evaluation import evaluate
 from fpt_fast.pipeline.importing import ImportResult, import_reference
 from fpt_fast.pipeline.prediction import PredictResult, predict
-from fpt_fast.pipeline.preloading import PreloadResult, preload, repair
+from fpt_fast.pipeline.preloading import PreloadResult, preload
+from fpt_fast.pipeline.repairing import repair
 from fpt_fast.pipeline.run_folder import RunExists
 from fpt_fast.pipeline.sweep import SweepResult, sweep
 from fpt_fast.pipeline.training import TrainResult, train

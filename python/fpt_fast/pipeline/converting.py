@@ -11,6 +11,7 @@ from tqdm import tqdm
 from fpt_fast.cache import CacheReader, CacheWriter, forecast
 from fpt_fast.cache.format import DIGESTS
 from fpt_fast.config import ConfigError
+from fpt_fast.distributed import refuse_several
 from fpt_fast.interrupts import stop_on_signals
 from fpt_fast.pipeline.features import quantiser
 from fpt_fast.setting_values import build_settings
@@ -39,6 +40,7 @@ def convert(settings: ConvertSettings | None = None, **values: Any) -> ConvertRe
     resumed, extended and repaired like one.  Every record of the source is checked on the way.
     Raises ``ConfigError`` where the source has 8 bits already: their rounding cannot be undone.
     """
+    refuse_several("converting a cache")
     settings = settings or build_settings(ConvertSettings, values)
     if settings.batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {settings.batch_size}")

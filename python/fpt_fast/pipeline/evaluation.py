@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from fpt_fast.config import ConfigError
+from fpt_fast.distributed import refuse_several
 from fpt_fast.model import FptModel
 from fpt_fast.pipeline.inputs import make_loader, reopen_inputs
 from fpt_fast.pipeline.run_folder import BEST, CONFIG_FILE
@@ -24,13 +25,12 @@ def evaluate(settings: EvaluateSettings | None = None, **values: Any) -> Assessm
     Writes ``metrics-SPLIT.json`` and ``predictions-SPLIT.csv`` into the run; see
     ``EvaluateSettings`` for the arguments.
     """
+    refuse_several("evaluation")
     settings = settings or build_settings(EvaluateSettings, values)
     trained = read_run_settings(settings.run)
     changes: dict[str, Any] = {
         "run": settings.run,
         "device": settings.device,
-        # Of the machine that it was trained on; here each image is read once.
-        "features_on": "auto",
         "attention": settings.attention,
         "batch_size": settings.batch_size,
     }

@@ -18,6 +18,7 @@ from torch import Tensor
 from fpt_fast.backbone import FrozenBackbone, load_backbone
 from fpt_fast.cache import CacheMismatch, RecordLayout
 from fpt_fast.config import ConfigError, FptConfig, check_divides, format_layers, parse_layers
+from fpt_fast.distributed import ALONE, World
 from fpt_fast.images import dataset_preset, measure_statistics
 from fpt_fast.loader import FrozenPass
 from fpt_fast.ops import quantise_kv
@@ -214,6 +215,7 @@ def make_plan(
     images: ImageSet,
     recorded: FeaturePlan | None = None,
     features: FeatureDtype = "float16",
+    world: World = ALONE,
 ) -> tuple[FeaturePlan, FrozenBackbone]:
     """Load the frozen model and settle everything that shapes the features.
 
@@ -238,7 +240,7 @@ def make_plan(
         mean, std = recorded.preprocessing.mean, recorded.preprocessing.std
         log.info("normalisation: as the cache has it (measured when it was begun)")
     else:
-        mean, std = _normalization(settings, spec, size, images)
+        mean, std = _normalization(settings, spec, size, images, world)
     plan = FeaturePlan(
         spec=spec,
         source=recorded_source(source),
@@ -316,7 +318,11 @@ def recorded_source(source: str) -> str:
 
 
 def _normalization(
-    settings: FrozenSettings, spec: BackboneSpec, size: tuple[int, int], images: ImageSet
+    settings: FrozenSettings,
+    spec: BackboneSpec,
+    size: tuple[int, int],
+    images: ImageSet,
+    world: World,
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     if settings.mean is not None or settings.std is not None:
         if settings.mean is None or settings.std is None:
@@ -329,7 +335,9 @@ def _normalization(
     if settings.normalization != "auto":
         preset = dataset_preset(settings.normalization)
         return preset.mean, preset.std
-    mean, std = measure_statistics(images.of_split("train"), size=size, workers=settings.workers)
+    mean, std = measure_statistics(
+        images.of_split("train"), size=size, workers=settings.workers, world=world
+    )
     if min(std) <= 0:
         raise ConfigError(
             f"the training images are constant in a channel (std {std}), so they cannot be "

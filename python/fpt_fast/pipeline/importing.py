@@ -7,6 +7,7 @@ from typing import Any
 from fpt_fast.cache import CacheWriter
 from fpt_fast.compat.features import REFERENCE_DIFFERENCES, read_reference_features
 from fpt_fast.config import preset
+from fpt_fast.distributed import refuse_several
 from fpt_fast.pipeline.data import open_image_set
 from fpt_fast.pipeline.features import make_plan, parse_optional_layers
 from fpt_fast.setting_values import build_settings
@@ -27,6 +28,7 @@ def import_reference(settings: ImportSettings | None = None, **values: Any) -> I
     Their files do not say what made them: the settings given here are believed, recorded in the
     cache, and only the shapes are checked against them.
     """
+    refuse_several("importing features")
     settings = settings or build_settings(ImportSettings, values)
     images = open_image_set(settings, check=False)
     method = preset(

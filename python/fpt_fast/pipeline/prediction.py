@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fpt_fast.config import ConfigError
+from fpt_fast.distributed import refuse_several
 from fpt_fast.files import write_atomically
 from fpt_fast.images import DecodedStore, list_images
 from fpt_fast.loader import FeatureLoader, LiveFeatures, NoFeatures
@@ -40,6 +41,7 @@ def predict(settings: PredictSettings | None = None, **values: Any) -> PredictRe
 
     Raises ``CacheMismatch`` where the frozen model found has other weights than the run's.
     """
+    refuse_several("prediction")
     settings = settings or build_settings(PredictSettings, values)
     model = FptModel.from_pretrained(settings.run / BEST)
     try:

@@ -1,11 +1,12 @@
 """Preloading: every image once through the frozen model, selected features into the cache."""
 
-import dataclasses
+import json
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from tqdm import tqdm
@@ -15,28 +16,25 @@ from fpt_fast.cache import (
     CacheCorrupt,
     CacheMismatch,
     CacheNotFound,
-    CacheReport,
-    CacheWriter,
-    drop_bad_records,
+    SharedWriter,
     forecast,
     inspect_cache,
-    verify_cache,
 )
-from fpt_fast.config import ConfigError, format_layers, preset
+from fpt_fast.config import ConfigError, FptConfig, preset
+from fpt_fast.distributed import World, open_world
 from fpt_fast.images import digest_images, iter_image_batches
 from fpt_fast.interrupts import stop_on_signals
 from fpt_fast.pipeline.data import open_image_set
 from fpt_fast.pipeline.features import (
     FeaturePlan,
-    load_recorded_backbone,
     make_plan,
     parse_optional_layers,
 )
 from fpt_fast.profiling import span
-from fpt_fast.records import ImageItem
+from fpt_fast.records import ImageBatch, ImageItem, SelectedTokens
 from fpt_fast.selection import select_features
 from fpt_fast.setting_values import build_settings, parse_size
-from fpt_fast.settings import PreloadSettings, RepairSettings
+from fpt_fast.settings import PreloadSettings
 
 log = logging.getLogger("fpt_fast")
 
@@ -71,39 +69,49 @@ def preload(settings: PreloadSettings | None = None, **values: Any) -> PreloadRe
         token_ratio=settings.token_ratio,
         importance=settings.importance,
     )
-    images = open_image_set(settings)
+    with open_world(settings.device) as world:
+        return _preload(settings, method, world)
+
+
+def _preload(settings: PreloadSettings, method: FptConfig, world: World) -> PreloadResult:
+    images = open_image_set(settings, world=world)
     plan, backbone = make_plan(
         settings,
         settings.backbone,
         settings.input_size,
         method,
         images,
-        recorded=_recorded(settings.cache),
+        recorded=recorded_plan(settings.cache),
         features=settings.features,
+        world=world,
     )
-    expected = forecast(plan.layout, len(images.items), settings.cache)
-    log.info("%s", expected)
+    if world.is_first:
+        log.info("%s", forecast(plan.layout, len(images.items), settings.cache))
     started = time.monotonic()
     keys = [item.key for item in images.items]
-    with CacheWriter(
+    digests = list(digest_images(images.items, workers=settings.workers, world=world).values())
+    asked = {"batch_size": settings.batch_size, **plan.fingerprint()}
+    world.require_same(json.dumps(asked, sort_keys=True), "settings")
+    with SharedWriter(
+        world,
         settings.cache,
         plan.layout,
         plan.fingerprint(),
         keys,
-        digests=list(digest_images(images.items, workers=settings.workers).values()),
+        digests=digests,
         notes=plan.sources(),
         quantise=plan.quantise,
     ) as writer:
         pending = set(writer.pending)
         if 0 < len(pending) < len(keys):
             log.info("resuming: %d of %d images are done", len(keys) - len(pending), len(keys))
-        if pending:
+        if pending and world.is_first:
             log.info(
                 "this takes about %s for %d images (more where decoding is slower)",
-                _duration(len(pending) * _seconds_per_image(plan, backbone)),
+                _duration(len(pending) * _seconds_per_image(plan, backbone) / world.size),
                 len(pending),
             )
-        _fill(writer, images.items, pending, plan, backbone, settings)
+        _fill(writer, images.items, pending, plan, backbone, settings, world)
         writer.finish()
     return PreloadResult(
         cache=settings.cache,
@@ -140,7 +148,7 @@ def _check_cache_directory(cache: Path, data: Path) -> None:
         )
 
 
-def _recorded(cache: Path) -> FeaturePlan | None:
+def recorded_plan(cache: Path) -> FeaturePlan | None:
     """The plan of a cache that is there already, finished or not."""
     try:
         return FeaturePlan.from_json(inspect_cache(cache).fingerprint)
@@ -149,61 +157,16 @@ def _recorded(cache: Path) -> FeaturePlan | None:
         return None
 
 
-def repair(settings: RepairSettings | None = None, **values: Any) -> tuple[list[str], CacheReport]:
-    """Rebuild only the bad records of a cache; see ``RepairSettings`` for the arguments.
-
-    How the records were made is read from the cache.  Returns the keys that were rebuilt, and the
-    report of a full verification afterwards.
-    """
-    settings = settings or build_settings(RepairSettings, values)
-    before = _recorded(settings.cache)
-    if before is not None:
-        # Before anything is dropped: the right frozen model must be at hand to rebuild it.
-        before.frozen_pass(
-            load_recorded_backbone(
-                before,
-                backbone=settings.backbone,
-                checkpoint_path=settings.checkpoint_path,
-                dtype="auto",
-                device=settings.device,
-                attention=settings.attention,
-            )
-        )
-    # This also puts a damaged manifest right, which could not be inspected.
-    bad = drop_bad_records(settings.cache)
-    remaining = inspect_cache(settings.cache)
-    plan = FeaturePlan.from_json(remaining.fingerprint)
-    if bad:
-        log.info("rebuilding %d bad records: %s", len(bad), ", ".join(bad[:10]))
-    if remaining.state != "finished":
-        shared = {
-            field.name: getattr(settings, field.name)
-            for field in dataclasses.fields(RepairSettings)
-        }
-        preload(
-            **shared,
-            layers=format_layers(plan.layers),
-            token_ratio=plan.token_ratio,
-            importance=plan.importance,
-            input_size="x".join(map(str, plan.preprocessing.size)),
-            mean=plan.preprocessing.mean,
-            std=plan.preprocessing.std,
-            position_interpolation=plan.position_interpolation,
-            dtype=plan.dtype,
-            features=plan.features,
-        )
-    return bad, verify_cache(settings.cache)
-
-
 def _fill(
-    writer: CacheWriter,
+    writer: SharedWriter,
     items: tuple[ImageItem, ...],
     pending: set[int],
     plan: FeaturePlan,
     backbone: FrozenBackbone,
     settings: PreloadSettings,
+    world: World,
 ) -> None:
-    """Compute the pending records, batch by batch.
+    """Compute the pending records, batch by batch, each rank its share of the batches.
 
     Batches lie on a fixed grid over the key list and are computed whole, even where only some of
     their records are pending: the last bits of a matrix product may depend on the batch it was
@@ -211,33 +174,53 @@ def _fill(
     """
     size = settings.batch_size
     grid = [range(start, min(start + size, len(items))) for start in range(0, len(items), size)]
-    done = [position for cell in grid if pending.isdisjoint(cell) for position in cell]
+    due = [cell for cell in grid if not pending.isdisjoint(cell)]
+    mine = {position for at in world.share(len(due)) for position in due[at]}
     batches = iter_image_batches(
         items,
         plan.preprocessing,
         batch_size=size,
         workers=settings.workers,
-        skip_positions=done,
+        skip_positions=[position for position in range(len(items)) if position not in mine],
     )
     with (
         stop_on_signals() as stop,
-        tqdm(total=len(pending), desc="preload", unit="image", disable=None) as progress,
+        _open_bar(len(pending), world) as progress,
     ):
-        log_line = _LogLines(len(pending), enabled=bool(progress.disable))
-        for positions, batch in batches:
-            tokens = select_features(
-                backbone,
-                batch.pixels,
-                layers=plan.layers,
-                token_ratio=plan.token_ratio,
-                importance=plan.importance,
-            )
+        log_line = _LogLines(len(pending), enabled=world.is_first and bool(progress.disable))
+        # The longest share has so many; a rank with fewer helps the others to go on.
+        for _ in range(-(-len(due) // world.size)):
+            positions, tokens = _next_tokens(batches, plan, backbone)
             with span("write"):
-                writer.write(positions, tokens)
-            fresh = sum(position in pending for position in positions)
+                fresh = writer.write(positions, tokens)
             progress.update(fresh)
             log_line.update(fresh)
-            stop.check("the finished records are kept: run the same command to go on")
+            stop.check(
+                "the finished records are kept: run the same command to go on",
+                elsewhere=world.any(stop.requested),
+            )
+
+
+def _next_tokens(
+    batches: Iterator[tuple[list[int], ImageBatch]], plan: FeaturePlan, backbone: FrozenBackbone
+) -> tuple[list[int], SelectedTokens | None]:
+    """Positions and features of the next batch; none where there is none left."""
+    positions, batch = next(batches, ([], None))
+    if batch is None:
+        return [], None
+    return positions, select_features(
+        backbone,
+        batch.pixels,
+        layers=plan.layers,
+        token_ratio=plan.token_ratio,
+        importance=plan.importance,
+    )
+
+
+def _open_bar(total: int, world: World) -> "tqdm[NoReturn]":
+    """A bar where stderr is a terminal, of the first rank alone."""
+    disable = None if world.is_first else True
+    return tqdm(total=total, desc="preload", unit="image", disable=disable)
 
 
 class _LogLines:

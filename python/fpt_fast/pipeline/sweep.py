@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fpt_fast.config import ConfigError, FptConfig, TrainConfig
+from fpt_fast.distributed import refuse_several
 from fpt_fast.loader import SweepLoader
 from fpt_fast.metrics import LOWER_IS_BETTER
 from fpt_fast.model import FptModel
@@ -71,6 +72,7 @@ def sweep(settings: SweepSettings | None = None, **values: Any) -> SweepResult:
     ``sweep.svg``.  A model is the one that ``train`` makes with its settings and the same
     ``order_seed``, up to rounding.
     """
+    refuse_several("a sweep")
     settings = settings or build_settings(SweepSettings, values)
     axes = _axes(settings)
     base = _alone(settings, axes, {})
