@@ -19,6 +19,7 @@ STAGES = (
     "backbone",
     "selection",
     "cache",
+    "tiers",
     "loader",
     "fusion",
     "side_network",
@@ -39,6 +40,7 @@ HELPERS = {
 NARROW = {
     # Of the ops only read_records, which is how the cache reaches the C++ extension.
     "cache": BASE | {"ops"},
+    "tiers": BASE | {"cache"},
     "trainer": BASE | {"losses", "metrics", "interrupts"},
     "sweep": BASE | {"ops", "model", "losses", "metrics", "interrupts", "trainer"},
     "report": BASE | {"metrics", "trust"},

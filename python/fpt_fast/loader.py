@@ -40,6 +40,7 @@ from fpt_fast.records import (
     SweepBatch,
 )
 from fpt_fast.selection import select_features
+from fpt_fast.tiers import Staging
 
 # Streams of random numbers that must never be the same numbers.
 _ORDER_STREAM, _SIDE_STREAM, _FROZEN_STREAM = 1, 2, 3
@@ -198,7 +199,7 @@ class FeatureLoader:
     dropped.  ``shuffle`` permutes the images anew in every epoch.  ``side_images`` are ``items``
     shrunk beforehand (``shrink_images``, augmented or not as here); without them every image is
     decoded for its batch, unless ``store`` has it.  ``order_seed`` is that of the order alone,
-    where it is not ``seed``.
+    where it is not ``seed``.  ``staging`` takes the batches to a device (``tiers.Staging``).
     """
 
     def __init__(
@@ -215,6 +216,7 @@ class FeatureLoader:
         seed: int = 0,
         order_seed: int | None = None,
         workers: int = 2,
+        staging: Staging | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -238,6 +240,7 @@ class FeatureLoader:
         self._seed = seed
         self._order_seed = seed if order_seed is None else order_seed
         self._workers = max(1, workers)
+        self._staging = staging
         self._epoch = 0
 
     def __len__(self) -> int:
@@ -248,6 +251,11 @@ class FeatureLoader:
     def items(self) -> tuple[ImageItem, ...]:
         """The images, in the order they have without shuffling."""
         return self._items
+
+    @property
+    def side_bytes(self) -> int:
+        """Memory of the stored side images."""
+        return 0 if self._side_batches is None else self._side_batches.nbytes
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the augmentation of ``epoch``: the same epoch is always the same."""
@@ -273,11 +281,12 @@ class FeatureLoader:
         ]
         # The maker of a batch announces that which comes after those being made beside it.
         coming = [*chunks[self._workers :], *([[]] * self._workers)]
-        return _ahead(
+        made = _ahead(
             list(zip(chunks, coming, strict=False)),
             lambda chunk: self._make(*chunk, epoch, seeds),
             self._workers,
         )
+        return made if self._staging is None else self._staging(made)
 
     def _order(self, epoch: int) -> list[int]:
         if not self._shuffle:
@@ -306,7 +315,7 @@ class FeatureLoader:
             ]
         features = self._features(items, images, image_seeds)
         side_pixels = sides[0].unsqueeze(0) if len(sides) == 1 else torch.stack(sides)
-        return SweepBatch(
+        batch = SweepBatch(
             side_pixels=side_pixels.expand(len(seeds), -1, -1, -1, -1),
             shared=FeatureBatch(
                 side_pixels=sides[0],
@@ -318,6 +327,7 @@ class FeatureLoader:
                 v_scales=None if features is None else features.v_scales,
             ),
         )
+        return batch if self._staging is None else self._staging.pin(batch)
 
     def _make_side(self, rows: Tensor, images: Sequence[Tensor], seed: int) -> Tensor:
         """Side input [B, 3, h, w]; both ways make the same choices for the same image."""

@@ -247,6 +247,9 @@ class RunSettings(FrozenSettings):
     original in every epoch, as published."""
     side_cache: Path | None = None
     """Folder to keep the stored side images in, so that later runs need not decode either."""
+    features_on: Literal["auto", "resident", "pinned", "disk"] = "auto"
+    """Where a cache's features are during training on a GPU: in its memory, in pinned memory of
+    the host, or read ahead from the disk (auto: the first that fits); a CPU reads them in place."""
     deterministic: bool = False
     """Refuse operations that may give other bits in a rerun (a CPU needs no telling)."""
     report_images: int = 6

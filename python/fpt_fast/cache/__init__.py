@@ -17,6 +17,7 @@ from fpt_fast.cache.errors import (
 )
 from fpt_fast.cache.format import FORMAT_VERSION, Fingerprint
 from fpt_fast.cache.layout import RecordLayout
+from fpt_fast.cache.memory import BufferPool, allocate_tokens, token_bytes
 from fpt_fast.cache.ranks import SharedWriter
 from fpt_fast.cache.reader import CacheReader
 from fpt_fast.cache.tools import (
@@ -31,6 +32,7 @@ from fpt_fast.cache.writer import CacheWriter
 
 __all__ = [
     "FORMAT_VERSION",
+    "BufferPool",
     "CacheBusy",
     "CacheCorrupt",
     "CacheError",
@@ -47,8 +49,10 @@ __all__ = [
     "Forecast",
     "RecordLayout",
     "SharedWriter",
+    "allocate_tokens",
     "drop_bad_records",
     "forecast",
     "inspect_cache",
+    "token_bytes",
     "verify_cache",
 ]

@@ -4,6 +4,7 @@ import os
 import resource
 import weakref
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -85,13 +86,20 @@ def token_bytes(layout: RecordLayout, images: int) -> int:
     return _ALIGN + sum(-(-images * part.bytes // _ALIGN) * _ALIGN for part in layout.parts)
 
 
+def _plain_memory(count: int) -> NDArray[np.uint8]:
+    return np.empty(count, np.uint8)
+
+
 class BufferPool:
-    """Buffers that come back when the last tensor over them is gone.
+    """Buffers that come back when the last tensor over them is gone; ``make`` makes new ones.
 
     Fresh memory costs a page fault every 4 KB, which is slower than the copy that fills it.
     """
 
-    def __init__(self, keep: int = 4) -> None:
+    def __init__(
+        self, keep: int = 4, make: Callable[[int], NDArray[np.uint8]] | None = None
+    ) -> None:
+        self._make = _plain_memory if make is None else make
         # Its pop and append are atomic: a finaliser may run in any thread, at any instant.
         self._free: deque[NDArray[np.uint8]] = deque(maxlen=keep)
 
@@ -100,9 +108,9 @@ class BufferPool:
         try:
             whole = self._free.pop()
         except IndexError:
-            whole = np.empty(count, np.uint8)
+            whole = self._make(count)
         if not count <= whole.size <= 2 * count:
-            whole = np.empty(count, np.uint8)
+            whole = self._make(count)
         lease = whole[:count]
         weakref.finalize(lease, self._free.append, whole).atexit = False
         return lease

@@ -58,6 +58,11 @@ class SideBatches:
             for kept, made in zip(stored, self._size, strict=True)
         ]
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the images."""
+        return self._images.levels.nbytes
+
     def __call__(self, rows: Tensor, seed: int) -> Tensor:
         """Inputs [B, 3, H, W] f32, normalised, of images ``rows`` [B] i64; each image's choices
         depend on ``seed`` and its row alone."""

@@ -31,6 +31,8 @@ def evaluate(settings: EvaluateSettings | None = None, **values: Any) -> Assessm
     changes: dict[str, Any] = {
         "run": settings.run,
         "device": settings.device,
+        # Of the machine that it was trained on; here each image is read once.
+        "features_on": "auto",
         "attention": settings.attention,
         "batch_size": settings.batch_size,
     }

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,6 @@ from fpt_fast.config import (
 )
 from fpt_fast.images import DecodedStore, dataset_preset, digest_images, shrink_images
 from fpt_fast.loader import (
-    CachedFeatures,
     FeatureLoader,
     FeatureSource,
     FrozenPass,
@@ -31,6 +31,7 @@ from fpt_fast.loader import (
 from fpt_fast.model import FptModel
 from fpt_fast.pipeline.data import open_image_set, require_training_images
 from fpt_fast.pipeline.features import FeaturePlan, load_recorded_backbone, make_plan
+from fpt_fast.pipeline.placing import PlacedFeatures
 from fpt_fast.records import ImageSet, Preprocessing, Split
 from fpt_fast.setting_values import parse_size
 from fpt_fast.settings import TrainSettings
@@ -43,7 +44,8 @@ log = logging.getLogger("fpt_fast")
 class RunInputs:
     """Everything that a run reads, opened: data, features, and how to make the model's input.
 
-    ``plain_features`` are those of a live pass without augmentation, for evaluation.
+    ``plain_features`` are those of a live pass without augmentation, for evaluation; ``placed``
+    those of a cache, split by split.
     """
 
     images: ImageSet
@@ -53,6 +55,7 @@ class RunInputs:
     side: Preprocessing
     store: DecodedStore
     reader: CacheReader | None
+    placed: PlacedFeatures | None = None
 
 
 def open_inputs(settings: TrainSettings, stack: ExitStack) -> tuple[RunInputs, FptConfig]:
@@ -74,7 +77,8 @@ def open_inputs(settings: TrainSettings, stack: ExitStack) -> tuple[RunInputs, F
     )
     method = _method(settings, plan)
     _require_layers(plan, method)
-    return _from_cache(settings, images, plan, reader, method), method
+    repeated: tuple[Split, ...] = ("train", "val")
+    return _from_cache(settings, images, plan, reader, method, repeated), method
 
 
 def reopen_inputs(
@@ -97,7 +101,7 @@ def reopen_inputs(
     if not live:
         reader = stack.enter_context(CacheReader(Path(settings.cache)))
         plan.require_equal(FeaturePlan.from_json(reader.fingerprint), str(settings.cache))
-        return _from_cache(settings, images, plan, reader, model.config)
+        return _from_cache(settings, images, plan, reader, model.config, ())
     frozen = plan.frozen_pass(
         load_recorded_backbone(
             plan,
@@ -117,16 +121,18 @@ def _from_cache(
     plan: FeaturePlan,
     reader: CacheReader,
     method: FptConfig,
+    repeated: Collection[Split],
 ) -> RunInputs:
     if settings.skip_unreadable:
         images = _only_cached(images, reader)
-    features: FeatureSource = NoFeatures()
+    placed = None
     if method.fusion:
-        on_cpu = resolve_device(settings.device).type == "cpu"
-        features = CachedFeatures(reader, images.items, in_place=on_cpu)
+        device = resolve_device(settings.device)
+        size = method.side_size
+        placed = PlacedFeatures(settings, reader, images, device, side_size=size, repeated=repeated)
         reader.require_images(digest_images(images.items, workers=settings.workers))
     side = dataclasses.replace(plan.preprocessing, size=method.side_size)
-    return RunInputs(images, plan, features, None, side, DecodedStore(), reader)
+    return RunInputs(images, plan, NoFeatures(), None, side, DecodedStore(), reader, placed)
 
 
 def _live_inputs(
@@ -217,6 +223,8 @@ def make_loader(
     features = inputs.features
     if not training and inputs.plain_features is not None:
         features = inputs.plain_features
+    if inputs.placed is not None:
+        features = inputs.placed.source(split)
     items = inputs.images.of_split(split)
     side_images = None
     if repeated and items and settings.side_images == "stored":
@@ -239,6 +247,7 @@ def make_loader(
         seed=settings.seed,
         order_seed=settings.order_seed,
         workers=settings.workers,
+        staging=None if inputs.placed is None else inputs.placed.staging,
     )
 
 

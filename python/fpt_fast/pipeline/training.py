@@ -14,6 +14,7 @@ from fpt_fast.distributed import refuse_several
 from fpt_fast.metrics import Metrics
 from fpt_fast.model import FptModel
 from fpt_fast.pipeline.inputs import make_loader, make_recipe, open_inputs
+from fpt_fast.pipeline.memory import report_memory
 from fpt_fast.pipeline.run_folder import (
     BEST,
     check_run_folder,
@@ -54,7 +55,8 @@ def train(settings: TrainSettings | None = None, **values: Any) -> TrainResult:
     """Train a classifier and test its best epoch; see ``TrainSettings`` for the arguments.
 
     The run's directory gets ``config.yaml``, ``metrics.json``, ``history.csv``,
-    ``predictions.csv``, ``report.html``, ``best/`` (the model) and ``last/`` (to resume from).
+    ``predictions.csv``, ``report.html``, ``memory.json`` (what took how much), ``best/`` (the
+    model) and ``last/`` (to resume from).
     """
     refuse_several("training")
     settings = settings or build_settings(TrainSettings, values)
@@ -90,6 +92,7 @@ def train(settings: TrainSettings | None = None, **values: Any) -> TrainResult:
                 checkpoint_steps=settings.checkpoint_steps,
                 profile_steps=profiled,
             )
+        report_memory(settings.run, inputs, (train_loader, val_loader), model)
         best = FptModel.from_pretrained(settings.run / BEST)
         split: Split = "test" if inputs.images.of_split("test") else "val" if val_items else "train"
         if split != "test":
@@ -108,6 +111,10 @@ def train(settings: TrainSettings | None = None, **values: Any) -> TrainResult:
 def refuse_ignored(settings: RunSettings) -> None:
     """A setting that a cache has settled must not look as if it did something."""
     if settings.cache == "none":
+        if settings.features_on != "auto":
+            raise ConfigError(
+                "--features-on: goes with a cache only, got --cache none; leave it out"
+            )
         return
     live = ("checkpoint_path", "normalization", "mean", "std", "position_interpolation", "dtype")
     defaults = {field.name: field.default for field in dataclasses.fields(RunSettings)}
