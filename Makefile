@@ -2,7 +2,9 @@
 VENV ?= .venv
 PYTHON ?= python3
 PYTEST_WORKERS ?= 2
-RESULTS ?= .benchmarks/results.json
+RESULTS ?= benchmarks/results/cpu.json
+# Empty for tiny sizes, which take minutes.
+BENCH_OPTIONS ?= --full
 MINUTES ?= 9
 DEVICE_OPTIONS ?=
 RELIABILITY_OPTIONS ?=
@@ -64,27 +66,23 @@ tests: native
 		--ignore tests/test_architecture.py --ignore tests/test_import.py
 
 benchmarks: native
-	$(BIN)/python -m pytest -q --benchmark-disable benchmarks
+	FPT_BENCH_RECORDS=16 $(BIN)/python -m pytest -q --benchmark-disable benchmarks
 
 # A fresh process in which `import triton` fails.
 cold-import: $(STAMP)
 	$(BIN)/python -m pytest -q tests/test_import.py
 
+# At the published sizes; leave the machine alone meanwhile.
 bench: native
 	@mkdir -p $(dir $(RESULTS))
-	$(BIN)/python -m pytest -q --benchmark-only --benchmark-json=$(RESULTS) benchmarks
+	$(BIN)/python -m pytest -q --benchmark-only $(BENCH_OPTIONS) --benchmark-json=$(RESULTS) benchmarks
 
-# The figures of README.md: benchmarks at the published sizes, then the demo.  Leave the machine
-# alone meanwhile (about 15 minutes on 2 cores).
-figures: native
-	@mkdir -p benchmarks/results
+# The figures of README.md, docs/benchmarks.md and its plot: every benchmark, then the demo.
+figures: bench
 	rm -rf demo-output
-	$(BIN)/python -m pytest -q --benchmark-only --full --benchmark-json=benchmarks/results/cpu.json \
-		benchmarks/bench_frozen_pass.py benchmarks/bench_training_step.py \
-		benchmarks/bench_epoch.py
 	$(BIN)/fpt-fast demo --output demo-output
-	$(BIN)/python benchmarks/readme_figures.py --results benchmarks/results/cpu.json \
-		--demo demo-output/demo.json
+	cp demo-output/demo.json benchmarks/results/demo.json
+	$(BIN)/python -m benchmarks.report
 
 # Everything that needs a GPU, within MINUTES, into one JSON of benchmarks/results; docs/gpu.md.
 device: $(STAMP)

@@ -2,11 +2,12 @@
 
 ``FPT_BENCH_RECORDS`` sets the number of records (default 48, 184 MB).  Reading is from the page
 cache, and beside it, in turns, the same bytes are copied from memory to memory by as many threads:
-``extra_info["of memcpy"]`` is the ratio of the two speeds.
+``extra_info["of memcpy"]`` is the ratio of the two speeds.  The plain twin has a safetensors file
+for each image, in f32, as published.
 """
 
+import hashlib
 import os
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,7 +18,12 @@ import numpy as np
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
+from safetensors.torch import load_file
+from torch import Tensor
 
+from benchmarks.beside import alternate, clock
+from benchmarks.counts import Count
+from benchmarks.plain.epoch import write_features
 from fpt_fast.cache import CacheReader, CacheWriter, RecordLayout, verify_cache
 from fpt_fast.cache import fetch as fetching
 from fpt_fast.ops import quantise_kv
@@ -60,23 +66,40 @@ def caches(tmp_path_factory: pytest.TempPathFactory, tokens: SelectedTokens) -> 
     return {dtype: folder / dtype for dtype in ("float16", "int8")}
 
 
-def record_rate(benchmark: BenchmarkFixture) -> None:
-    """Bytes moved by one round, and from them GB/s where the round was timed."""
-    benchmark.extra_info["bytes"] = RECORDS * LAYOUT.record_bytes
-    if benchmark.stats is not None:
-        seconds = benchmark.stats.stats.median
-        benchmark.extra_info["GB/s"] = round(RECORDS * LAYOUT.record_bytes / seconds / 1e9, 3)
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory, tokens: SelectedTokens) -> list[Path]:
+    """The published form of the same features: a file of f32 tensors for each image."""
+    folder = tmp_path_factory.mktemp("files")
+    paths = [folder / f"{i}.safetensors" for i in range(RECORDS)]
+    write_files(paths, tokens)
+    return paths
+
+
+def write_files(paths: list[Path], tokens: SelectedTokens) -> None:
+    for i, path in enumerate(paths):
+        write_features(path, tokens.kv[i % BATCH])
+
+
+def read_files(paths: list[Path]) -> Tensor:
+    """A batch [B, L, 2, H, K, D] f32 as the published data set reads it."""
+    loaded = [load_file(path) for path in paths]
+    names = ("key_states", "value_states")
+    return torch.stack([torch.stack([one[name] for one in loaded]) for name in names], 2)
 
 
 def bench_write(benchmark: BenchmarkFixture, tmp_path: Path, tokens: SelectedTokens) -> None:
-    """Durable writes: each batch waits for the disk."""
+    """Durable writes: each batch waits for the disk, which the plain files do not."""
     paths = iter(tmp_path / str(i) for i in range(1000))
-
-    def fresh() -> tuple[tuple[Path, SelectedTokens], dict[str, Any]]:
-        return (next(paths), tokens), {}
-
-    benchmark.pedantic(write_cache, setup=fresh, rounds=3)
-    record_rate(benchmark)
+    plain = [tmp_path / f"{i}.safetensors" for i in range(RECORDS)]
+    benchmark.group = "cache, write"
+    alternate(
+        benchmark,
+        lambda: write_cache(next(paths), tokens),
+        lambda: write_files(plain, tokens),
+        dtype="float16",
+        count=Count(flops=0, bytes=RECORDS * LAYOUT.record_bytes),
+        rounds=3,
+    )
     assert verify_cache(tmp_path / "0").ok
 
 
@@ -86,12 +109,6 @@ def memcpy_of(count: int, threads: int) -> Callable[[int], Any]:
     target = np.zeros(source.shape[1:], np.uint8)
     pool = ThreadPoolExecutor(threads)
     return lambda i: list(pool.map(np.copyto, target, source[i]))
-
-
-def seconds_of(run: Callable[..., Any], *args: Any) -> float:
-    started = time.perf_counter()
-    run(*args)
-    return time.perf_counter() - started
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -104,6 +121,7 @@ def bench_read(
     monkeypatch: pytest.MonkeyPatch,
     caches: dict[str, Path],
     tokens: SelectedTokens,
+    files: list[Path],
     way: str,
     mode: Any,
     dtype: str,
@@ -116,14 +134,20 @@ def bench_read(
     order = torch.randperm(RECORDS, generator=torch.Generator().manual_seed(1)).tolist()
     batches = [order[first : first + BATCH] for first in range(0, RECORDS, BATCH)]
     with CacheReader(caches[dtype], mode=mode, verify=verify, threads=threads) as reader:
-        last = benchmark(lambda: [reader.read(rows) for rows in batches][-1])
         moved = RECORDS * reader.layout.record_bytes
-        benchmark.extra_info["bytes"] = moved
-        if benchmark.stats is not None:
+        benchmark.group = "cache, read"
+        last = alternate(
+            benchmark,
+            lambda: [reader.read(rows) for rows in batches][-1],
+            lambda: [read_files([files[row] for row in rows]) for rows in batches],
+            dtype=dtype,
+            count=Count(flops=0, bytes=moved),
+        )
+        if benchmark.enabled:
             # Batch by batch in turns, and the best time of each: short enough to be undisturbed.
             copy = memcpy_of(moved // len(batches), threads)
             times = [
-                (seconds_of(copy, i), seconds_of(reader.read, rows))
+                (clock(lambda i=i: copy(i)), clock(lambda rows=rows: reader.read(rows)))
                 for _ in range(ROUNDS)
                 for i, rows in enumerate(batches)
             ]
@@ -131,14 +155,24 @@ def bench_read(
                 sum(min(kind[i :: len(batches)]) for i in range(len(batches)))
                 for kind in zip(*times, strict=True)
             )
-            benchmark.extra_info["GB/s"] = round(moved / reading / 1e9, 2)
+            benchmark.extra_info["GB/s, best"] = round(moved / reading / 1e9, 2)
             benchmark.extra_info["of memcpy"] = round(copying / reading, 3)
     kv = tokens.kv[[row % BATCH for row in batches[-1]]]
     assert torch.equal(last.kv, kv if dtype == "float16" else quantise_kv(kv)[0])
 
 
-def bench_verify(benchmark: BenchmarkFixture, caches: dict[str, Path]) -> None:
-    """The full check of ``fpt-fast cache verify``."""
-    report = benchmark(verify_cache, caches["float16"])
-    record_rate(benchmark)
+def bench_verify(benchmark: BenchmarkFixture, caches: dict[str, Path], files: list[Path]) -> None:
+    """The full check of ``fpt-fast cache verify``; beside it, sha256 of the published files."""
+
+    def plain() -> list[str]:
+        return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+
+    benchmark.group = "cache, verify"
+    report = alternate(
+        benchmark,
+        lambda: verify_cache(caches["float16"]),
+        plain,
+        dtype="float16",
+        count=Count(flops=0, bytes=RECORDS * LAYOUT.record_bytes),
+    )
     assert report.ok

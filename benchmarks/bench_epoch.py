@@ -6,9 +6,7 @@ and keeps the reading of features.  Shrinking the side images, done once a run, 
 beside it: ``ratio_over_20_epochs`` counts it in.
 """
 
-import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,15 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.bench_training_step import method_config, optimizer_of, plain_model, spec
+from benchmarks.bench_training_step import (
+    method_config,
+    optimizer_of,
+    plain_model,
+    spec,
+    step_flops,
+)
+from benchmarks.beside import alternate
+from benchmarks.counts import Count
 from benchmarks.plain.epoch import PlainDataset, plain_epoch, write_features
 from fpt_fast.cache import CacheReader, CacheWriter, RecordLayout
 from fpt_fast.config import AugmentConfig, TrainConfig
@@ -59,8 +65,8 @@ def write_images(folder: Path, count: int, edge: int) -> tuple[ImageItem, ...]:
     return load_image_set(folder, ratios=(1.0, 0.0, 0.0)).of_split("train")
 
 
-def prepare(folder: Path, full: bool) -> Setting:
-    items = write_images(folder / "images", 600 if full else 20, 1024 if full else 96)
+def prepare(folder: Path, full: bool, full_count: int = 600) -> Setting:
+    items = write_images(folder / "images", full_count if full else 20, 1024 if full else 96)
     model = create_model(method_config("fpt_plus", full), backbone=spec(full), num_classes=CLASSES)
     layout = RecordLayout(
         len(model.layers), model.spec.num_heads, 205 if full else 9, model.spec.head_width
@@ -109,19 +115,12 @@ def our_epoch(setting: Setting, loader: FeatureLoader, runs: Path) -> float:
     return history.epochs[0].loss
 
 
-def timed(work: Callable[[], float], seconds: list[float]) -> float:
-    start = time.perf_counter()
-    loss = work()
-    seconds.append(time.perf_counter() - start)
-    return loss
-
-
 @pytest.mark.parametrize("part", ["epoch", "steps"])
 def bench_epoch(benchmark: Any, tmp_path: Path, full: bool, part: str) -> None:
     torch.manual_seed(0)
     setting = prepare(tmp_path, full)
     start = time.perf_counter()
-    side_images = shrink_images(setting.items, setting.side.size, augmented=part == "epoch")
+    side_images = shrink_images(setting.items, setting.side, augmented=part == "epoch")
     loader = make_loader(setting, side_images, part)
     shrink_seconds = time.perf_counter() - start
 
@@ -135,29 +134,30 @@ def bench_epoch(benchmark: Any, tmp_path: Path, full: bool, part: str) -> None:
         setting.side.size,
         fixed,
     )
-    plain_seconds: list[float] = []
 
-    def plain_between() -> None:
-        """Alternate, so that a busy machine slows both."""
-        loss = timed(lambda: plain_epoch(plain, dataset, optimizer, BATCH), plain_seconds)
+    def plain_run() -> float:
+        loss = plain_epoch(plain, dataset, optimizer, BATCH)
         assert 0 < loss < 4
+        return loss
 
-    our_epoch(setting, loader, tmp_path / "runs")  # read once, as the plain files were
-    loss = benchmark.pedantic(
+    count = len(setting.items)
+    feature_bytes = count * setting.reader.layout.record_bytes
+    loss = alternate(
+        benchmark,
         lambda: our_epoch(setting, loader, tmp_path / "runs"),
-        setup=plain_between,
+        plain_run,
+        dtype="float32",
+        count=Count(3 * step_flops("fpt_plus", full) * count // BATCH, feature_bytes),
         rounds=3 if full else 1,
+        is_long=True,
     )
     setting.reader.close()
     assert 0 < loss < 4
+    benchmark.group = "epoch"
     info = benchmark.extra_info
-    info |= {"part": part, "plain_seconds": statistics.median(plain_seconds)}
-    info["feature_bytes"] = len(setting.items) * setting.reader.layout.record_bytes
+    info |= {"part": part, "feature_bytes": feature_bytes, "images": count}
     if part == "epoch":
         info["shrink_seconds"] = shrink_seconds
-    if benchmark.enabled:
-        ours = benchmark.stats.stats.median
-        info["ratio"] = info["plain_seconds"] / ours
-        if part == "epoch":
-            total = ours + shrink_seconds / EPOCHS
+        if benchmark.enabled:
+            total = benchmark.stats.stats.median + shrink_seconds / EPOCHS
             info["ratio_over_20_epochs"] = info["plain_seconds"] / total

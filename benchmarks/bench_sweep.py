@@ -2,11 +2,11 @@
 
 ``--full``: FPT+ on ViT-B, batch 16, 4 and 8 models that differ in their seed; ``times_one`` is what
 a step of all of them takes, in steps of one model by the trainer's own path.  Features, labels and
-optimiser included, decoding and augmentation not.
+optimiser included, decoding and augmentation not.  The plain twin trains as many plain models, one
+after another.
 """
 
-import time
-from statistics import median
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,9 +14,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.bench_training_step import OUTPUTS, make_batch, make_step, method_config, spec
+from benchmarks.bench_training_step import (
+    OUTPUTS,
+    make_batch,
+    make_step,
+    method_config,
+    plain_model,
+    spec,
+    step_flops,
+)
+from benchmarks.beside import alternate
+from benchmarks.counts import Count
 from fpt_fast.config import TrainConfig
-from fpt_fast.model import create_model
+from fpt_fast.model import FptModel, create_model
 from fpt_fast.sweep.optimizer import StackOptimizer
 from fpt_fast.sweep.prediction import attend_all
 from fpt_fast.sweep.stack import ModelStack
@@ -32,6 +42,14 @@ def bench_sweep(benchmark: Any, models: int, full: bool) -> None:
         for seed in range(models)
     ]
     batch = make_batch(built[0], kept=205 if full else 9, device="cpu")
+    assert batch.kv is not None
+    keys, values = (batch.kv[:, :, i].transpose(0, 1).float().contiguous() for i in (0, 1))
+
+    def plain_step(model: FptModel) -> Callable[[], Tensor]:
+        twin = plain_model(model).eval()
+        return make_step(twin, lambda: twin(batch.side_pixels, keys, values), batch.labels)
+
+    plain = [plain_step(model) for model in built]
     stack = ModelStack(built)
     optimizer = StackOptimizer(stack, [TrainConfig()] * models)
     pixels = batch.side_pixels.expand(models, *(-1,) * 4).contiguous()
@@ -49,17 +67,17 @@ def bench_sweep(benchmark: Any, models: int, full: bool) -> None:
     for _ in range(3):  # the first model learns the same in both
         torch.testing.assert_close(together()[0], alone(), rtol=1e-4, atol=1e-5)
 
-    one_seconds: list[float] = []
-
-    def one_between() -> None:
-        """Alternate, so that a busy machine slows both."""
-        start = time.perf_counter()
-        alone()
-        one_seconds.append(time.perf_counter() - start)
-
-    losses = benchmark.pedantic(together, setup=one_between, rounds=9 if full else 5)
+    losses = alternate(
+        benchmark,
+        together,
+        lambda: [step() for step in plain],
+        dtype="float32",
+        count=Count(models * 3 * step_flops("fpt_plus", full), batch.kv.nbytes),
+        rounds=9 if full else 5,
+        others={"one": alone},
+    )
     assert bool(losses.isfinite().all())
+    benchmark.group = "sweep"
     benchmark.extra_info["models"] = models
-    benchmark.extra_info["one_seconds"] = median(one_seconds)
     if benchmark.enabled:
-        benchmark.extra_info["times_one"] = benchmark.stats.stats.median / median(one_seconds)
+        benchmark.extra_info["times_one"] = 1 / benchmark.extra_info["one_over_ours"]

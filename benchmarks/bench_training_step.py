@@ -5,9 +5,7 @@ ViT-B at batch 16.  Ours reads f16 features as the cache holds them, the baselin
 values as the published code does.
 """
 
-import time
 from collections.abc import Callable
-from statistics import median
 from typing import Any
 
 import pytest
@@ -15,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.beside import alternate
+from benchmarks.counts import Count
 from benchmarks.plain.model import PlainFpt, PlainSizes
 from fpt_fast.compat.checkpoints import to_reference
 from fpt_fast.config import FptConfig, preset
@@ -116,6 +116,21 @@ def steps_of(
     return ours, theirs, batch.kv.nbytes
 
 
+def step_flops(method: str, full: bool) -> int:
+    """Operations of the forward of a batch, fusion and side network, linear layers and attention;
+    the backward takes about twice as many."""
+    model = create_model(method_config(method, full), backbone=spec(full), num_classes=OUTPUTS)
+    layers, width, prompts = len(model.layers), model.spec.hidden_size, model.config.num_prompts
+    side = width // model.config.side_reduction
+    (height, breadth), (down, across) = model.config.side_size, model.spec.patch_size
+    tokens = (height // down) * (breadth // across) + 1 + prompts
+    kept = 205 if full else 9
+    per_layer = 24 * tokens * side * side + 4 * tokens * tokens * side
+    fusion = 4 * prompts * kept * width + 2 * prompts * width * side
+    embedding = 2 * 3 * height * breadth * side
+    return BATCH * (layers * (per_layer + fusion) + embedding)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def bench_training_step(benchmark: Any, method: str, full: bool) -> None:
     torch.manual_seed(0)
@@ -123,18 +138,14 @@ def bench_training_step(benchmark: Any, method: str, full: bool) -> None:
     for _ in range(3):  # they agree as they learn
         torch.testing.assert_close(ours(), theirs(), rtol=1e-4, atol=1e-5)
 
-    plain_seconds: list[float] = []
-
-    def plain_between() -> None:
-        """Alternate, so that a busy machine slows both."""
-        start = time.perf_counter()
-        theirs()
-        plain_seconds.append(time.perf_counter() - start)
-
-    loss = benchmark.pedantic(ours, setup=plain_between, rounds=9 if full else 5)
+    loss = alternate(
+        benchmark,
+        ours,
+        theirs,
+        dtype="float32",
+        count=Count(3 * step_flops(method, full), feature_bytes),
+        rounds=9 if full else 5,
+    )
     assert bool(loss.isfinite())
-    benchmark.extra_info["method"] = method
-    benchmark.extra_info["feature_bytes"] = feature_bytes
-    benchmark.extra_info["plain_seconds"] = median(plain_seconds)
-    if benchmark.enabled:
-        benchmark.extra_info["ratio"] = median(plain_seconds) / benchmark.stats.stats.median
+    benchmark.group = "training step"
+    benchmark.extra_info |= {"method": method, "feature_bytes": feature_bytes}

@@ -5,16 +5,15 @@ are small, and ``benchmarks/device`` on a GPU, where the same contests are also 
 race check, the memory checker and the tuning sweep.
 """
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any
 
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
+from benchmarks.beside import alternate, clock
 from benchmarks.counts import Count
 from fpt_fast.ops.implementation import implementations
 from fpt_fast.ops.native_reasons import native_missing
@@ -83,38 +82,22 @@ def beside_plain(benchmark: BenchmarkFixture, contest: Contest, impl: str) -> di
     pytest-benchmark does not measure.
     """
     contest.check(contest.plain())
-    start = time.perf_counter()
-    contest.check(contest.ours(impl))
-    contest.plain()
-    rounds = int(_SECONDS / (time.perf_counter() - start))
-    plain_seconds: list[float] = []
-
-    def plain_between() -> None:
-        begin = time.perf_counter()
-        contest.plain()
-        plain_seconds.append(time.perf_counter() - begin)
-
-    result = benchmark.pedantic(
-        contest.ours,
-        args=(impl,),
-        setup=plain_between,
-        rounds=min(max(rounds, _FEWEST), _MOST) if benchmark.enabled else 1,
+    seconds = clock(lambda: contest.check(contest.ours(impl))) + clock(contest.plain)
+    result = alternate(
+        benchmark,
+        lambda: contest.ours(impl),
+        contest.plain,
+        dtype=contest.dtype,
+        count=contest.count,
+        rounds=min(max(int(_SECONDS / seconds), _FEWEST), _MOST),
     )
     contest.check(result)
-    info = {
-        "case": contest.case,
-        "dtype": contest.dtype,
-        "impl": impl,
-        "flops": contest.count.flops,
-        "bytes": contest.count.bytes,
-        "exponentials": contest.count.exponentials,
-    }
+    info = benchmark.extra_info
+    info |= {"case": contest.case, "impl": impl, "exponentials": contest.count.exponentials}
     row = {"group": contest.group, **info, "ours": None, "plain": None, "ratio": None}
     if benchmark.enabled:
-        ours, plain = benchmark.stats.stats.median, median(plain_seconds)
-        info |= {"plain_seconds": plain, "plain_over_ours": round(plain / ours, 3)}
-        row |= {"ours": ours, "plain": plain, "ratio": plain / ours}
-    benchmark.extra_info.update(info)
+        row |= {"ours": benchmark.stats.stats.median, "plain": info["plain_seconds"]}
+        row["ratio"] = info["plain_over_ours"]
     return row
 
 

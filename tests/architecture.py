@@ -13,7 +13,7 @@ MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 80
 
 # A room is what stands directly below fpt_fast: a module, or a package with all its modules.
-BASE = frozenset({"records", "config", "files", "profiling", "distributed"})
+BASE = frozenset({"records", "config", "files", "profiling", "distributed", "hub"})
 STAGES = (
     "images",
     "backbone",
@@ -52,6 +52,7 @@ ALLOWED_ROOMS: dict[str, frozenset[str]] = {
     "files": frozenset(),
     "profiling": frozenset(),
     "distributed": frozenset(),
+    "hub": frozenset(),
     "config": frozenset({"records"}),
     "ops": frozenset({"records", "config"}),
     **{
@@ -82,6 +83,7 @@ ALLOWED_PACKAGES = {
     "files": set[str](),
     "profiling": {"nvtx", "torch"},
     "distributed": {"torch"},
+    "hub": {"huggingface_hub"},
     "ops": {"torch"},
     "cache": {"torch", "numpy", "xxhash"},
     "metrics": {"torch", "numpy", "sklearn"},

@@ -106,7 +106,7 @@ def test_stored_side_images_make_the_same_choices_and_decode_nothing(
 ) -> None:
     """These images are no larger than twice the input: nothing is lost but 8-bit rounding."""
     items = load_image_set(make_image_set("small", size=(32, 28))).of_split("train")
-    shrunk = shrink_images(items, SIDE.size, augmented=True)
+    shrunk = shrink_images(items, SIDE, augmented=True)
 
     def make(**changes: Any) -> FeatureLoader:
         values = {"batch_size": 5, "store": DecodedStore(), "shuffle": True, "seed": 3, **changes}
@@ -124,13 +124,13 @@ def test_stored_side_images_make_the_same_choices_and_decode_nothing(
         # In units of the input's deviation, which is a quarter of full scale here.
         assert float((pixels(made) - pixels(exact)).abs().max()) <= 4 * 1.5 / 255
     with pytest.raises(ValueError, match="those of the 12 items, got 0"):
-        make(side_images=shrink_images((), SIDE.size, augmented=True))
+        make(side_images=shrink_images((), SIDE, augmented=True))
 
 
 def test_stored_images_are_exact_without_augmentation(
     make_loader: Callable[..., FeatureLoader], items: tuple[ImageItem, ...]
 ) -> None:
-    stored = shrink_images(items, SIDE.size, augmented=False)
+    stored = shrink_images(items, SIDE, augmented=False)
     exact = epoch(make_loader(augmentation=None), 1)
     made = epoch(make_loader(augmentation=None, side_images=stored), 1)
     assert keys(made) == keys(exact) and torch.equal(pixels(made), pixels(exact))

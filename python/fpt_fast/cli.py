@@ -22,6 +22,7 @@ from fpt_fast.settings import (
     PredictSettings,
     PreloadSettings,
     RepairSettings,
+    ShareSettings,
     SweepSettings,
     TrainSettings,
 )
@@ -100,6 +101,7 @@ Command = (
     | Annotated[PredictSettings, subcommand("predict")]
     | Annotated[Cache, subcommand("cache")]
     | Annotated[DoctorSettings, subcommand("doctor")]
+    | Annotated[ShareSettings, subcommand("share")]
     | Annotated[Info, subcommand("info")]
     | Annotated[Demo, subcommand("demo")]
 )
@@ -111,6 +113,7 @@ WITH_CONFIG: dict[str, type[Any]] = {
     "evaluate": EvaluateSettings,
     "predict": PredictSettings,
     "doctor": DoctorSettings,
+    "share": ShareSettings,
 }
 
 
@@ -215,6 +218,9 @@ def _run(command: Any) -> int:
             diagnosis = pipeline.doctor(command)
             _say(str(diagnosis))
             return 0 if diagnosis.ok else 1
+        case ShareSettings():
+            shared = pipeline.share(command)
+            _say(f"shared as {' and '.join(str(x) for x in (shared.folder, shared.address) if x)}")
         case Info():
             from fpt_fast.info import describe_installation
 

@@ -24,6 +24,7 @@ from fpt_fast.images import (
     SideBatches,
     SideImages,
     choose,
+    fit_image,
     hashed_uniform,
     mix,
     to_network_input,
@@ -335,10 +336,12 @@ class FeatureLoader:
             return self._side_batches(rows, seed)
         if self._augment is None:
             return torch.stack([to_network_input(image, self._side) for image in images])
-        heights, widths = torch.tensor([image.shape[1:] for image in images]).unbind(1)
-        draws = choose(hashed_uniform(seed, rows), heights, widths, self._augment.config)
+        fitted = [fit_image(image, self._side) for image in images]
+        heights, widths = torch.tensor([image.shape[1:] for image in fitted]).unbind(1)
+        uniform, config = hashed_uniform(seed, rows), self._augment.config
+        draws = choose(uniform, heights, widths, config, self._side.size)
         return torch.stack(
-            [self._augment.apply(image, draws.of(i)) for i, image in enumerate(images)]
+            [self._augment.apply(image, draws.of(i)) for i, image in enumerate(fitted)]
         )
 
 

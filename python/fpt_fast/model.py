@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fpt_fast.config import FptConfig, preset
 from fpt_fast.files import sync_directory
 from fpt_fast.fusion import PromptFusion
+from fpt_fast.hub import fetch_model_folder, is_repository
 from fpt_fast.profiling import span
 from fpt_fast.records import BackboneSpec, FeatureBatch
 from fpt_fast.side_network import SideNetwork
@@ -163,13 +164,17 @@ class FptModel(nn.Module):
         self.extra = extra
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path) -> Self:
+    def from_pretrained(cls, directory: str | Path, *, revision: str | None = None) -> Self:
         """Read a model that ``save_pretrained`` wrote; on the CPU, in evaluation mode.
 
-        Raises ``FileNotFoundError`` where a file is missing, ``ModelFileError`` where one is
-        damaged, or where the weights are not this model's (naming what is missing or too much).
+        ``directory`` is a folder, or ``"owner/name"`` of a repository of the Hugging Face hub, of
+        which ``revision`` names a branch, a tag or a commit.  Raises ``FileNotFoundError`` where a
+        file is missing, ``ModelFileError`` where one is damaged, or where the weights are not this
+        model's (naming what is missing or too much), ``HubError`` where the hub does not answer.
         """
         folder = Path(directory)
+        if is_repository(str(directory)):
+            folder = fetch_model_folder(str(directory), revision=revision)
         description = _read_description(folder / CONFIG_FILE)
         metadata, tensors = _read_weights(folder / WEIGHTS_FILE)
         if "fpt_fast" in metadata:

@@ -50,7 +50,26 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 FeatureDtype = Literal["float16", "int8", "float8_e4m3fn"]
 
+# Whether an image is stretched to the input's shape, or padded to it with black.
+Fit = Literal["stretch", "pad"]
+
 UNLABELLED = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How an image file is read; recorded in the cache's fingerprint.
+
+    ``window`` says which levels become black to white: ``file``, ``full``, ``minmax``, or
+    ``CENTRE/WIDTH`` (``images/windows.py``).  ``frame``: of a DICOM file of several frames, from
+    1; None refuses such files.
+    """
+
+    window: str = "file"
+    frame: int | None = None
+
+
+AS_THE_FILE_SAYS = Reading()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +85,7 @@ class ImageItem:
     path: Path
     label: int
     split: Split
+    reading: Reading = AS_THE_FILE_SAYS
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +106,14 @@ class Preprocessing:
     """What turns a decoded image into a network's input; recorded in the cache's fingerprint.
 
     ``size`` is (height, width) in pixels; ``mean`` and ``std`` are per channel, of values
-    in [0, 1].  Resizing is bilinear with antialiasing, to exactly ``size``.
+    in [0, 1].  Resizing is bilinear with antialiasing, to exactly ``size``; with ``fit="pad"``
+    the image is first padded with black to the shape of ``size``, so that nothing is distorted.
     """
 
     size: tuple[int, int]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    fit: Fit = "stretch"
 
 
 @dataclass(frozen=True, slots=True)

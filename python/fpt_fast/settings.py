@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from fpt_fast.config import Loss, LossWeight
-from fpt_fast.records import Attention, FeatureDtype, Importance, Split
+from fpt_fast.records import Attention, FeatureDtype, Fit, Importance, Split
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -88,7 +88,20 @@ class InputSettings(BackboneSettings):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FrozenSettings(InputSettings):
+class ReadingSettings(InputSettings):
+    """How image files are read and fitted to the input."""
+
+    fit: Fit = "stretch"
+    """stretch images to the input's shape, as published, or pad them to it with black."""
+    window: str = "file"
+    """Grey of more than 8 bits: file (DICOM's own window), full (nothing is cut), minmax (of each
+    image), or CENTRE/WIDTH like 40/400."""
+    dicom_frame: int | None = None
+    """Frame of DICOM files of several frames, from 1 (without it they are refused)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrozenSettings(ReadingSettings):
     """How the frozen pass runs."""
 
     position_interpolation: Literal["timm", "bicubic_scale"] = "timm"
@@ -139,6 +152,30 @@ class RepairSettings(BackboneSettings):
     """Where the frozen pass runs."""
     batch_size: int = 8
     """Images per frozen pass."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShareSettings:
+    """Hand a run's best model on: a folder with model, metrics and card, and the hub."""
+
+    run: Path
+    """Folder of a finished run."""
+    output: Path | None = None
+    """New folder for the files."""
+    repo: str | None = None
+    """Repository of the Hugging Face hub, OWNER/NAME, made where there is none."""
+    private: bool = True
+    """Make a new repository private."""
+    name: str = ""
+    """Title of the card (default: the name of the run's folder)."""
+    data_set: str = ""
+    """What the model was trained and tested on, in your words."""
+    license: str = ""
+    """Licence of the model, an identifier such as apache-2.0."""
+    intended_use: str = ""
+    """What the model is for, in your words."""
+    contact: str = ""
+    """Whom to ask."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,5 +1,6 @@
 """Side augmentation: the same distribution and the same pixels as torchvision's transforms."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -20,20 +21,26 @@ from fpt_fast.images import (
 from fpt_fast.records import Preprocessing
 
 UNIT = Preprocessing((16, 24), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+SQUARE = dataclasses.replace(UNIT, size=(16, 16))
 PUBLISHED = AugmentConfig()
 DRAWS = 4000
 # The 99.9 % point of the two-sample Kolmogorov-Smirnov distance, twice DRAWS samples.
 DISTANCE = 1.95 * math.sqrt(2 / DRAWS)
 
 
-def draws(height: int, width: int, config: AugmentConfig = PUBLISHED) -> list[AugmentationDraw]:
+def draws(
+    height: int,
+    width: int,
+    config: AugmentConfig = PUBLISHED,
+    size: tuple[int, int] = (16, 16),
+) -> list[AugmentationDraw]:
     """As the loader draws them: half of them of other images, half of other epochs."""
     rows = torch.arange(DRAWS // 2)
     sizes = torch.full_like(rows, height), torch.full_like(rows, width)
     return [
         chosen.of(i)
         for epoch in (0, 1)
-        for chosen in [choose(hashed_uniform(mix(7, epoch), rows), *sizes, config)]
+        for chosen in [choose(hashed_uniform(mix(7, epoch), rows), *sizes, config, size)]
         for i in rows.tolist()
     ]
 
@@ -68,8 +75,18 @@ def test_crop_of_an_image_too_long_for_any_is_the_central_one() -> None:
     theirs = v2.RandomResizedCrop(16, scale=(0.8, 1.0), ratio=(0.7, 1.3))
     for height, width in ((10, 500), (500, 10), (1, 1), (1, 3000)):
         expected = theirs.make_params([torch.empty(3, height, width)])
-        crop = SideAugmentation(PUBLISHED, UNIT).draw(height, width, torch.Generator()).crop
+        crop = SideAugmentation(PUBLISHED, SQUARE).draw(height, width, torch.Generator()).crop
         assert crop == tuple(expected[name] for name in ("top", "left", "height", "width"))
+
+
+def test_crops_of_a_tall_input_are_tall() -> None:
+    # With the published ratios every crop of an image this tall would be the central one.
+    crops = [draw.crop for draw in draws(1000, 400, size=(160, 64))]
+    ratios = [w / h for _, _, h, w in crops]
+    assert min(ratios) >= 0.27 and max(ratios) <= 0.53
+    assert min(h * w for _, _, h, w in crops) >= 0.79 * 400_000
+    assert max(h for _, _, h, _ in crops) > 990
+    assert len(set(crops)) > DRAWS / 2
 
 
 def test_flips_and_factors_are_distributed_as_torchvisions() -> None:
@@ -180,7 +197,7 @@ def test_without_any_augmentation_it_is_the_network_input() -> None:
         horizontal_flip=0.0, brightness=0.0, contrast=0.0, crop_area=(1.0, 1.0), crop_ratio=(1, 1)
     )
     preprocessing = Preprocessing((16, 24), (0.4, 0.3, 0.1), (0.2, 0.3, 0.1))
-    image = make_image("full", 90, 90)
+    image = make_image("full", 60, 90)
     out = SideAugmentation(nothing, preprocessing)(image, torch.Generator())
     torch.testing.assert_close(out, to_network_input(image, preprocessing), rtol=0, atol=1e-5)
 

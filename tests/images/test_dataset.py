@@ -62,7 +62,7 @@ class TestSplitFolders:
         kept = ["train/a/1.PNG", "train/a/deep/er/2.jpeg", "train/a/3.JPG", "train/a/x.png/4.tif"]
         kept += ["train/a/5.tiff", "train/a/6.bmp", "train/a/7.webp", "train/b/größe 1.png"]
         dropped = ["train/a/.8.png", "train/.c/9.png", "train/a/.git/10.png"]
-        touch(tmp_path, *kept, *dropped, "train/a/notes.txt", "train/a/x.dcm", "train/loose.png")
+        touch(tmp_path, *kept, *dropped, "train/a/notes.txt", "train/a/x.svg", "train/loose.png")
         images = load_image_set(tmp_path)
         assert keys(images) == sorted(kept)
         assert "2 files that are not images are ignored" in caplog.text

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 
 from fpt_fast.images import ImageError, jpeg, read_image
 from fpt_fast.images.transforms import merge_grey
+from fpt_fast.records import Reading
 
 HEIGHT, WIDTH = 20, 31
 
@@ -220,3 +221,21 @@ def test_channels_last_in_memory(tmp_path: Path) -> None:
     assert image.permute(1, 2, 0).is_contiguous()
     grey = read_image(save(tmp_path / "g.jpg", Image.fromarray(colour()[..., 0])))
     assert merge_grey(grey).shape[0] == 1
+
+
+def test_a_window_of_sixteen_bit_grey(tmp_path: Path) -> None:
+    values = (grey16() // 20 + 500).astype(np.uint16)
+    path = save(tmp_path / "x.png", Image.fromarray(values))
+    for window in ("file", "full"):
+        np.testing.assert_array_equal(read_image(path, Reading(window))[0].numpy(), values)
+    spread = read_image(path, Reading("minmax"))[0].numpy()
+    low, high = int(values.min()), int(values.max())
+    np.testing.assert_array_equal(
+        spread, np.rint((values.astype(float) - low) / (high - low) * 65535)
+    )
+    assert len(np.unique(spread)) == len(np.unique(values))
+    given = read_image(path, Reading("1000/600"))[0].numpy()
+    expected = np.clip((values - 999.5) / 599 + 0.5, 0, 1) * 65535
+    assert np.abs(given - expected).max() <= 0.5 + 1e-6
+    with pytest.raises(ImageError, match="window is for grey of more than 8 bits"):
+        read_image(save(tmp_path / "c.png", Image.fromarray(colour())), Reading("minmax"))

@@ -57,7 +57,7 @@ def compare(
 ) -> list[tuple[Tensor, Tensor]]:
     """(ours from shrunk images, torchvision's from the originals) with the same choices."""
     items = write(folder, images)
-    shrunk = shrink_images(items, preprocessing.size, augmented=True)
+    shrunk = shrink_images(items, preprocessing, augmented=True)
     batches = SideBatches(shrunk, preprocessing, PUBLISHED)
     rows = torch.arange(len(items))
     pairs = []
@@ -106,7 +106,7 @@ def test_mixed_depths_share_a_scale(tmp_path: Path) -> None:
     grey = make_image("full", 96, 120)[:1].expand(3, -1, -1)
     deep = (grey.to(torch.int32) * 257).to(torch.uint16)
     for images in ([grey, deep], [deep, grey]):
-        shrunk = shrink_images(write(tmp_path, images), (64, 80), augmented=True)
+        shrunk = shrink_images(write(tmp_path, images), UNIT, augmented=True)
         assert shrunk.levels.dtype == torch.uint16 and shrunk.full_scale == 65535.0
         assert torch.equal(shrunk.levels[0].int(), shrunk.levels[1].int())
 
@@ -114,7 +114,7 @@ def test_mixed_depths_share_a_scale(tmp_path: Path) -> None:
 def test_inputs_are_distributed_as_torchvisions(tmp_path: Path) -> None:
     """Moments of each channel over 600 augmented inputs against torchvision's own pipeline."""
     images = photographs()[:2]
-    shrunk = shrink_images(write(tmp_path, images), UNIT.size, augmented=True)
+    shrunk = shrink_images(write(tmp_path, images), UNIT, augmented=True)
     batches = SideBatches(shrunk, UNIT, AugmentConfig())
     ours = torch.cat([batches(torch.tensor([0, 1]), seed) for seed in range(300)])
     published = v2.Compose(
@@ -141,7 +141,7 @@ def test_inputs_are_distributed_as_torchvisions(tmp_path: Path) -> None:
 
 
 def test_an_image_does_not_depend_on_its_company(tmp_path: Path) -> None:
-    shrunk = shrink_images(write(tmp_path, photographs()), UNIT.size, augmented=True)
+    shrunk = shrink_images(write(tmp_path, photographs()), UNIT, augmented=True)
     batches = SideBatches(shrunk, UNIT, PUBLISHED)
     together = batches(torch.tensor([3, 1, 0, 2, 1]), 9)
     for i, row in enumerate((3, 1, 0, 2, 1)):
@@ -156,7 +156,7 @@ def test_without_augmentation_it_is_the_exact_input(tmp_path: Path, deep: bool) 
         images = [(i[:1].to(torch.int32) * 201).to(torch.uint16).expand(3, -1, -1) for i in images]
     items = write(tmp_path, images)
     preprocessing = Preprocessing((64, 80), (0.4, 0.3, 0.1), (0.2, 0.3, 0.1))
-    batches = SideBatches(shrink_images(items, (64, 80), augmented=False), preprocessing)
+    batches = SideBatches(shrink_images(items, preprocessing, augmented=False), preprocessing)
     for i, inputs in enumerate(batches(torch.arange(4), 0)):
         assert torch.equal(inputs, to_network_input(read_image(items[i].path), preprocessing))
 
@@ -170,10 +170,10 @@ def test_tiny_and_long_images(tmp_path: Path, shape: tuple[int, int]) -> None:
 
 def test_only_what_was_shrunk_for_it_is_used(tmp_path: Path) -> None:
     items = write(tmp_path, photographs()[:1])
-    shrunk = shrink_images(items, UNIT.size, augmented=True)
+    shrunk = shrink_images(items, UNIT, augmented=True)
     with pytest.raises(ValueError, match=r"size \(64, 80\), got \(128, 160\)"):
         SideBatches(shrunk, UNIT)
-    plain = SideBatches(shrink_images(items, UNIT.size, augmented=False), UNIT)
+    plain = SideBatches(shrink_images(items, UNIT, augmented=False), UNIT)
     with pytest.raises(ValueError, match="nothing to draw"):
         plain.draw(torch.tensor([0]), 0)
 
@@ -202,7 +202,7 @@ def test_kept_on_disk_and_used_for_the_same_images_only(
 
     def shrink(**changes: Any) -> SideImages:
         decoded.clear()
-        return shrink_images(items, (64, 80), **{"augmented": True, "directory": folder, **changes})
+        return shrink_images(items, UNIT, **{"augmented": True, "directory": folder, **changes})
 
     first = shrink()
     assert len(decoded) == 2
@@ -246,14 +246,14 @@ def test_more_than_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     items = write(tmp_path, photographs()[:2])
     monkeypatch.setattr(side_images, "memory_bytes", lambda: 2 * 2 * 3 * 128 * 160 - 2)
     with pytest.raises(ConfigError, match="--side-images exact"):
-        shrink_images(items, UNIT.size, augmented=True)
-    shrink_images(items, UNIT.size, augmented=False)
+        shrink_images(items, UNIT, augmented=True)
+    shrink_images(items, UNIT, augmented=False)
 
 
 def test_exact_and_stored_make_the_same_choices(tmp_path: Path) -> None:
     """The exact path, given the same draws, differs by the filters and by its 8-bit rounding."""
     items = write(tmp_path, photographs())
-    batches = SideBatches(shrink_images(items, UNIT.size, augmented=True), UNIT, PUBLISHED)
+    batches = SideBatches(shrink_images(items, UNIT, augmented=True), UNIT, PUBLISHED)
     rows = torch.arange(4)
     draws: AugmentationDraws = batches.draw(rows, 5)
     exact = SideAugmentation(PUBLISHED, UNIT)

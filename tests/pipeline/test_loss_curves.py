@@ -76,7 +76,7 @@ class Task:
             batch_size=BATCH,
             store=DecodedStore(0),
             augmentation=AugmentConfig() if augmented else None,
-            side_images=shrink_images(self.items, SIDE.size, augmented=augmented),
+            side_images=shrink_images(self.items, SIDE, augmented=augmented),
             shuffle=True,
             seed=seed,
         )

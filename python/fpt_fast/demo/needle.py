@@ -9,9 +9,7 @@ digit, and but for the seams no writer, appears in two splits.
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
+
+from fpt_fast.demo.folders import make_folder
 
 __all__ = ["make_needle_dataset"]
 
@@ -63,19 +63,7 @@ def make_needle_dataset(
         "digit_px": list(digit_px),
         "splits": list(splits),
     }
-    root = Path(root)
-    if _reusable(root, settings):
-        return
-    partial = root.with_name(f"{root.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        _write_splits(partial, settings)
-        (partial / _MARKER).write_text(json.dumps(settings, indent=2) + "\n")
-        if root.exists():
-            shutil.rmtree(root)
-        partial.rename(root)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    make_folder(Path(root), settings, _MARKER, lambda folder: _write_splits(folder, settings))
 
 
 def _check(
@@ -93,19 +81,6 @@ def _check(
         raise ValueError(f"splits must be three positive shares that sum to 1, got {splits}")
     if images * min(splits) < len(classes):
         raise ValueError(f"{images} images leave a class without an image in some split")
-
-
-def _reusable(root: Path, settings: dict[str, Any]) -> bool:
-    """Whether ``root`` is this very data set; refuses a folder that is none of ours."""
-    if not root.exists():
-        return False
-    marker = root / _MARKER
-    if not marker.is_file():
-        if root.is_dir() and not any(root.iterdir()):
-            return False
-        raise FileExistsError(f"{root} exists and is no needle data set: choose another folder")
-    found: object = json.loads(marker.read_text())
-    return found == settings
 
 
 def _write_splits(folder: Path, settings: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from fpt_fast.images.draws import UNIFORMS, AugmentationDraw, choose
 from fpt_fast.images.transforms import (
     FULL_SCALE,
     check_image,
+    fit_image,
     merge_grey,
     normalise,
     resize_levels,
@@ -64,16 +65,17 @@ class SideAugmentation:
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """Draw and apply; ValueError unless ``image`` is [3, h, w] of u8 or u16."""
         check_image(image)
-        return self.apply(image, self.draw(image.shape[1], image.shape[2], generator))
+        fitted = fit_image(image, self.preprocessing)
+        return self.apply(fitted, self.draw(fitted.shape[1], fitted.shape[2], generator))
 
     def draw(self, height: int, width: int, generator: torch.Generator) -> AugmentationDraw:
         """Make the random choices for an image of ``height`` x ``width`` pixels."""
         uniform = torch.rand(1, UNIFORMS, generator=generator, dtype=torch.float64)
         sizes = torch.tensor([height]), torch.tensor([width])
-        return choose(uniform, *sizes, self.config).of(0)
+        return choose(uniform, *sizes, self.config, self.preprocessing.size).of(0)
 
     def apply(self, image: Tensor, draw: AugmentationDraw) -> Tensor:
-        """Apply given choices to [3, h, w] u8 or u16: [3, H, W] f32."""
+        """Apply given choices to [3, h, w] u8 or u16, fitted already: [3, H, W] f32."""
         full = merge_grey(image)
         tones, clamped = _colour_jitter(full, draw)
         top, left, height, width = draw.crop

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fpt_fast.images.csv_list import ImageSetError, Row, read_labelled_rows, read_paths
+from fpt_fast.images.dicom import EXTENSIONS as DICOM_EXTENSIONS
+from fpt_fast.images.dicom import MAGIC_BYTES, has_dicom_name, is_dicom
 from fpt_fast.images.splits import Ratios, assign_splits, check_ratios
 from fpt_fast.records import SPLITS, ImageItem, ImageSet, Split
 
 log = logging.getLogger("fpt_fast")
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", *DICOM_EXTENSIONS)
 
 # Names that people give to splits, and that would make a nonsensical class.
 _LIKE_A_SPLIT = {
@@ -46,8 +48,8 @@ def load_image_set(
 
     Classes of directories are in order of name, as in torchvision's ImageFolder; labels of a list
     in numerical order if all are integers, else by name.  Folders are searched to any depth;
-    hidden files are passed over, and so are files of other extensions than ``EXTENSIONS``, which
-    are counted in a log message.
+    hidden files are passed over, and so are files of other extensions than ``EXTENSIONS`` (but for
+    DICOM files without one), which are counted in a log message.
 
     Without splits, each class is divided by ``ratios`` (train, val, test) and ``seed``.  Where
     there is a train split but no val, val is taken from train in the proportion of the ratios;
@@ -229,11 +231,22 @@ def _find_images(folder: Path) -> tuple[list[Path], int]:
                 real = path.resolve()
                 if real not in above:
                     pending.append((path, above | {real}))
-            elif path.suffix.lower() in EXTENSIONS:
+            elif path.suffix.lower() in EXTENSIONS or _is_bare_dicom(path):
                 images.append(path)
             else:
                 others += 1
     return sorted(images, key=lambda path: path.as_posix()), others
+
+
+def _is_bare_dicom(path: Path) -> bool:
+    """A DICOM file whose name has no ending, or a number for one, as archives export them."""
+    if not has_dicom_name(path):
+        return False
+    try:
+        with path.open("rb") as file:
+            return is_dicom(file.read(MAGIC_BYTES), "")
+    except OSError:
+        return False
 
 
 def _check_name(root: Path, key: str) -> None:

@@ -1,6 +1,6 @@
 """Files to tensors: one image file becomes [3, h, w] u8 or u16, or an ``ImageError``.
 
-JPEG and 16-bit colour PNG have files of their own; everything else goes through Pillow.  A
+DICOM, JPEG and 16-bit colour PNG have files of their own; all else goes through Pillow.  A
 damaged file is an error, never half an image.
 """
 
@@ -15,10 +15,12 @@ import torch
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
+from fpt_fast.images.dicom import MAGIC_BYTES, DicomRefused, decode_dicom, is_dicom
 from fpt_fast.images.jpeg import decode_whole_jpeg
 from fpt_fast.images.png16 import HEADER_BYTES, decode_colour_png16, is_colour_png16
+from fpt_fast.images.windows import U16_MAX, parse_window, window_u16
 from fpt_fast.profiling import span
-from fpt_fast.records import ImageItem
+from fpt_fast.records import AS_THE_FILE_SAYS, ImageItem, Reading
 
 Pixels = npt.NDArray[np.generic]
 
@@ -28,7 +30,6 @@ _EXIF_ORIENTATION = 0x0112
 _TIFF_BITS_PER_SAMPLE = 258
 _TIFF_PHOTOMETRIC = 262
 _TIFF_SAMPLE_FORMAT = 339
-_U16_MAX = 65535
 _COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV")
 _GREY_MODES = ("1", "L", "LA", "La")
 
@@ -64,12 +65,18 @@ class _RefusedError(ValueError):
     """A reason that is already fit for the reader."""
 
 
-def read_image(path: str | Path, *, max_pixels: int | None = None) -> Tensor:
+def read_image(
+    path: str | Path, reading: Reading = AS_THE_FILE_SAYS, *, max_pixels: int | None = None
+) -> Tensor:
     """Decode the image file at ``path`` to RGB [3, h, w], upright by its EXIF orientation.
 
     u8, or u16 with the file's own values where it has 16 bits a sample (full scale is 65535).
     Alpha is dropped, not blended, as ``PIL.Image.convert("RGB")`` does it; of several frames or
-    pages the first is read.  The channels of a grey image share memory: do not write to it.
+    pages the first is read, of DICOM that which ``reading`` names.  The channels of a grey image
+    share memory: do not write to it.
+
+    ``reading.window`` maps grey of more than 8 bits to black and white, DICOM by its own pipeline
+    (``images/dicom.py``); other files have no window, and keep their values with ``file``.
 
     ``max_pixels`` refuses larger images; None leaves it to ``PIL.Image.MAX_IMAGE_PIXELS``,
     which refuses above twice its value.
@@ -85,8 +92,8 @@ def read_image(path: str | Path, *, max_pixels: int | None = None) -> Tensor:
         )
     try:
         with path.open("rb") as file:
-            pixels = _decode(file, max_pixels)
-    except _RefusedError as error:
+            pixels = _decode(file, path.name, reading, max_pixels)
+    except (_RefusedError, DicomRefused) as error:
         raise ImageError(path, str(error)) from None
     except FileNotFoundError:
         raise ImageError(path, "no such file") from None
@@ -95,7 +102,7 @@ def read_image(path: str | Path, *, max_pixels: int | None = None) -> Tensor:
     except PermissionError:
         raise ImageError(path, "may not be read (permission denied)") from None
     except UnidentifiedImageError:
-        reason = "not an image that can be decoded (PNG, JPEG, TIFF, BMP or WebP)"
+        reason = "not an image that can be decoded (PNG, JPEG, TIFF, BMP, WebP or DICOM)"
         raise ImageError(path, reason) from None
     except _DECODE_ERRORS as error:
         raise ImageError(path, f"damaged or unsupported ({_first_line(error)})") from error
@@ -106,16 +113,39 @@ def read_item(item: ImageItem) -> Tensor:
     """``read_image`` of a data set's image; the ``ImageError`` carries the item's key."""
     try:
         with span("decode"):
-            return read_image(item.path)
+            return read_image(item.path, item.reading)
     except ImageError as error:
         raise ImageError(item.path, error.reason, item.key) from error.__cause__
 
 
-def _decode(file: BinaryIO, max_pixels: int | None) -> Pixels:
-    """Decode an open file to [h, w, 1 or 3] u8 or u16, upright."""
-    if not file.read(1):
+def _decode(file: BinaryIO, name: str, reading: Reading, max_pixels: int | None) -> Pixels:
+    """Decode an open file to [h, w, 1 or 3] u8 or u16, upright, through its window."""
+    start = file.read(MAGIC_BYTES)
+    if not start:
         raise _RefusedError("the file is empty")
     file.seek(0)
+    if is_dicom(start, name):
+        return decode_dicom(file, reading, _pixel_limit(max_pixels))
+    pixels = _decode_picture(file, max_pixels)
+    if pixels.dtype == np.uint16 and pixels.shape[2] == 1:
+        return window_u16(pixels.astype(np.uint16, copy=False), reading.window)
+    if parse_window(reading.window) is not None or reading.window == "minmax":
+        raise _RefusedError(
+            f"a window is for grey of more than 8 bits, got --window {reading.window} for "
+            f"{'colour' if pixels.shape[2] == 3 else '8 bits'}: use file or full"
+        )
+    return pixels
+
+
+def _pixel_limit(max_pixels: int | None) -> int | None:
+    """What Pillow holds to, for decoders that ask for nobody's leave."""
+    if max_pixels is None and Image.MAX_IMAGE_PIXELS is not None:
+        return 2 * Image.MAX_IMAGE_PIXELS
+    return max_pixels
+
+
+def _decode_picture(file: BinaryIO, max_pixels: int | None) -> Pixels:
+    """Decode a file that is no DICOM to [h, w, 1 or 3] u8 or u16, upright."""
     with Image.open(file, formats=_FORMATS) as image:
         width, height = image.size
         if max_pixels is not None and width * height > max_pixels:
@@ -156,7 +186,7 @@ def _decode_with_pillow(image: Image.Image) -> Pixels:
     if image.mode.startswith("I;16"):
         deep = np.asarray(image).astype(np.uint16)
         if _is_inverted_tiff(image):
-            deep = _U16_MAX - deep
+            deep = U16_MAX - deep
         return deep[:, :, None]
     if image.mode == "I":
         return _narrow_to_u16(np.asarray(image))[:, :, None]
@@ -198,9 +228,9 @@ def _is_inverted_tiff(image: Image.Image) -> bool:
 
 def _narrow_to_u16(values: Pixels) -> Pixels:
     low, high = int(values.min()), int(values.max())
-    if low < 0 or high > _U16_MAX:
+    if low < 0 or high > U16_MAX:
         raise _RefusedError(
-            f"32-bit samples must lie in 0..{_U16_MAX}, got {low}..{high}; "
+            f"32-bit samples must lie in 0..{U16_MAX}, got {low}..{high}; "
             "convert the file to 16 bits"
         )
     return values.astype(np.uint16)

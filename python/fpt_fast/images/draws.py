@@ -58,25 +58,40 @@ class AugmentationDraws:
 
 
 def choose(
-    uniform: Tensor, heights: Tensor, widths: Tensor, config: AugmentConfig
+    uniform: Tensor,
+    heights: Tensor,
+    widths: Tensor,
+    config: AugmentConfig,
+    size: tuple[int, int],
 ) -> AugmentationDraws:
     """Turn ``uniform`` [B, UNIFORMS] f64 in [0, 1) into choices for images of ``heights`` [B] and
-    ``widths`` [B] pixels, distributed as torchvision's."""
+    ``widths`` [B] pixels, distributed as torchvision's.
+
+    The ratio of a crop is relative to that of the input of ``size`` (height, width): for a square
+    one it is as published, and for a tall one crops are tall.
+    """
     return AugmentationDraws(
         flip_horizontally=uniform[:, 0] < config.horizontal_flip,
         flip_vertically=uniform[:, 1] < config.vertical_flip,
         brightness=1.0 + config.brightness * (2.0 * uniform[:, 2] - 1.0),
         contrast=1.0 + config.contrast * (2.0 * uniform[:, 3] - 1.0),
         contrast_first=uniform[:, 4] < 0.5,
-        crop=_choose_crops(uniform[:, 5:], heights.double(), widths.double(), config),
+        crop=_choose_crops(uniform[:, 5:], heights.double(), widths.double(), config, size),
     )
 
 
 def _choose_crops(
-    uniform: Tensor, height: Tensor, width: Tensor, config: AugmentConfig
+    uniform: Tensor,
+    height: Tensor,
+    width: Tensor,
+    config: AugmentConfig,
+    size: tuple[int, int],
 ) -> Tensor:  # [B, 4] i64
     """The first of ten attempts whose crop fits, as torchvision's RandomResizedCrop does it."""
-    low, high = (math.log(ratio) for ratio in config.crop_ratio)
+    ratios = config.crop_ratio
+    if size[0] != size[1]:
+        ratios = (ratios[0] * size[1] / size[0], ratios[1] * size[1] / size[0])
+    low, high = (math.log(ratio) for ratio in ratios)
     least, most = config.crop_area
     attempts = uniform.view(len(uniform), _CROP_ATTEMPTS, 4)
     rows, columns = height[:, None], width[:, None]
@@ -88,13 +103,13 @@ def _choose_crops(
     left = (attempts[:, :, 3] * (columns - w + 1)).floor()
     first = fits.to(torch.uint8).argmax(dim=1)  # argmax takes the first of equals
     tried = torch.stack((top, left, h, w), dim=2)[torch.arange(len(first)), first]
-    crop = torch.where(fits.any(dim=1)[:, None], tried, _central_crops(height, width, config))
+    crop = torch.where(fits.any(dim=1)[:, None], tried, _central_crops(height, width, ratios))
     return crop.long()
 
 
-def _central_crops(height: Tensor, width: Tensor, config: AugmentConfig) -> Tensor:
+def _central_crops(height: Tensor, width: Tensor, ratios: tuple[float, float]) -> Tensor:
     """Where no crop fits an image this long: the largest central one of a ratio in range."""
-    least, most = config.crop_ratio
+    least, most = ratios
     ratio = width / height
     h = torch.where(ratio < least, (width / least).round(), height)
     w = torch.where(ratio > most, (height * most).round(), width)

@@ -75,7 +75,7 @@ class SideBatches:
         if self._augmentation is None:
             raise ValueError("there is nothing to draw without an augmentation")
         heights, widths = self._images.originals[rows].unbind(1)
-        return choose(hashed_uniform(seed, rows), heights, widths, self._augmentation)
+        return choose(hashed_uniform(seed, rows), heights, widths, self._augmentation, self._size)
 
     def augment(self, rows: Tensor, draws: AugmentationDraws) -> Tensor:
         """Apply ``draws`` [B] to images ``rows`` [B]: [B, 3, H, W] f32, normalised."""

@@ -6,6 +6,7 @@ network sees them.  Images of 16 bits keep them: data of 12 bits in files of 16 
 16 levels in 8.
 """
 
+import dataclasses
 import json
 import logging
 import os
@@ -27,8 +28,8 @@ from fpt_fast.images.decode import read_item
 from fpt_fast.images.digests import digest_images
 from fpt_fast.images.parallel import ordered_map
 from fpt_fast.images.store import memory_bytes
-from fpt_fast.images.transforms import merge_grey, resize_levels
-from fpt_fast.records import ImageItem
+from fpt_fast.images.transforms import fit_image, merge_grey, resize_levels
+from fpt_fast.records import AS_THE_FILE_SAYS, ImageItem, Preprocessing
 
 log = logging.getLogger("fpt_fast")
 
@@ -44,7 +45,8 @@ class SideImages:
     """``M`` shrunk images: ``levels`` [M, 3, h, w] u8, or u16 or f32 on the scale of u16.
 
     Image *i* fills ``levels[i, :, :rows, :columns]`` with (rows, columns) = ``extents[i]``
-    ([M, 2] i64); the rest is 0.  ``originals`` [M, 2] i64 are its (height, width) in the file.
+    ([M, 2] i64); the rest is 0.  ``originals`` [M, 2] i64 are its (height, width) in the file,
+    or as padded.
     """
 
     levels: Tensor
@@ -62,41 +64,46 @@ class SideImages:
 
 def shrink_images(
     items: Sequence[ImageItem],
-    size: tuple[int, int],
+    side: Preprocessing,
     *,
     augmented: bool,
     workers: int = 2,
     directory: Path | None = None,
 ) -> SideImages:
-    """Decode and shrink ``items`` for a side input of ``size`` (height, width).
+    """Decode, fit and shrink ``items`` for the input ``side``.
 
-    With ``augmented``, to at most ``OVERSIZE`` times ``size``, and never up; else to ``size``
+    With ``augmented``, to at most ``OVERSIZE`` times its size, and never up; else to that size
     exactly, as ``to_network_input`` does it.  With ``directory`` the result is kept there in a
-    file named by ``size`` and the images' digests, and read from it the next time; a file that
+    file named by the size and the images' digests, and read from it the next time; a file that
     is damaged or of other images is not used, but made anew.
 
     Raises ``ImageError`` for an image that cannot be read, ``ConfigError`` where the memory of
     this machine does not hold them.
     """
-    bound = (OVERSIZE * size[0], OVERSIZE * size[1]) if augmented else size
+    height, width = side.size
+    bound = (OVERSIZE * height, OVERSIZE * width) if augmented else side.size
     _check_memory(len(items), bound)
     if directory is None:
-        return _shrink(items, bound, augmented, workers)
-    identity = _identity(items, bound, augmented, workers)
+        return _shrink(items, side, bound, augmented, workers)
+    identity = _identity(items, side, bound, augmented, workers)
     name = xxhash.xxh3_64_hexdigest(json.dumps(identity, sort_keys=True).encode())
     path = directory / f"side-{name}.safetensors"
     kept = read_side_images(path, identity)
     if kept is None:
-        kept = _shrink(items, bound, augmented, workers)
+        kept = _shrink(items, side, bound, augmented, workers)
         write_side_images(path, kept, identity)
     return kept
 
 
 def _shrink(
-    items: Sequence[ImageItem], bound: tuple[int, int], augmented: bool, workers: int
+    items: Sequence[ImageItem],
+    side: Preprocessing,
+    bound: tuple[int, int],
+    augmented: bool,
+    workers: int,
 ) -> SideImages:
     def load(item: ImageItem) -> tuple[Tensor, tuple[int, int]]:
-        image = read_item(item)
+        image = fit_image(read_item(item), side)
         height, width = image.shape[1:]
         size = (min(height, bound[0]), min(width, bound[1])) if augmented else bound
         return resize_levels(merge_grey(image), size), (height, width)
@@ -137,10 +144,19 @@ def _check_memory(count: int, size: tuple[int, int]) -> None:
 
 
 def _identity(
-    items: Sequence[ImageItem], bound: tuple[int, int], augmented: bool, workers: int
+    items: Sequence[ImageItem],
+    side: Preprocessing,
+    bound: tuple[int, int],
+    augmented: bool,
+    workers: int,
 ) -> dict[str, object]:
     digests = digest_images(items, workers=workers)
+    # Only what is not as it has always been: older files stay valid.
+    special: dict[str, object] = {} if side.fit == "stretch" else {"fit": side.fit}
+    if any(item.reading != AS_THE_FILE_SAYS for item in items):
+        special["readings"] = [list(dataclasses.astuple(item.reading)) for item in items]
     return {
+        **special,
         "format": _FORMAT,
         "size": list(bound),
         "augmented": augmented,

@@ -9,8 +9,8 @@ import torch
 from fpt_fast.distributed import ALONE, World
 from fpt_fast.images.decode import ImageError, read_item
 from fpt_fast.images.parallel import ordered_map
-from fpt_fast.images.transforms import FULL_SCALE, merge_grey, resize_levels
-from fpt_fast.records import ImageItem
+from fpt_fast.images.transforms import FULL_SCALE, merge_grey, resize_levels, size_within
+from fpt_fast.records import Fit, ImageItem
 
 _LISTED = 20
 
@@ -52,10 +52,13 @@ def measure_statistics(
     items: Sequence[ImageItem],
     *,
     size: tuple[int, int],
+    fit: Fit = "stretch",
     workers: int = 2,
     world: World = ALONE,
 ) -> tuple[Channels, Channels]:
     """Mean and standard deviation per channel, of values in [0, 1], at ``size`` (height, width).
+
+    With ``fit="pad"`` each image counts as large as it is within ``size``; padding does not count.
 
     Both are over all pixels of all images after resizing: the mean of the images' means, and the
     root of the mean squared deviation from it.  f64, and bit-equal for any number of workers and
@@ -68,7 +71,7 @@ def measure_statistics(
         raise ValueError("mean and std need at least one image, got none")
     mine = world.share(len(items))
     measured = ordered_map(
-        lambda item: _image_moments(item, size),
+        lambda item: _image_moments(item, size, fit),
         items[mine.start : mine.stop],
         workers=workers,
         ahead=4 * workers,
@@ -96,9 +99,11 @@ def _try_to_read(item: ImageItem) -> ImageError | None:
     return None
 
 
-def _image_moments(item: ImageItem, size: tuple[int, int]) -> _Moments:
+def _image_moments(item: ImageItem, size: tuple[int, int], fit: Fit) -> _Moments:
     """Mean and variance of each channel of one image, [3] f64 both."""
     image = read_item(item)
+    if fit == "pad":
+        size = size_within(image.shape[1:], size)
     levels = resize_levels(merge_grey(image), size).numpy().astype(np.float64)
     levels /= FULL_SCALE[image.dtype]
     mean, variance = levels.mean(axis=(1, 2)), levels.var(axis=(1, 2))

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fpt_fast.images.decode import read_item
-from fpt_fast.records import ImageItem
+from fpt_fast.records import ImageItem, Reading
 
 _MOST_BYTES = 4 * 2**30
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -27,7 +27,7 @@ class DecodedStore:
         if limit_bytes is not None and limit_bytes < 0:
             raise ValueError(f"limit_bytes must be at least 0, got {limit_bytes}")
         self.limit_bytes = _default_limit() if limit_bytes is None else limit_bytes
-        self._images: dict[Path, Tensor] = {}
+        self._images: dict[tuple[Path, Reading], Tensor] = {}
         self._bytes = 0
         self._lock = threading.Lock()
 
@@ -44,15 +44,16 @@ class DecodedStore:
 
         Raises ``ImageError`` where it cannot be read.
         """
-        image = self._images.get(item.path)
+        place = (item.path, item.reading)
+        image = self._images.get(place)
         if image is not None:
             return image
         # Outside the lock: two threads that want one image both decode it, and nobody waits.
         image = read_item(item)
         size = image.untyped_storage().nbytes()
         with self._lock:
-            if item.path not in self._images and self._bytes + size <= self.limit_bytes:
-                self._images[item.path] = image
+            if place not in self._images and self._bytes + size <= self.limit_bytes:
+                self._images[place] = image
                 self._bytes += size
         return image
 

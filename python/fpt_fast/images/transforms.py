@@ -1,5 +1,6 @@
-"""Decoded image to network input: resize, scale, normalise."""
+"""Decoded image to network input: pad, resize, scale, normalise."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -14,12 +15,14 @@ FULL_SCALE = {torch.uint8: 255.0, torch.uint16: 65535.0}
 def to_network_input(image: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Resize [3, h, w] u8 or u16 to exactly ``preprocessing.size`` and normalise: [3, H, W] f32.
 
-    Bilinear with antialiasing, the aspect ratio not kept; then ``(x / full scale - mean) / std``.
-    8-bit images are rounded to 8 bits after resizing, as the published code does by way of
-    Pillow.  A smaller image is scaled up (plain bilinear).  ValueError for any other tensor.
+    Bilinear with antialiasing, the aspect ratio kept only with ``fit="pad"``; then
+    ``(x / full scale - mean) / std``.  8-bit images are rounded to 8 bits after resizing, as the
+    published code does by way of Pillow.  A smaller image is scaled up (plain bilinear).
+    ValueError for any other tensor.
     """
     check_image(image)
-    resized = resize_levels(merge_grey(image), preprocessing.size)
+    fitted = fit_image(image, preprocessing)
+    resized = resize_levels(merge_grey(fitted), preprocessing.size)
     return normalise(resized, preprocessing, FULL_SCALE[image.dtype])
 
 
@@ -32,6 +35,38 @@ def check_image(image: Tensor) -> None:
         )
     if image.numel() == 0:
         raise ValueError(f"image must have at least one pixel, got {list(image.shape)}")
+
+
+def fit_image(image: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """``image`` [3, h, w] in the shape that is resized to ``preprocessing.size``.
+
+    With ``fit="pad"`` black is added on both sides of the edge that is too short, so that the
+    shape is that of ``size`` up to a pixel; else the image itself.
+    """
+    if preprocessing.fit == "stretch":
+        return image
+    rows, columns = padded_size((image.shape[1], image.shape[2]), preprocessing.size)
+    top, left = (rows - image.shape[1]) // 2, (columns - image.shape[2]) // 2
+    grey = merge_grey(image)
+    # Pixel by pixel in memory, like what read_image gives: the layout that resizes fastest.
+    padded = torch.zeros((rows, columns, len(grey)), dtype=image.dtype).permute(2, 0, 1)
+    padded[:, top : top + image.shape[1], left : left + image.shape[2]] = grey
+    return padded.expand(3, -1, -1)
+
+
+def padded_size(image: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """The smallest (height, width) around ``image`` in the shape of ``size``, to a pixel."""
+    height, width = image
+    return (
+        max(height, round(width * size[0] / size[1])),
+        max(width, round(height * size[1] / size[0])),
+    )
+
+
+def size_within(image: Sequence[int], size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of what is no padding in an input of ``size``."""
+    scale = min(size[0] / image[0], size[1] / image[1])
+    return max(1, round(image[0] * scale)), max(1, round(image[1] * scale))
 
 
 def merge_grey(image: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from fpt_fast.pipeline.prediction import PredictResult, predict
 from fpt_fast.pipeline.preloading import PreloadResult, preload
 from fpt_fast.pipeline.repairing import repair
 from fpt_fast.pipeline.run_folder import RunExists
+from fpt_fast.pipeline.sharing import ShareResult, share
 from fpt_fast.pipeline.sweep import SweepResult, sweep
 from fpt_fast.pipeline.training import TrainResult, train
 from fpt_fast.settings import (
@@ -26,6 +27,7 @@ from fpt_fast.settings import (
     PredictSettings,
     PreloadSettings,
     RepairSettings,
+    ShareSettings,
     SweepSettings,
     TrainSettings,
 )
@@ -44,6 +46,8 @@ __all__ = [
     "PreloadSettings",
     "RepairSettings",
     "RunExists",
+    "ShareResult",
+    "ShareSettings",
     "Stopped",
     "SweepResult",
     "SweepSettings",
@@ -58,6 +62,7 @@ __all__ = [
     "predict",
     "preload",
     "repair",
+    "share",
     "sweep",
     "train",
     "verify_cache",

@@ -5,10 +5,18 @@ import json
 import logging
 from collections.abc import Sequence
 
+from fpt_fast.config import ConfigError
 from fpt_fast.distributed import ALONE, World
-from fpt_fast.images import ImageError, check_images, format_unreadable, load_image_set
-from fpt_fast.records import SPLITS, ImageItem, ImageSet
-from fpt_fast.settings import DataSettings
+from fpt_fast.images import (
+    ImageError,
+    check_images,
+    format_unreadable,
+    has_dicom_name,
+    load_image_set,
+    parse_window,
+)
+from fpt_fast.records import AS_THE_FILE_SAYS, SPLITS, ImageItem, ImageSet, Reading
+from fpt_fast.settings import DataSettings, ReadingSettings
 
 log = logging.getLogger("fpt_fast")
 
@@ -17,8 +25,14 @@ class UnreadableImages(ValueError):
     """Images that cannot be decoded, named together."""
 
 
-def open_image_set(settings: DataSettings, *, check: bool = True, world: World = ALONE) -> ImageSet:
-    """Load the data set of ``settings``; with ``check``, decode every image once.
+def open_image_set(
+    settings: DataSettings,
+    *,
+    reading: Reading = AS_THE_FILE_SAYS,
+    check: bool = True,
+    world: World = ALONE,
+) -> ImageSet:
+    """Load the data set of ``settings``; with ``check``, decode every image once, by ``reading``.
 
     Unreadable images are reported together, before any work; with ``skip_unreadable`` they are
     left out instead.  The ranks of ``world`` share the decoding.
@@ -31,6 +45,8 @@ def open_image_set(settings: DataSettings, *, check: bool = True, world: World =
         label_column=settings.label_column,
         split_column=settings.split_column,
     )
+    images = read_as(images, reading)
+    _say_what_is_cut(images, reading)
     if check:
         images = without_unreadable(
             images, skip=settings.skip_unreadable, workers=settings.workers, world=world
@@ -43,6 +59,35 @@ def open_image_set(settings: DataSettings, *, check: bool = True, world: World =
         ", ".join(f"{split} {len(images.of_split(split))}" for split in SPLITS),
     )
     return images
+
+
+def _say_what_is_cut(images: ImageSet, reading: Reading) -> None:
+    if parse_window(reading.window) is not None:
+        log.info("window %s: levels outside it become black or white", reading.window)
+    elif reading.window == "file":
+        count = sum(has_dicom_name(item.path) for item in images.items)
+        if count:
+            log.info(
+                "%d DICOM images, each through its own window where it has one: levels outside "
+                "become black or white; --window full keeps them all",
+                count,
+            )
+
+
+def read_as(images: ImageSet, reading: Reading) -> ImageSet:
+    """``images`` with every file to be read by ``reading``."""
+    if reading == AS_THE_FILE_SAYS:
+        return images
+    items = tuple(dataclasses.replace(item, reading=reading) for item in images.items)
+    return dataclasses.replace(images, items=items)
+
+
+def reading_of(settings: ReadingSettings) -> Reading:
+    """How ``settings`` want image files to be read; ``ConfigError`` for what makes no sense."""
+    parse_window(settings.window)
+    if settings.dicom_frame is not None and settings.dicom_frame < 1:
+        raise ConfigError(f"dicom_frame counts from 1, got {settings.dicom_frame}")
+    return Reading(settings.window, settings.dicom_frame)
 
 
 def require_training_images(images: ImageSet) -> None:

@@ -7,9 +7,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from fpt_fast.cache import CacheReader
-from fpt_fast.images import DecodedStore
+from fpt_fast.images import DecodedStore, fit_image
 from fpt_fast.pipeline.features import FeaturePlan
-from fpt_fast.records import ImageItem, Predictions, TokenExample
+from fpt_fast.records import ImageItem, Predictions, Preprocessing, TokenExample
 
 
 def token_examples(
@@ -38,7 +38,7 @@ def token_examples(
     return [
         TokenExample(
             key=item.key,
-            pixels=_as_seen(store.get(item), size),
+            pixels=_as_seen(store.get(item), plan.preprocessing),
             index=index[i],
             layers=plan.layers,
             grid=(size[0] // patch[0], size[1] // patch[1]),
@@ -50,8 +50,9 @@ def token_examples(
     ]
 
 
-def _as_seen(image: Tensor, size: tuple[int, int]) -> Tensor:
+def _as_seen(image: Tensor, preprocessing: Preprocessing) -> Tensor:
     """The image at the frozen model's input size, 8 bit: [3, h, w] u8."""
-    resized = F.resize(image, list(size), antialias=True)
+    fitted = fit_image(image, preprocessing)
+    resized = F.resize(fitted, list(preprocessing.size), antialias=True)
     seen: Tensor = F.to_dtype(resized, torch.uint8, scale=True)
     return seen

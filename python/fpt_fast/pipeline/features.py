@@ -22,13 +22,16 @@ from fpt_fast.distributed import ALONE, World
 from fpt_fast.images import dataset_preset, measure_statistics
 from fpt_fast.loader import FrozenPass
 from fpt_fast.ops import quantise_kv
+from fpt_fast.pipeline.data import reading_of
 from fpt_fast.records import (
+    AS_THE_FILE_SAYS,
     Attention,
     BackboneSpec,
     FeatureDtype,
     ImageSet,
     Importance,
     Preprocessing,
+    Reading,
 )
 from fpt_fast.selection import keep_count
 from fpt_fast.setting_values import parse_size
@@ -39,8 +42,14 @@ log = logging.getLogger("fpt_fast")
 # Raised whenever the same settings begin to give other features.
 FEATURES_VERSION = 1
 
-# What a fingerprint that does not say is of: those of f16 caches stay as they have always been.
+# What a fingerprint that does not say is of: those of older caches stay as they have always been.
 _FIRST_FEATURES: FeatureDtype = "float16"
+_UNSAID: dict[str, Any] = {
+    "features": _FIRST_FEATURES,
+    "fit": "stretch",
+    "window": AS_THE_FILE_SAYS.window,
+    "dicom_frame": AS_THE_FILE_SAYS.frame,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +74,7 @@ class FeaturePlan:
     importance: Importance
     features: FeatureDtype = "float16"
     attention: str | None = None
+    reading: Reading = AS_THE_FILE_SAYS
 
     @property
     def layout(self) -> RecordLayout:
@@ -97,8 +107,13 @@ class FeaturePlan:
             "token_ratio": self.token_ratio,
             "importance": self.importance,
         }
-        if self.features != _FIRST_FEATURES:
-            values["features"] = self.features
+        said = {
+            "features": self.features,
+            "fit": self.preprocessing.fit,
+            "window": self.reading.window,
+            "dicom_frame": self.reading.frame,
+        }
+        values |= {name: value for name, value in said.items() if value != _UNSAID[name]}
         return {name: _plain(value) for name, value in values.items()}
 
     def sources(self) -> dict[str, Any]:
@@ -134,12 +149,17 @@ class FeaturePlan:
                     size=_tupled(values["input_size"]),
                     mean=_tupled(values["mean"]),
                     std=_tupled(values["std"]),
+                    fit=values.get("fit", _UNSAID["fit"]),
                 ),
                 layers=_tupled(values["layers"]),
                 token_ratio=values["token_ratio"],
                 importance=values["importance"],
                 features=values.get("features", _FIRST_FEATURES),
                 attention=values.get("attention"),
+                reading=Reading(
+                    values.get("window", _UNSAID["window"]),
+                    values.get("dicom_frame", _UNSAID["dicom_frame"]),
+                ),
             )
         except KeyError as error:
             raise ConfigError(
@@ -167,8 +187,7 @@ class FeaturePlan:
 
     def require_equal(self, other: "FeaturePlan", what: str) -> None:
         """Raise ``CacheMismatch`` where ``other``, the features of ``what``, are not these."""
-        features = {"features": _FIRST_FEATURES}
-        ours, theirs = features | self.fingerprint(), features | other.fingerprint()
+        ours, theirs = _UNSAID | self.fingerprint(), _UNSAID | other.fingerprint()
         differing = [
             f"  {name}: the run has {ours[name]}, {what} has {theirs[name]}"
             for name in ours
@@ -235,8 +254,9 @@ def make_plan(
     spec = backbone.spec
     check_divides("input_size", size, spec.patch_size)
     method.check_against(spec)
+    reading = reading_of(settings)
     measured = settings.normalization == "auto" and settings.mean is None and settings.std is None
-    if measured and recorded is not None and recorded.preprocessing.size == size:
+    if measured and recorded is not None and _measures_alike(recorded, settings, size):
         mean, std = recorded.preprocessing.mean, recorded.preprocessing.std
         log.info("normalisation: as the cache has it (measured when it was begun)")
     else:
@@ -250,12 +270,13 @@ def make_plan(
         pretrained=settings.pretrained,
         position_interpolation=settings.position_interpolation,
         dtype=str(backbone.dtype).removeprefix("torch."),
-        preprocessing=Preprocessing(size, mean, std),
+        preprocessing=Preprocessing(size, mean, std, settings.fit),
         layers=method.resolve_layers(spec.depth),
         token_ratio=method.token_ratio,
         importance=method.importance,
         features=features,
         attention=backbone.attention_implementation,
+        reading=reading,
     )
     log.info(
         "features: %s, layers %s of %d, %d of %d tokens per head, kept as %s, input %dx%d, "
@@ -272,6 +293,12 @@ def make_plan(
         plan.attention,
     )
     return plan, backbone
+
+
+def _measures_alike(recorded: FeaturePlan, settings: FrozenSettings, size: tuple[int, int]) -> bool:
+    """Whether the mean and deviation of ``recorded`` are of images read and fitted as now."""
+    before = (recorded.preprocessing.size, recorded.preprocessing.fit, recorded.reading)
+    return before == (size, settings.fit, reading_of(settings))
 
 
 def load_recorded_backbone(
@@ -336,7 +363,11 @@ def _normalization(
         preset = dataset_preset(settings.normalization)
         return preset.mean, preset.std
     mean, std = measure_statistics(
-        images.of_split("train"), size=size, workers=settings.workers, world=world
+        images.of_split("train"),
+        size=size,
+        fit=settings.fit,
+        workers=settings.workers,
+        world=world,
     )
     if min(std) <= 0:
         raise ConfigError(

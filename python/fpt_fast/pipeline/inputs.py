@@ -29,7 +29,12 @@ from fpt_fast.loader import (
     NoFeatures,
 )
 from fpt_fast.model import FptModel
-from fpt_fast.pipeline.data import open_image_set, require_training_images
+from fpt_fast.pipeline.data import (
+    open_image_set,
+    read_as,
+    reading_of,
+    require_training_images,
+)
 from fpt_fast.pipeline.features import FeaturePlan, load_recorded_backbone, make_plan
 from fpt_fast.pipeline.placing import PlacedFeatures
 from fpt_fast.records import ImageSet, Preprocessing, Split
@@ -62,9 +67,10 @@ def open_inputs(settings: TrainSettings, stack: ExitStack) -> tuple[RunInputs, F
     """Open data and features for training, and settle the method."""
     live = settings.cache == "none"
     # With a cache every image was readable when it was made; a live pass has nobody to vouch.
-    images = open_image_set(settings, check=live)
     if live:
+        images = open_image_set(settings, reading=reading_of(settings))
         return _open_live(settings, images)
+    images = open_image_set(settings, check=False)
     reader = stack.enter_context(CacheReader(Path(settings.cache)))
     plan = FeaturePlan.from_json({**reader.fingerprint, **reader.notes})
     plan.require(
@@ -78,7 +84,9 @@ def open_inputs(settings: TrainSettings, stack: ExitStack) -> tuple[RunInputs, F
     method = _method(settings, plan)
     _require_layers(plan, method)
     repeated: tuple[Split, ...] = ("train", "val")
-    return _from_cache(settings, images, plan, reader, method, repeated), method
+    return _from_cache(
+        settings, read_as(images, plan.reading), plan, reader, method, repeated
+    ), method
 
 
 def reopen_inputs(
@@ -95,9 +103,9 @@ def reopen_inputs(
     other weights, and ``ConfigError`` for data with other classes.
     """
     live = settings.cache == "none"
-    images = open_image_set(settings, check=live)
-    _require_classes(images, tuple(model.extra["classes"]))
     plan = FeaturePlan.from_json(model.extra["features"])
+    images = open_image_set(settings, reading=plan.reading, check=live)
+    _require_classes(images, tuple(model.extra["classes"]))
     if not live:
         reader = stack.enter_context(CacheReader(Path(settings.cache)))
         plan.require_equal(FeaturePlan.from_json(reader.fingerprint), str(settings.cache))
@@ -230,7 +238,7 @@ def make_loader(
     if repeated and items and settings.side_images == "stored":
         side_images = shrink_images(
             items,
-            inputs.side.size,
+            inputs.side,
             augmented=augmentation is not None,
             workers=settings.workers,
             directory=settings.side_cache,

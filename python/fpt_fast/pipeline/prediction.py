@@ -1,6 +1,7 @@
 """Prediction: images in, classes and probabilities out, with no cache."""
 
 import csv
+import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +16,10 @@ from fpt_fast.files import write_atomically
 from fpt_fast.images import DecodedStore, list_images
 from fpt_fast.loader import FeatureLoader, LiveFeatures, NoFeatures
 from fpt_fast.metrics import predicted_classes
-from fpt_fast.model import FptModel
 from fpt_fast.pipeline.data import without_unreadable
 from fpt_fast.pipeline.features import FeaturePlan, load_recorded_backbone
-from fpt_fast.pipeline.run_folder import BEST
-from fpt_fast.records import UNLABELLED, ImageItem, ImageSet, Predictions, Preprocessing
+from fpt_fast.pipeline.run_folder import read_best_model
+from fpt_fast.records import UNLABELLED, ImageItem, ImageSet, Predictions, Reading
 from fpt_fast.setting_values import build_settings
 from fpt_fast.settings import PredictSettings
 from fpt_fast.trainer import predict as predict_batches
@@ -43,16 +43,16 @@ def predict(settings: PredictSettings | None = None, **values: Any) -> PredictRe
     """
     refuse_several("prediction")
     settings = settings or build_settings(PredictSettings, values)
-    model = FptModel.from_pretrained(settings.run / BEST)
+    model = read_best_model(settings.run)
     try:
         plan = FeaturePlan.from_json(model.extra["features"])
         classes = tuple(model.extra["classes"])
     except KeyError as error:
         raise ConfigError(
-            f"{settings.run / BEST} lacks {error.args[0]!r}; it was not written by fpt-fast train"
+            f"{settings.run} lacks {error.args[0]!r}; it was not written by fpt-fast train"
         ) from error
-    images = _open_images(settings, classes)
-    side = Preprocessing(model.config.side_size, plan.preprocessing.mean, plan.preprocessing.std)
+    images = _open_images(settings, classes, plan.reading)
+    side = dataclasses.replace(plan.preprocessing, size=model.config.side_size)
     backbone = load_recorded_backbone(
         plan,
         backbone=settings.backbone,
@@ -82,11 +82,9 @@ def predict(settings: PredictSettings | None = None, **values: Any) -> PredictRe
     return PredictResult(predictions, classes, settings.output)
 
 
-def _open_images(settings: PredictSettings, classes: tuple[str, ...]) -> ImageSet:
+def _open_images(settings: PredictSettings, classes: tuple[str, ...], reading: Reading) -> ImageSet:
     paths = list_images(settings.images)
-    items = tuple(
-        ImageItem(key=path.as_posix(), path=path, label=UNLABELLED, split="test") for path in paths
-    )
+    items = tuple(ImageItem(path.as_posix(), path, UNLABELLED, "test", reading) for path in paths)
     return without_unreadable(
         ImageSet(root=Path(), classes=classes, items=items),
         skip=settings.skip_unreadable,

@@ -24,7 +24,7 @@ from fpt_fast.config import ConfigError, FptConfig, preset
 from fpt_fast.distributed import World, open_world
 from fpt_fast.images import digest_images, iter_image_batches
 from fpt_fast.interrupts import stop_on_signals
-from fpt_fast.pipeline.data import open_image_set
+from fpt_fast.pipeline.data import open_image_set, reading_of
 from fpt_fast.pipeline.features import (
     FeaturePlan,
     make_plan,
@@ -74,7 +74,7 @@ def preload(settings: PreloadSettings | None = None, **values: Any) -> PreloadRe
 
 
 def _preload(settings: PreloadSettings, method: FptConfig, world: World) -> PreloadResult:
-    images = open_image_set(settings, world=world)
+    images = open_image_set(settings, reading=reading_of(settings), world=world)
     plan, backbone = make_plan(
         settings,
         settings.backbone,

@@ -58,5 +58,8 @@ def repair(settings: RepairSettings | None = None, **values: Any) -> tuple[list[
             position_interpolation=plan.position_interpolation,
             dtype=plan.dtype,
             features=plan.features,
+            fit=plan.preprocessing.fit,
+            window=plan.reading.window,
+            dicom_frame=plan.reading.frame,
         )
     return bad, verify_cache(settings.cache)

@@ -11,6 +11,9 @@ import xxhash
 import yaml
 
 from fpt_fast.config import ConfigError, FptConfig, TrainConfig
+from fpt_fast.hub import is_repository
+from fpt_fast.model import CONFIG_FILE as MODEL_CONFIG
+from fpt_fast.model import FptModel
 from fpt_fast.pipeline.examples import token_examples
 from fpt_fast.pipeline.features import recorded_source
 from fpt_fast.pipeline.inputs import RunInputs
@@ -53,6 +56,13 @@ def check_run_folder(
             f"{run} holds an earlier run; choose another --run, continue it with "
             "--resume, or replace it with --overwrite"
         )
+
+
+def read_best_model(run: Path) -> FptModel:
+    """The best model of a run's folder, or the one that was shared: a folder, or OWNER/NAME."""
+    folder = (run / MODEL_CONFIG).is_file() and not (run / BEST).exists()
+    shared = folder or is_repository(str(run))
+    return FptModel.from_pretrained(run if shared else run / BEST)
 
 
 @contextmanager

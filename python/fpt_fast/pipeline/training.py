@@ -116,7 +116,10 @@ def refuse_ignored(settings: RunSettings) -> None:
                 "--features-on: goes with a cache only, got --cache none; leave it out"
             )
         return
-    live = ("checkpoint_path", "normalization", "mean", "std", "position_interpolation", "dtype")
+    live = (
+        *("checkpoint_path", "normalization", "mean", "std", "fit", "window", "dicom_frame"),
+        *("position_interpolation", "dtype"),
+    )
     defaults = {field.name: field.default for field in dataclasses.fields(RunSettings)}
     given = [name for name in (*live, "augment_input") if getattr(settings, name) != defaults[name]]
     if given:

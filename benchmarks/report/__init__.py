@@ -1,0 +1,1 @@
+"""Reports of benchmark results: Markdown, plots, comparisons; ``python -m benchmarks.report``."""

@@ -1,0 +1,117 @@
+"""``fpt-fast share``: a run's best model as a folder that others can use, or on the hub."""
+
+import json
+import tempfile
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fpt_fast import __version__
+from fpt_fast.config import ConfigError
+from fpt_fast.files import write_atomically
+from fpt_fast.hub import push_folder
+from fpt_fast.model import FptModel
+from fpt_fast.pipeline.run_folder import BEST, CONFIG_FILE
+from fpt_fast.report import CardFacts, model_card
+from fpt_fast.setting_values import build_settings
+from fpt_fast.settings import ShareSettings
+
+CARD_FILE, METRICS_FILE = "README.md", "metrics.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ShareResult:
+    """Where the model went: a folder (None: it was only pushed), and its address on the hub."""
+
+    folder: Path | None
+    address: str | None
+
+
+def share(settings: ShareSettings | None = None, **values: Any) -> ShareResult:
+    """Write model, metrics and card of a run for others; see ``ShareSettings``.
+
+    Paths of this machine are left out of the files.  Raises ``ConfigError`` where the run is
+    unfinished or nothing is asked for, ``HubError`` where the hub refuses.
+    """
+    settings = settings or build_settings(ShareSettings, values)
+    if settings.output is None and settings.repo is None:
+        raise ConfigError("say where to: --output FOLDER, --repo OWNER/NAME, or both")
+    if settings.output is not None and settings.output.exists() and any(settings.output.iterdir()):
+        raise ConfigError(f"{settings.output} is not empty; choose another --output")
+    model, metrics, run = _read_run(settings.run)
+    place = (
+        nullcontext(settings.output)
+        if settings.output is not None
+        else tempfile.TemporaryDirectory(prefix="fpt-fast-share-")
+    )
+    with place as folder:
+        target = Path(str(folder))
+        model.save_pretrained(target, extra=_without_paths(model.extra))
+        _write_json(target / METRICS_FILE, metrics)
+        with write_atomically(target / CARD_FILE) as file:
+            file.write(model_card(_facts(settings, model, metrics, run)))
+        address = None
+        if settings.repo is not None:
+            address = push_folder(
+                target,
+                settings.repo,
+                private=settings.private,
+                message=f"{settings.run.name}, by fpt-fast {__version__}",
+            )
+    return ShareResult(settings.output, address)
+
+
+def _read_run(run: Path) -> tuple[FptModel, dict[str, Any], dict[str, Any]]:
+    try:
+        metrics = json.loads((run / METRICS_FILE).read_text(encoding="utf-8"))
+        config = yaml.safe_load((run / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"{run} is not a finished run of fpt-fast ({error}); train it to its end first"
+        ) from error
+    return FptModel.from_pretrained(run / BEST), metrics, config
+
+
+def _without_paths(extra: dict[str, Any]) -> dict[str, Any]:
+    """``extra`` as strangers may see it: the frozen model by its name, not by where it lies."""
+    features = dict(extra.get("features", {}))
+    if "features_version" in features:
+        features["checkpoint_path"] = None
+        features["source"] = _shared_source(features)
+    return {**extra, "features": features}
+
+
+def _shared_source(features: dict[str, Any]) -> str:
+    source = str(features.get("source", ""))
+    return features["backbone.name"] if Path(source).is_absolute() else source
+
+
+def _facts(
+    settings: ShareSettings, model: FptModel, metrics: dict[str, Any], run: dict[str, Any]
+) -> CardFacts:
+    features = _without_paths(model.extra)["features"]
+    trained, _ = model.trainable_parameters()
+    return CardFacts(
+        name=settings.name or settings.run.resolve().name,
+        classes=model.extra["classes"],
+        method=model.config.to_json(),
+        training=run["training"],
+        features=features,
+        metrics=metrics,
+        parameters=trained,
+        version=__version__,
+        repository=settings.repo or "",
+        **{
+            field: getattr(settings, field)
+            for field in ("data_set", "license", "intended_use", "contact")
+        },
+    )
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    with write_atomically(path) as file:
+        json.dump(values, file, indent=2, ensure_ascii=False)
+        file.write("\n")

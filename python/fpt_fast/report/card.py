@@ -1,0 +1,183 @@
+"""The model card: what the model is, what it was trained and tested on, and what it is not for.
+
+The front matter is that of the Hugging Face hub (its ``model-index`` holds the metrics).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+_METHODS = {"fpt": "FPT", "fpt_plus": "FPT+"}
+_METRICS = ("auc", "accuracy", "f1", "kappa", "recall", "precision")
+_LIMITS = (
+    "Nothing here is a medical device. Do not use the model for diagnosis or treatment.",
+    "The figures hold for images like those that it was tested on: other cameras, hospitals, "
+    "populations or ways of labelling can be far worse. Test it on your own data first.",
+    "Its probabilities are not calibrated unless stated above.",
+    "It knows only the classes listed, and gives each image to one of them, whatever it shows.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CardFacts:
+    """What a card is made of.
+
+    ``config``, ``training`` and ``features`` as in a run's ``config.yaml``; ``metrics`` as in its
+    ``metrics.json``; ``class_counts`` images by class of the test split.  ``data_set``,
+    ``license``, ``intended_use`` and ``contact`` are the author's words, empty where not given.
+    """
+
+    name: str
+    classes: Sequence[str]
+    method: Mapping[str, Any]
+    training: Mapping[str, Any]
+    features: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    parameters: int
+    version: str
+    repository: str = ""
+    data_set: str = ""
+    license: str = ""
+    intended_use: str = ""
+    contact: str = ""
+
+
+def model_card(facts: CardFacts) -> str:
+    """The card as Markdown with YAML front matter; what the author did not say is said to lack."""
+    front = yaml.safe_dump(_front_matter(facts), sort_keys=False, allow_unicode=True)
+    parts = [
+        f"---\n{front}---",
+        f"# {facts.name}",
+        _introduction(facts),
+        "## Intended use\n\n" + (facts.intended_use or "Not stated by the author."),
+        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _LIMITS),
+        "## Figures\n\n" + _figures(facts),
+        "## Data\n\n" + _data(facts),
+        "## Frozen model and input\n\n" + _frozen(facts),
+        "## Training\n\n" + _listed(facts.training),
+        "## How to use it\n\n" + _usage(facts),
+        "## Method\n\n" + _METHOD,
+    ]
+    if facts.contact:
+        parts.append(f"## Contact\n\n{facts.contact}")
+    return "\n\n".join(parts) + "\n"
+
+
+_METHOD = (
+    "Y. Huang, P. Cheng, R. Tam, X. Tang. *Fine-grained Prompt Tuning: A Parameter and Memory "
+    "Efficient Transfer Learning Method for High-resolution Medical Image Classification.* "
+    "MICCAI 2024. *FPT+*, IEEE TNNLS 2025."
+)
+
+
+def _front_matter(facts: CardFacts) -> dict[str, Any]:
+    front: dict[str, Any] = {
+        "library_name": "fpt-fast",
+        "pipeline_tag": "image-classification",
+        "tags": ["fpt-fast", "medical-imaging", "prompt-tuning", _method_name(facts)],
+    }
+    if facts.license:
+        front["license"] = facts.license
+    source = str(facts.features.get("source", ""))
+    if "/" not in source and source:
+        front["base_model"] = f"timm/{source}"
+    results = [
+        {"type": name, "value": round(float(facts.metrics[name]), 4)}
+        for name in _METRICS
+        if facts.metrics.get(name) is not None
+    ]
+    front["model-index"] = [
+        {
+            "name": facts.name,
+            "results": [
+                {
+                    "task": {"type": "image-classification"},
+                    "dataset": {"name": facts.data_set or "not stated", "type": "private"},
+                    "metrics": results,
+                }
+            ],
+        }
+    ]
+    return front
+
+
+def _method_name(facts: CardFacts) -> str:
+    name = str(facts.method.get("method", ""))
+    return _METHODS.get(name, name)
+
+
+def _introduction(facts: CardFacts) -> str:
+    return (
+        f"A classifier of {len(facts.classes)} classes ({', '.join(facts.classes)}) trained with "
+        f"{_method_name(facts)}, Fine-grained Prompt Tuning: {facts.parameters:,d} trained "
+        f"parameters beside a frozen {facts.features.get('backbone.name', 'vision transformer')}. "
+        f"Made with fpt-fast {facts.version}."
+    )
+
+
+def _figures(facts: CardFacts) -> str:
+    intervals = facts.metrics.get("intervals") or {}
+    values = intervals.get("values", {})
+    rows = ["| metric | value | interval |", "| --- | --- | --- |"]
+    for name in _METRICS:
+        value = facts.metrics.get(name)
+        if value is None:
+            continue
+        low_high = values.get(name)
+        shown = "" if low_high is None else f"{low_high[0]:.3f} to {low_high[1]:.3f}"
+        rows.append(f"| {name} | {value:.3f} | {shown} |")
+    text = "On images that were neither trained on nor used to choose the epoch:\n\n"
+    text += "\n".join(rows)
+    if intervals:
+        text += (
+            f"\n\nIntervals: {intervals['level']:.0%}, bootstrap ({intervals['method']}, "
+            f"{intervals['resamples']} resamples of {intervals['units']})."
+        )
+    return text
+
+
+def _data(facts: CardFacts) -> str:
+    rows = ["| class | test images | recall | AUC |", "| --- | --- | --- | --- |"]
+    per_class = facts.metrics.get("per_class") or []
+    for name, row in zip(facts.classes, per_class, strict=False):
+        rows.append(
+            f"| {name} | {row.get('support', '')} | {_number(row.get('recall'))} | "
+            f"{_number(row.get('auc'))} |"
+        )
+    return (facts.data_set or "The author did not name the data set.") + "\n\n" + "\n".join(rows)
+
+
+def _number(value: Any) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _frozen(facts: CardFacts) -> str:
+    features = facts.features
+    height, width = features["input_size"]
+    return _listed(
+        {
+            "model": features["backbone.name"],
+            "weights (xxh3-128)": features["backbone.weights_hash"],
+            "input": f"{height}x{width} px",
+            "mean": ", ".join(f"{x:.4f}" for x in features["mean"]),
+            "std": ", ".join(f"{x:.4f}" for x in features["std"]),
+            "layers": ", ".join(map(str, features["layers"])),
+            "kept tokens": f"{features['token_ratio']:.0%} by {features['importance']} importance",
+        }
+    )
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return "\n".join(f"- {name}: {value}" for name, value in values.items() if value != [])
+
+
+def _usage(facts: CardFacts) -> str:
+    where = facts.repository or "FOLDER"
+    return (
+        "```python\nfrom fpt_fast.model import FptModel\n\n"
+        f'model = FptModel.from_pretrained("{where}")\n```\n\n'
+        "The frozen model is not part of these files: fpt-fast finds it by its name, and refuses "
+        "other weights than those named above."
+    )

@@ -1,0 +1,159 @@
+"""``fpt-fast share``: what strangers get predicts the same, says what it is, and tells no paths."""
+
+import csv
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from fpt_fast.cli import main
+from fpt_fast.config import ConfigError
+from fpt_fast.hub import HubError, is_repository
+from fpt_fast.model import FptModel
+from fpt_fast.pipeline import PreloadSettings, TrainSettings, predict, preload, share, train
+
+
+@pytest.fixture
+def run(
+    train_settings: Callable[..., TrainSettings], preload_settings: Callable[..., PreloadSettings]
+) -> Path:
+    preload(preload_settings())
+    return train(train_settings(epochs=1)).run
+
+
+class Hub:
+    """``huggingface_hub`` as far as sharing needs it, on a folder of this machine."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.private: bool | None = None
+        self.message = ""
+        self.refuses = False
+
+    def install(self, patch: pytest.MonkeyPatch) -> "Hub":
+        import huggingface_hub
+
+        hub = self
+
+        class Api:
+            def __init__(self, token: str | None = None) -> None:
+                pass
+
+            def create_repo(self, name: str, *, private: bool, **_: Any) -> Any:
+                if hub.refuses:
+                    raise PermissionError("403 Forbidden\nRequest id: 1")
+                hub.private = private
+                (hub.root / name).mkdir(parents=True, exist_ok=True)
+                return type("Made", (), {"repo_id": name})()
+
+            def upload_folder(self, *, repo_id: str, folder_path: str, **more: Any) -> None:
+                hub.message = more["commit_message"]
+                for path in Path(folder_path).iterdir():
+                    (hub.root / repo_id / path.name).write_bytes(path.read_bytes())
+
+        def download(name: str, *, revision: str, allow_patterns: list[str], **_: Any) -> str:
+            if not (hub.root / name).is_dir() or revision not in (None, "main"):
+                raise FileNotFoundError(f"404: {name} at {revision}")
+            assert {path.name for path in (hub.root / name).iterdir()} <= set(allow_patterns)
+            return str(hub.root / name)
+
+        patch.setattr(huggingface_hub, "HfApi", Api)
+        patch.setattr(huggingface_hub, "snapshot_download", download)
+        return self
+
+
+def probabilities(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def predictions(model: Path, run: Path, output: str) -> list[dict[str, str]]:
+    images = (run.parent / "images" / "test",)
+    backbone = str(run.parent / "golden-vit")
+    path = run.parent / output
+    predict(run=model, images=images, output=path, backbone=backbone)
+    return probabilities(path)
+
+
+def test_a_shared_folder_predicts_as_the_run_and_tells_no_paths(run: Path) -> None:
+    folder = run.parent / "shared"
+    assert share(run=run, output=folder, data_set="Bars of three colours.").folder == folder
+    assert {path.name for path in folder.iterdir()} == {
+        *("config.json", "model.safetensors", "README.md", "metrics.json")
+    }
+    for path in folder.iterdir():
+        assert str(run.parent).encode() not in path.read_bytes(), path.name
+    assert predictions(folder, run, "theirs.csv") == predictions(run, run, "ours.csv")
+    assert FptModel.from_pretrained(folder).extra["classes"] == ["healthy", "mild", "severe"]
+
+
+def test_the_card(run: Path) -> None:
+    folder = run.parent / "shared"
+    share(run=run, output=folder, license="apache-2.0", intended_use="Counting bars.", name="Bars")
+    text = (folder / "README.md").read_text()
+    front = yaml.safe_load(text.split("---\n")[1])
+    metrics = json.loads((run / "metrics.json").read_text())
+    [result] = front["model-index"][0]["results"]
+    assert {"type": "auc", "value": round(metrics["auc"], 4)} in result["metrics"]
+    assert front["license"] == "apache-2.0" and front["library_name"] == "fpt-fast"
+    low, high = metrics["intervals"]["values"]["auc"]
+    assert f"| auc | {metrics['auc']:.3f} | {low:.3f} to {high:.3f} |" in text
+    for part in (
+        *(
+            "# Bars",
+            "Counting bars.",
+            "Nothing here is a medical device",
+            "did not name the data set",
+        ),
+        *("48x48 px", "healthy", "learning_rate: ", "not part of these files"),
+    ):
+        assert part in text, part
+    weights = FptModel.from_pretrained(folder).spec.weights_hash
+    assert weights in text
+
+
+def test_up_to_the_hub_and_down_again(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub = Hub(tmp_path / "hub").install(monkeypatch)
+    assert main(["share", "--run", str(run), "--repo", "lab/bars"]) == 0
+    assert "https://huggingface.co/lab/bars" in capsys.readouterr().out
+    assert hub.private is True and run.name in hub.message
+    fetched = FptModel.from_pretrained("lab/bars", revision="main").state_dict()
+    own = FptModel.from_pretrained(run / "best").state_dict()
+    assert all(torch.equal(fetched[name], own[name]) for name in own)
+    assert predictions(Path("lab/bars"), run, "theirs.csv") == predictions(run, run, "ours.csv")
+    with pytest.raises(HubError, match=r"cannot fetch lab/bars \(FileNotFoundError: 404"):
+        FptModel.from_pretrained("lab/bars", revision="v2")
+    hub.refuses = True
+    with pytest.raises(HubError, match=r"403 Forbidden\). Log in with"):
+        share(run=run, repo="lab/bars")
+
+
+def test_what_cannot_be_shared(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="say where to: --output FOLDER, --repo OWNER/NAME"):
+        share(run=run)
+    with pytest.raises(ConfigError, match="is not empty"):
+        share(run=run, output=run.parent / "images")
+    with pytest.raises(HubError, match="a repository is named owner/name, got 'bars'"):
+        share(run=run, repo="bars")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(HubError, match=r"pip install 'fpt-fast\[hub\]'"):
+        share(run=run, repo="lab/bars")
+    (run / "metrics.json").unlink()
+    with pytest.raises(ConfigError, match="is not a finished run"):
+        share(run=run, output=run.parent / "shared")
+
+
+def test_what_is_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert is_repository("lab/bars") and is_repository("a.b/c-d_e")
+    for name in ("bars", "a/b/c", "/lab/bars", "./bars", "../bars", "lab/.hidden", ""):
+        assert not is_repository(name), name
+    Path("lab/bars").mkdir(parents=True)
+    assert not is_repository("lab/bars")
