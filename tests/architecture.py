@@ -69,7 +69,7 @@ ALLOWED_ROOMS: dict[str, frozenset[str]] = {
     "cli": frozenset(
         {
             *("config", "interrupts", "settings", "setting_values", "pipeline", "demo", "info"),
-            "distributed",
+            *("distributed", "records"),
         }
     ),
     "__main__": frozenset({"cli"}),

@@ -1,5 +1,6 @@
 """The command line: typed, from flags and YAML, with errors that name what was wrong."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,18 @@ def test_the_commands_of_the_readme(folder: Path, capsys: pytest.CaptureFixture[
     assert "--overwrite" in capsys.readouterr().err
     assert run("evaluate", "--run", folder / "run", "--split", "val") == 0
     assert capsys.readouterr().out.startswith("val: ")
+    other = [*train[:-4], "--seed", 1, "--side-size", 24, "--epochs", 1]
+    other[other.index(folder / "run")] = folder / "other"
+    assert run(*other) == 0
+    capsys.readouterr()
+    out = folder / "comparison.json"
+    assert run("compare", folder / "run", folder / "other", "--output", out) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("6 images; differences are first less second, with 95% intervals\nAUC: ")
+    assert "AUC of healthy: " in said and "(DeLong)" in said and "(paired bootstrap)" in said
+    assert set(json.loads(out.read_text())["delong_per_class"]) == {"healthy", "mild", "severe"}
+    assert run("compare", folder / "run", folder / "other", "--split", "val") == 1
+    assert "evaluate --run" in capsys.readouterr().err
     images = sorted((folder / "images" / "test").rglob("*.png"))[:2]
     out = folder / "out.csv"
     assert run("predict", "--run", folder / "run", "--images", *images, "--output", out) == 0

@@ -25,7 +25,7 @@ from fpt_fast.records import (
     TokenExample,
     TrainingHistory,
 )
-from fpt_fast.report import write_report, write_run_files
+from fpt_fast.report import read_predictions, write_predictions, write_report, write_run_files
 from fpt_fast.report.tokens import draw_tokens, kept_share
 from fpt_fast.trust import Assessment, assess
 
@@ -240,8 +240,75 @@ def test_report_says_what_happened(tmp_path: Path) -> None:
     assert "2 layers × 2 heads" in page.text
     for setting in ("<i>data</i>", "6, 7", "nested.seed"):
         assert setting in page.text
-    # Learning curves and ROC; the image, and the image with its tokens.
-    assert [len(page.images(kind)) for kind in ("svg+xml", "jpeg", "png")] == [2, 1, 1]
+    # Learning curves, ROC and reliability; the image, and the image with its tokens.
+    assert [len(page.images(kind)) for kind in ("svg+xml", "jpeg", "png")] == [3, 1, 1]
+    assert "Without validation images no temperature was fitted" in page.text
+    assert "Operating points" not in page.text
+
+
+def test_report_of_calibration_and_operating_points(tmp_path: Path) -> None:
+    predictions, validation = make_predictions(), make_predictions(count=60)
+    assessment = assess(predictions, 4, validation=validation, at_sensitivity=(0.75,), resamples=50)
+    page = report(tmp_path, predictions=predictions, assessment=assessment)
+    calibration = assessment.calibration
+    assert calibration is not None and calibration.scaled is not None
+    assert f"at temperature {calibration.temperature:.3f}" in page.text
+    for errors in (calibration.plain, calibration.scaled):
+        for value in (errors.ece, errors.nll, errors.brier):
+            assert f"{value.estimate:.3f}[{value.low:.3f}, {value.high:.3f}]" in page.text
+    for name in CLASSES:
+        assert f"{name}, specificity 90%" in page.text
+        assert f"{name}, sensitivity 75%" in page.text
+    for point in assessment.points:
+        rates = (point.chosen.threshold, point.sensitivity.estimate, point.npv.estimate)
+        for value in rates:
+            assert (f"{value:.3f}" if math.isfinite(value) else "–") in page.text
+    drawn = "".join(ElementTree.fromstring(page.images("svg+xml")[-1]).itertext())
+    assert "share right" in drawn
+    assert f"at temperature {calibration.temperature:.2f}" in drawn
+
+
+def test_predictions_are_read_back_as_they_were(tmp_path: Path) -> None:
+    known = make_predictions()
+    labels = known.labels.clone()
+    labels[2] = UNLABELLED
+    logits = known.logits.clone()
+    logits[0] = torch.tensor([0.0, 300.0, 0.0, 0.0])  # probabilities of exactly 0 and 1
+    predictions = Predictions(known.keys, labels, logits, logits.softmax(dim=1))
+    path = tmp_path / "p.csv"
+    write_predictions(path, predictions, CLASSES)
+    back, classes = read_predictions(path)
+    assert (back.keys, classes) == (predictions.keys, CLASSES)
+    assert torch.equal(back.labels, labels)
+    assert back.probabilities is not None and predictions.probabilities is not None
+    assert torch.equal(back.probabilities, predictions.probabilities)
+    torch.testing.assert_close(back.logits.softmax(1), predictions.probabilities)
+    assert bool(back.logits.isfinite().all())
+    grades = Predictions(("a", "b"), torch.tensor([0, 1]), torch.tensor([[0.3], [1.75]]), None)
+    write_predictions(path, grades, ("low", "high"))
+    again, _ = read_predictions(path, ("low", "high"))
+    assert torch.equal(again.logits, grades.logits) and torch.equal(again.labels, grades.labels)
+    with pytest.raises(ValueError, match="grades need the names of the classes"):
+        read_predictions(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("", "empty"),
+        ("a,b\n1,2\n", "holds no predictions of fpt-fast"),
+        ("key,label,predicted,probability_x\n", "holds no predictions"),
+        ("key,label,predicted,probability_x\nk,x,x,much\n", "does not fit its columns"),
+        ("key,label,predicted,probability_x\nk,y,x,1\n", "does not fit its columns: 'y'"),
+    ],
+)
+def test_other_files_are_no_predictions(tmp_path: Path, text: str, match: str) -> None:
+    path = tmp_path / "p.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=match):
+        read_predictions(path)
+    with pytest.raises(ValueError, match="cannot read predictions"):
+        read_predictions(tmp_path / "none.csv")
 
 
 def test_report_stands_alone_and_names_stay_names(tmp_path: Path) -> None:
@@ -260,7 +327,7 @@ def test_report_stands_alone_and_names_stay_names(tmp_path: Path) -> None:
 
 def test_figures_are_valid_svg_with_every_name(tmp_path: Path) -> None:
     page = report(tmp_path)
-    curves, roc = (ElementTree.fromstring(image) for image in page.images("svg+xml"))
+    curves, roc, _ = (ElementTree.fromstring(image) for image in page.images("svg+xml"))
     text = "".join(roc.itertext())
     assert "轻度 $2^x$" in text
     assert "<script>" in text
@@ -290,7 +357,7 @@ def test_report_of_few_classes(tmp_path: Path, labels: list[int]) -> None:
     )
     one_class = len(set(labels)) == 1
     assert ("auc is not defined" in page.text) == one_class
-    assert len(page.images("svg+xml")) == (1 if one_class else 2)
+    assert len(page.images("svg+xml")) == (2 if one_class else 3)
 
 
 def test_kept_share_counts_layers_and_heads() -> None:

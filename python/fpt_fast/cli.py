@@ -13,6 +13,7 @@ import tyro
 from tyro.conf import Positional, arg, subcommand
 
 from fpt_fast.interrupts import Stopped
+from fpt_fast.records import Split
 from fpt_fast.setting_values import read_yaml
 from fpt_fast.settings import (
     DoctorSettings,
@@ -59,6 +60,24 @@ class CacheConvert:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Compare:
+    """Test whether two runs differ on the images that both predicted (DeLong, paired bootstrap)."""
+
+    first: Positional[Path]
+    """Directory of a run."""
+    second: Positional[Path]
+    """Directory of the other."""
+    split: Split | None = None
+    """Compare what evaluate wrote for this split, instead of what train did."""
+    level: float = 0.95
+    """Level of the confidence intervals."""
+    resamples: int = 2000
+    """Bootstrap resamples behind each interval."""
+    output: Path | None = None
+    """JSON file to write as well."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Info:
     """Say what is installed here and what it can run."""
 
@@ -99,6 +118,7 @@ Command = (
     | Annotated[SweepSettings, subcommand("sweep")]
     | Annotated[EvaluateSettings, subcommand("evaluate")]
     | Annotated[PredictSettings, subcommand("predict")]
+    | Annotated[Compare, subcommand("compare")]
     | Annotated[Cache, subcommand("cache")]
     | Annotated[DoctorSettings, subcommand("doctor")]
     | Annotated[ShareSettings, subcommand("share")]
@@ -221,6 +241,11 @@ def _run(command: Any) -> int:
         case ShareSettings():
             shared = pipeline.share(command)
             _say(f"shared as {' and '.join(str(x) for x in (shared.folder, shared.address) if x)}")
+        case Compare():
+            options = {
+                name: getattr(command, name) for name in ("split", "level", "resamples", "output")
+            }
+            _say(str(pipeline.compare(command.first, command.second, **options)))
         case Info():
             from fpt_fast.info import describe_installation
 

@@ -363,6 +363,10 @@ class EvaluateSettings:
     """Level of the confidence intervals."""
     interval: Literal["percentile", "bca"] = "percentile"
     """Kind of the confidence intervals: quantiles, or bias-corrected and accelerated."""
+    at_specificity: tuple[float, ...] = (0.9,)
+    """Specificities at which the sensitivity is given, by thresholds from the validation images."""
+    at_sensitivity: tuple[float, ...] = (0.9,)
+    """Sensitivities at which the specificity is given."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -60,6 +60,20 @@ def test_the_four_calls(
     saved = [json.loads((run / name).read_text()) for name in ("metrics.json", "metrics-test.json")]
     assert saved[0]["intervals"] == saved[1]["intervals"]
     assert saved[0]["intervals"]["resamples"] == 2000
+    # Temperature and thresholds are those of the validation images, now and then.
+    assert result.assessment.calibration is not None and again.calibration is not None
+    assert again.calibration.temperature == pytest.approx(
+        result.assessment.calibration.temperature, rel=1e-5
+    )
+    assert saved[0]["operating_points"] == saved[1]["operating_points"] != []
+    own = evaluate(run=run, at_specificity=(0.5,), at_sensitivity=())
+    assert [point.chosen.wanted for point in own.points] == [0.5] * 3
+    assert evaluate(run=run, split="val").points == ()
+    # A run of an older version has no predictions of its validation images: they are made.
+    (run / "validation.csv").unlink()
+    older = evaluate(run=run).calibration
+    assert older is not None
+    assert older.temperature == pytest.approx(again.calibration.temperature, rel=1e-5)
     plain = evaluate(run=run, resamples=0)
     assert (plain.intervals, plain.values) == (None, again.values)
 

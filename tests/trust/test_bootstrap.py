@@ -9,38 +9,12 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 import torch
+from trust.samples import make, make_regression, picked
 
 from fpt_fast.metrics import compute_metrics
 from fpt_fast.records import UNLABELLED, Predictions
 from fpt_fast.trust import bootstrap as module
 from fpt_fast.trust import bootstrap_intervals, resampled_metrics
-
-
-def make(count: int, classes: int, seed: int = 0, *, ties: bool = False) -> Predictions:
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, classes, count)
-    labels[:classes] = np.arange(classes)
-    logits = rng.normal(size=(count, classes))
-    logits[np.arange(count), labels] += 1.0
-    values = torch.as_tensor(np.round(logits) if ties else logits, dtype=torch.float32)
-    keys = tuple(f"{i}.png" for i in range(count))
-    return Predictions(keys, torch.as_tensor(labels), values, values.softmax(dim=1))
-
-
-def make_regression(count: int, classes: int) -> Predictions:
-    whole = make(count, classes)
-    return Predictions(whole.keys, whole.labels, whole.logits[:, :1] + 1, None)
-
-
-def picked(predictions: Predictions, rows: np.ndarray) -> Predictions:
-    at = torch.as_tensor(rows)
-    probabilities = predictions.probabilities
-    return Predictions(
-        tuple(map(str, range(len(rows)))),
-        predictions.labels[at],
-        predictions.logits[at],
-        None if probabilities is None else probabilities[at],
-    )
 
 
 @pytest.mark.parametrize("ties", [False, True])

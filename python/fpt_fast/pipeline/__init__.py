@@ -6,6 +6,7 @@ dataclass or as keyword arguments of the same names, which are also the command 
 
 from fpt_fast.cache import inspect_cache, verify_cache
 from fpt_fast.interrupts import Stopped
+from fpt_fast.pipeline.comparing import compare
 from fpt_fast.pipeline.converting import ConvertResult, convert
 from fpt_fast.pipeline.data import UnreadableImages
 from fpt_fast.pipeline.diagnosis import doctor
@@ -54,6 +55,7 @@ __all__ = [
     "TrainResult",
     "TrainSettings",
     "UnreadableImages",
+    "compare",
     "convert",
     "doctor",
     "evaluate",

@@ -11,8 +11,9 @@ from fpt_fast.config import ConfigError
 from fpt_fast.distributed import refuse_several
 from fpt_fast.model import FptModel
 from fpt_fast.pipeline.inputs import make_loader, reopen_inputs
-from fpt_fast.pipeline.run_folder import BEST, CONFIG_FILE
-from fpt_fast.report import write_run_files
+from fpt_fast.pipeline.run_folder import BEST, CONFIG_FILE, VALIDATION_FILE
+from fpt_fast.records import Predictions, Split
+from fpt_fast.report import read_predictions, write_run_files
 from fpt_fast.setting_values import build_settings, parse_values
 from fpt_fast.settings import EvaluateSettings, TrainSettings
 from fpt_fast.trainer import predict as predict_batches
@@ -20,7 +21,8 @@ from fpt_fast.trust import Assessment, assess
 
 
 def evaluate(settings: EvaluateSettings | None = None, **values: Any) -> Assessment:
-    """Evaluate a run's best model on a split: metrics with confidence intervals.
+    """Evaluate a run's best model on a split: metrics with confidence intervals, calibration and
+    operating points, whose temperature and thresholds come from the run's validation images.
 
     Writes ``metrics-SPLIT.json`` and ``predictions-SPLIT.csv`` into the run; see
     ``EvaluateSettings`` for the arguments.
@@ -56,15 +58,29 @@ def evaluate(settings: EvaluateSettings | None = None, **values: Any) -> Assessm
             raise ConfigError(
                 f"the data has no images in the {settings.split} split; choose another --split"
             )
-        predictions = predict_batches(
-            model,
-            make_loader(inputs, trained, settings.split),
-            device=settings.device,
-            regression=bool(model.extra["regression"]),
-        )
+
+        def predicted(split: Split) -> Predictions:
+            return predict_batches(
+                model,
+                make_loader(inputs, trained, split),
+                device=settings.device,
+                regression=bool(model.extra["regression"]),
+            )
+
+        predictions = predicted(settings.split)
+        validation: Predictions | None = None
+        if settings.split != "val":
+            # Those of the run's own validation images, whatever data it is evaluated on.
+            if (settings.run / VALIDATION_FILE).is_file():
+                validation, _ = read_predictions(settings.run / VALIDATION_FILE)
+            elif settings.data is None and inputs.images.of_split("val"):
+                validation = predicted("val")
         assessment = assess(
             predictions,
             len(recorded),
+            validation=validation,
+            at_sensitivity=settings.at_sensitivity,
+            at_specificity=settings.at_specificity,
             resamples=settings.resamples,
             level=settings.level,
             method=settings.interval,

@@ -18,13 +18,15 @@ from fpt_fast.pipeline.examples import token_examples
 from fpt_fast.pipeline.features import recorded_source
 from fpt_fast.pipeline.inputs import RunInputs
 from fpt_fast.records import ImageSet, Predictions, Split, TrainingHistory
-from fpt_fast.report import write_report, write_run_files
+from fpt_fast.report import write_predictions, write_report, write_run_files
 from fpt_fast.setting_values import to_yaml_values
 from fpt_fast.settings import RunSettings, TrainSettings
 from fpt_fast.trust import Assessment
 
 CONFIG_FILE = "config.yaml"
 BEST = "best"
+# Predictions on the validation images that temperature and thresholds are chosen on.
+VALIDATION_FILE = "validation.csv"
 # What the trainer leaves of a finished epoch or step, whenever it is killed.
 CHECKPOINTS = frozenset({"last", "last.old"})
 
@@ -154,9 +156,16 @@ def write_results(
     predictions: Predictions,
     assessment: Assessment,
     split: Split,
+    validation: Predictions | None,
 ) -> Path:
-    """Write metrics, history, predictions and the report of a trained run; returns the report."""
+    """Write metrics, history, predictions and the report of a trained run; returns the report.
+
+    ``validation`` are the predictions that temperature and thresholds were chosen on: they are
+    kept, so that other data can be judged by them.
+    """
     classes = inputs.images.classes
+    if validation is not None:
+        write_predictions(settings.run / VALIDATION_FILE, validation, classes)
     write_run_files(
         settings.run,
         predictions=predictions,

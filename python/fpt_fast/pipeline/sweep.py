@@ -27,7 +27,7 @@ from fpt_fast.pipeline.run_folder import (
     write_results,
 )
 from fpt_fast.pipeline.training import refuse_ignored
-from fpt_fast.records import Split
+from fpt_fast.records import Predictions, Split
 from fpt_fast.report.sweep import SweepRow, markdown, summarise, write_sweep_files
 from fpt_fast.setting_values import build_settings
 from fpt_fast.settings import RunSettings, SweepSettings, TrainSettings
@@ -177,8 +177,14 @@ def _save(
     models = [_best_model(inputs, outcome) for outcome in with_weights]
     loader = make_loader(inputs, _alone(settings, axes, {}), split)
     predictions = predict_sweep(models, SweepLoader(loader, (0,)), device=settings.device)
+    validations: Sequence[Predictions | None] = [None] * len(models)
+    if split == "test" and images.of_split("val"):
+        val_loader = make_loader(inputs, _alone(settings, axes, {}), "val")
+        validations = predict_sweep(models, SweepLoader(val_loader, (0,)), device=settings.device)
     assessments: dict[str, Assessment] = {}
-    for outcome, model, predicted in zip(with_weights, models, predictions, strict=True):
+    for outcome, model, predicted, validation in zip(
+        with_weights, models, predictions, validations, strict=True
+    ):
         trial = outcome.trial
         own = dataclasses.replace(
             _alone(settings, axes, trial.values),
@@ -187,11 +193,12 @@ def _save(
             resume=False,
             overwrite=False,
         )
-        assessments[trial.name] = assess(predicted, len(images.classes))
+        assessments[trial.name] = assess(predicted, len(images.classes), validation=validation)
         own.run.mkdir(exist_ok=True)
         write_config(own, inputs, trial.method, trial.recipe)
         model.save_pretrained(own.run / BEST, extra=model_extra(inputs, trial.recipe))
-        write_results(own, inputs, outcome.history, predicted, assessments[trial.name], split)
+        assessment = assessments[trial.name]
+        write_results(own, inputs, outcome.history, predicted, assessment, split, validation)
     rows = tuple(
         SweepRow(
             outcome.trial.name,

@@ -103,8 +103,15 @@ def train(settings: TrainSettings | None = None, **values: Any) -> TrainResult:
             device=settings.device,
             regression=recipe.is_regression,
         )
-        assessment = assess(predictions, len(classes))
-        report = write_results(settings, inputs, history, predictions, assessment, split)
+        validation = None
+        if val_loader is not None and split != "val":
+            validation = predict_batches(
+                best, val_loader, device=settings.device, regression=recipe.is_regression
+            )
+        assessment = assess(predictions, len(classes), validation=validation)
+        report = write_results(
+            settings, inputs, history, predictions, assessment, split, validation
+        )
     return TrainResult(settings.run, history, split, assessment, report)
 
 

@@ -1,7 +1,14 @@
 """What a run leaves behind for people: tables as files, and one self-contained page."""
 
 from fpt_fast.report.card import CardFacts, model_card
-from fpt_fast.report.files import write_run_files
+from fpt_fast.report.files import read_predictions, write_predictions, write_run_files
 from fpt_fast.report.page import write_report
 
-__all__ = ["CardFacts", "model_card", "write_report", "write_run_files"]
+__all__ = [
+    "CardFacts",
+    "model_card",
+    "read_predictions",
+    "write_predictions",
+    "write_report",
+    "write_run_files",
+]

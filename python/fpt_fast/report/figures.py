@@ -8,6 +8,7 @@ from typing import Any
 
 from fpt_fast.metrics import Metrics
 from fpt_fast.records import Predictions, TrainingHistory
+from fpt_fast.trust import Calibration
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; dashes help in print.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5c5c5c")
@@ -101,6 +102,35 @@ def roc_curves(predictions: Predictions, classes: Sequence[str], metrics: Metric
             )
 
     return render(draw, (6.6, 4.0))
+
+
+def reliability_diagram(calibration: Calibration) -> bytes:
+    """Share that is right against confidence, as they are and at the fitted temperature, above
+    the number of images by confidence: SVG."""
+    shown = [("as they are", calibration.plain)]
+    if calibration.scaled is not None and calibration.temperature is not None:
+        shown.append((f"at temperature {calibration.temperature:.2f}", calibration.scaled))
+
+    def draw(figure: Any) -> None:
+        top, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        top.plot([0, 1], [0, 1], color="#9ca3af", linewidth=1, linestyle=":")
+        for number, (name, errors) in enumerate(shown):
+            rows = [row for row in errors.bins if row.images]
+            confidence = [row.confidence for row in rows]
+            label = f"{name}, error {errors.ece.estimate:.3f}"
+            line(top, confidence, [row.accuracy for row in rows], number, label)
+            below.stairs(
+                [row.images for row in errors.bins],
+                [row.low for row in errors.bins] + [1.0],
+                color=_COLOURS[number],
+                linestyle=_DASHES[number],
+            )
+        top.set_ylabel("share right")
+        top.legend(loc="best")
+        below.set_xlabel("confidence: probability of the predicted class")
+        below.set_ylabel("images")
+
+    return render(draw, (5.6, 4.8))
 
 
 def line(

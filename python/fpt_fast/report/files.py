@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fpt_fast.files import write_atomically
 from fpt_fast.metrics import Metrics, predicted_classes
 from fpt_fast.records import UNLABELLED, Predictions, TrainingHistory
@@ -34,7 +36,7 @@ def write_run_files(
     folder = Path(run_dir)
     written = [folder / f"metrics{suffix}.json", folder / f"predictions{suffix}.csv"]
     _write_metrics(written[0], assessment, classes, history)
-    _write_predictions(written[1], predictions, classes)
+    write_predictions(written[1], predictions, classes)
     if history is not None:
         written.append(folder / f"history{suffix}.csv")
         _write_history(written[-1], history)
@@ -91,7 +93,7 @@ def _write_history(path: Path, history: TrainingHistory) -> None:
             )
 
 
-def _write_predictions(path: Path, predictions: Predictions, classes: Sequence[str]) -> None:
+def write_predictions(path: Path, predictions: Predictions, classes: Sequence[str]) -> None:
     """One row an image: key, label and prediction by name, probabilities or the predicted grade."""
     predicted = predicted_classes(predictions, len(classes)).tolist()
     if predictions.probabilities is None:
@@ -110,7 +112,45 @@ def _write_predictions(path: Path, predictions: Predictions, classes: Sequence[s
             strict=True,
         ):
             name = "" if label == UNLABELLED else classes[label]
-            rows.writerow([key, name, classes[guess], *(f"{value:.7g}" for value in values)])
+            # Nine digits read back as the same f32.
+            rows.writerow([key, name, classes[guess], *(f"{value:.9g}" for value in values)])
+
+
+def read_predictions(
+    path: Path, classes: Sequence[str] | None = None
+) -> tuple[Predictions, tuple[str, ...]]:
+    """What ``write_predictions`` wrote, and the class names.
+
+    Logits are the logarithms of the probabilities, which differ from the model's by a number for
+    each image that no probability depends on.  Predicted grades need the names of ``classes`` in
+    their order, which the file does not have.  Raises ``ValueError`` for another kind of file.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file)
+    except OSError as error:
+        raise ValueError(f"cannot read predictions from {path}: {error.strerror}") from error
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path} is empty, or no CSV file: {error}") from error
+    columns = header[3:]
+    if header[:3] != ["key", "label", "predicted"] or not columns or not rows:
+        raise ValueError(f"{path} holds no predictions of fpt-fast, its columns are {header}")
+    try:
+        numbers = torch.tensor([[float(value) for value in row[3:]] for row in rows])
+        regression = columns == ["grade"]
+        if not regression:
+            classes = tuple(column.removeprefix("probability_") for column in columns)
+        elif classes is None:
+            raise ValueError("grades need the names of the classes in their order")
+        label_of = {name: label for label, name in enumerate(classes)} | {"": UNLABELLED}
+        labels = torch.tensor([label_of[row[1]] for row in rows])
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{path} holds a row that does not fit its columns: {error}") from error
+    keys = tuple(row[0] for row in rows)
+    if regression:
+        return Predictions(keys, labels, numbers, None), tuple(classes)
+    smallest = torch.finfo(torch.float32).tiny
+    return Predictions(keys, labels, numbers.clamp(min=smallest).log(), numbers), tuple(classes)
 
 
 def _write_yaml(path: Path, config: Mapping[str, Any]) -> None:

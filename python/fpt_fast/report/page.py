@@ -10,11 +10,11 @@ from typing import Any
 from fpt_fast.files import write_atomically
 from fpt_fast.metrics import Metrics
 from fpt_fast.records import UNLABELLED, Predictions, TokenExample, TrainingHistory
-from fpt_fast.report.figures import learning_curves, roc_curves
+from fpt_fast.report.figures import learning_curves, reliability_diagram, roc_curves
 from fpt_fast.report.files import check_classes
 from fpt_fast.report.style import STYLE
 from fpt_fast.report.tokens import draw_tokens
-from fpt_fast.report.trust import class_table, metric_cards
+from fpt_fast.report.trust import calibration_table, class_table, metric_cards, operating_table
 from fpt_fast.trust import Assessment
 
 _TITLES = {
@@ -61,6 +61,8 @@ def write_report(
         _roc(predictions, classes, metrics),
         _confusion(metrics, classes),
         class_table(metrics, intervals, classes),
+        _calibration(assessment),
+        operating_table(assessment.points, classes),
         _examples(examples, classes, split),
         _settings(settings or {}),
     ]
@@ -123,6 +125,14 @@ def _roc(predictions: Predictions, classes: Sequence[str], metrics: Metrics) -> 
     picture = _image(roc_curves(predictions, classes, metrics), "svg+xml", "ROC curves")
     versus = "" if len(classes) == 2 else ", each class against the rest"
     return f"<h2>ROC{versus}</h2><figure>{picture}</figure>"
+
+
+def _calibration(assessment: Assessment) -> str:
+    calibration = assessment.calibration
+    if calibration is None:
+        return ""
+    picture = _image(reliability_diagram(calibration), "svg+xml", "Reliability diagram")
+    return f"<h2>Calibration</h2>{calibration_table(calibration)}<figure>{picture}</figure>"
 
 
 def _confusion(metrics: Metrics, classes: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from fpt_fast.metrics import Metrics
-from fpt_fast.trust import Interval, Intervals
+from fpt_fast.trust import Calibration, Interval, Intervals, OperatingPoint
 
 _COLUMNS = {
     "auc": "AUC",
@@ -54,6 +54,60 @@ def class_table(metrics: Metrics, intervals: Intervals | None, classes: Sequence
     return (
         '<h2>By class</h2><div class="scroll"><table><thead><tr><th class="left">class</th>'
         f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def calibration_table(calibration: Calibration) -> str:
+    """Calibration errors of the probabilities as they are, and at the fitted temperature."""
+    shown = [("as they are", calibration.plain)]
+    if calibration.scaled is not None and calibration.temperature is not None:
+        shown.append((f"at temperature {calibration.temperature:.3f}", calibration.scaled))
+    rows = "".join(
+        f'<tr><th scope="row">{name}</th>'
+        + "".join(
+            f"<td>{number(value.estimate)}{_below(value)}</td>"
+            for value in (errors.ece, errors.nll, errors.brier)
+        )
+        + "</tr>"
+        for name, errors in shown
+    )
+    origin = (
+        "The temperature was fitted on the validation images."
+        if calibration.scaled is not None
+        else "Without validation images no temperature was fitted."
+    )
+    return (
+        '<div class="scroll"><table><thead><tr><th class="left">probabilities</th>'
+        '<th scope="col">expected calibration error</th><th scope="col">log loss</th>'
+        f'<th scope="col">Brier score</th></tr></thead><tbody>{rows}</tbody></table></div>'
+        f'<p class="soft">{origin}</p>'
+    )
+
+
+def operating_table(points: Sequence[OperatingPoint], classes: Sequence[str]) -> str:
+    """What the thresholds of the validation images give on these images; empty without any."""
+    if not points:
+        return ""
+    titles = ("threshold", "sensitivity", "specificity", "PPV", "NPV")
+    head = "".join(f'<th scope="col">{title}</th>' for title in titles)
+    rows = []
+    for point in points:
+        chosen = point.chosen
+        wanted = f"{escape(classes[chosen.label])}, {chosen.given} {chosen.wanted:.0%}"
+        cells = "".join(
+            f"<td>{number(rate.estimate)}{_below(rate)}</td>"
+            for rate in (point.sensitivity, point.specificity, point.ppv, point.npv)
+        )
+        rows.append(
+            f'<tr><th scope="row">{wanted}</th><td>{number(chosen.threshold)}</td>{cells}</tr>'
+        )
+    return (
+        '<h2>Operating points</h2><div class="scroll"><table><thead><tr>'
+        f'<th class="left">class, aim on validation</th>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        '<p class="soft">An image is called where the probability of the class is at least the '
+        "threshold, which was chosen on the validation images to reach the aim there; the rates "
+        "are those of the images of this page.</p>"
     )
 
 

@@ -5,19 +5,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from fpt_fast.metrics import Metrics, compute_metrics
-from fpt_fast.records import Predictions
-from fpt_fast.trust.bootstrap import IntervalMethod, Intervals, bootstrap_intervals
+from fpt_fast.records import UNLABELLED, Predictions
+from fpt_fast.trust.bootstrap import Bootstrap, IntervalMethod, Intervals, bootstrap_intervals
+from fpt_fast.trust.calibration import Calibration, calibration_errors, fit_temperature
+from fpt_fast.trust.operating import OperatingPoint, choose_thresholds, operating_points
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Assessment:
-    """``metrics`` of a split with their ``intervals`` (None: not asked for).
+    """``metrics`` of a split with their ``intervals`` (None: not asked for), the ``calibration``
+    of its probabilities (None: a regression) and ``points`` of operation (without validation
+    images, none).
 
     Reads like ``Metrics``: ``assessment["auc"]``, ``assessment.values``, ``dict(assessment)``.
     """
 
     metrics: Metrics
     intervals: Intervals | None = None
+    calibration: Calibration | None = None
+    points: tuple[OperatingPoint, ...] = ()
 
     @property
     def values(self) -> dict[str, float]:
@@ -45,21 +51,26 @@ class Assessment:
         return self.metrics.items()
 
     def __str__(self) -> str:
-        """The metrics with their intervals, and below them how these were made."""
+        """The metrics with their intervals, how these were made, and the calibration error."""
         if self.intervals is None:
             return str(self.metrics)
         lines = [
             ", ".join(f"{name} {interval}" for name, interval in self.intervals.values.items()),
             self.intervals.describe(),
-            *(f"note: {note}" for note in self.metrics.notes),
         ]
-        return "\n".join(lines)
+        if self.calibration is not None:
+            lines.append(_describe(self.calibration))
+        return "\n".join([*lines, *(f"note: {note}" for note in self.metrics.notes)])
 
     def to_json(self) -> dict[str, Any]:
-        """Those of ``Metrics.to_json``, and ``intervals``."""
+        """``Metrics.to_json`` and ``intervals``, ``calibration``, ``operating_points``."""
         values = self.metrics.to_json()
         if self.intervals is not None:
             values["intervals"] = self.intervals.to_json()
+        if self.calibration is not None:
+            values["calibration"] = self.calibration.to_json()
+        if self.points:
+            values["operating_points"] = [point.to_json() for point in self.points]
         return values
 
 
@@ -67,23 +78,49 @@ def assess(
     predictions: Predictions,
     num_classes: int,
     *,
+    validation: Predictions | None = None,
+    at_sensitivity: Sequence[float] = (0.9,),
+    at_specificity: Sequence[float] = (0.9,),
     resamples: int = 2000,
     level: float = 0.95,
     method: IntervalMethod = "percentile",
     seed: int = 0,
     groups: Sequence[str] | None = None,
 ) -> Assessment:
-    """Metrics of a split, with intervals by ``bootstrap_intervals`` unless ``resamples`` is 0."""
+    """Metrics of a split, with intervals by ``bootstrap_intervals`` unless ``resamples`` is 0.
+
+    ``validation`` are predictions of the same model on validation images, on which temperature
+    and thresholds are chosen; labelled images are needed there.
+    """
     metrics = compute_metrics(predictions, num_classes)
-    if resamples == 0:
-        return Assessment(metrics)
-    intervals = bootstrap_intervals(
-        predictions,
-        num_classes,
-        level=level,
-        resamples=resamples,
-        method=method,
-        seed=seed,
-        groups=groups,
+    intervals: Intervals | None = None
+    bootstrap: Bootstrap | None = None
+    if resamples:
+        options: dict[str, Any] = {
+            "level": level,
+            "resamples": resamples,
+            "method": method,
+            "seed": seed,
+            "groups": groups,
+        }
+        intervals = bootstrap_intervals(predictions, num_classes, **options)
+        bootstrap = Bootstrap(predictions, **options)
+    if predictions.probabilities is None:
+        return Assessment(metrics, intervals)
+    plain = calibration_errors(predictions, bootstrap=bootstrap)
+    if validation is None or not bool((validation.labels != UNLABELLED).any()):
+        return Assessment(metrics, intervals, Calibration(plain, None, None))
+    temperature = fit_temperature(validation)
+    scaled = calibration_errors(predictions, temperature=temperature, bootstrap=bootstrap)
+    thresholds = choose_thresholds(
+        validation, at_sensitivity=at_sensitivity, at_specificity=at_specificity
     )
-    return Assessment(metrics, intervals)
+    points = operating_points(predictions, thresholds, bootstrap=bootstrap)
+    return Assessment(metrics, intervals, Calibration(plain, temperature, scaled), points)
+
+
+def _describe(calibration: Calibration) -> str:
+    line = f"calibration error {calibration.plain.ece}"
+    if calibration.scaled is not None and calibration.temperature is not None:
+        line += f", at temperature {calibration.temperature:.3f} {calibration.scaled.ece}"
+    return line

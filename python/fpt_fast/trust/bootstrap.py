@@ -8,7 +8,7 @@ Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Literal, get_args
@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 
 from fpt_fast.metrics import finite_or_none
 from fpt_fast.records import UNLABELLED, Predictions
-from fpt_fast.trust.resampled import Floats, ResampledMetrics, Resampler
+from fpt_fast.trust.resampled import Floats, Resampler
 
 IntervalMethod = Literal["percentile", "bca"]
 # A metric that fewer resamples define has no interval.
 _SMALLEST_SHARE = 0.5
+# Counts of one block of resamples: 16 MB, which a processor's cache nearly holds.
+_BLOCK_ELEMENTS = 2_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,48 +111,106 @@ def bootstrap_intervals(
     Raises ``ValueError`` for what ``compute_metrics`` refuses, a level outside (0, 1), fewer than
     two resamples, another method, or groups that are not one name for each image.
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, like 0.95, got {level}")
-    if resamples < 2:
-        raise ValueError(f"resamples must be at least 2, and better 2000, got {resamples}")
-    if method not in get_args(IntervalMethod):
-        raise ValueError(f"method must be percentile or bca, got {method!r}")
     resampler = Resampler(predictions, num_classes)
-    labelled = (predictions.labels != UNLABELLED).numpy()
-    unit_of = _units(groups, labelled, len(predictions.keys))
-    strata = _strata(unit_of, resampler.labels)
-    rng = np.random.default_rng(seed)
-    drawn = _computed(
-        resampler,
-        (_draw(strata, size, rng)[:, unit_of] for size in resampler.blocks(resamples)),
+    bootstrap = Bootstrap(
+        predictions, level=level, resamples=resamples, method=method, seed=seed, groups=groups
     )
-    one = resampler(np.ones((1, len(unit_of)), dtype=np.int64))
-    jackknife = _jackknife(resampler, unit_of) if method == "bca" else None
+    values, per_class = list(resampler.value_names), list(resampler.class_names)
 
-    def interval(name: str, column: int | None = None) -> Interval:
-        def of(metrics: ResampledMetrics) -> Floats:
-            return metrics.values[name] if column is None else metrics.per_class[name][:, column]
+    def columns(counts: NDArray[np.int64]) -> Floats:  # [R, values + names by class]
+        metrics = resampler(counts)
+        by_class = [metrics.per_class[name] for name in per_class]
+        return np.hstack([*(metrics.values[name][:, None] for name in values), *by_class])
 
-        left_out = None if jackknife is None else of(jackknife)
-        return _interval(float(of(one)[0]), of(drawn), left_out, strata, level)
-
+    intervals, undefined = bootstrap.intervals(columns)
+    rest = iter(intervals[len(values) :])
     return Intervals(
-        values={name: interval(name) for name in drawn.values},
-        per_class={
-            name: tuple(interval(name, column) for column in range(num_classes))
-            for name in drawn.per_class
-        },
+        values=dict(zip(values, intervals[: len(values)], strict=True)),
+        per_class={name: tuple(next(rest) for _ in range(num_classes)) for name in per_class},
         level=level,
         method=method,
         resamples=resamples,
         seed=seed,
-        units="images" if groups is None else "patients",
-        undefined={
-            name: missing
-            for name, values in drawn.values.items()
-            if (missing := int(np.isnan(values).sum()))
-        },
+        units=bootstrap.units,
+        undefined={name: n for name, n in zip(values, undefined, strict=False) if n},
     )
+
+
+class Bootstrap:
+    """The resamples of the labelled images of ``predictions``, for any statistic of counts.
+
+    Every call of ``intervals`` sees the same resamples, so that statistics may be compared.
+    Arguments and errors: those of ``bootstrap_intervals``.
+    """
+
+    def __init__(
+        self,
+        predictions: Predictions,
+        *,
+        level: float = 0.95,
+        resamples: int = 2000,
+        method: IntervalMethod = "percentile",
+        seed: int = 0,
+        groups: Sequence[str] | None = None,
+    ) -> None:
+        if not 0 < level < 1:
+            raise ValueError(f"level must be between 0 and 1, like 0.95, got {level}")
+        if resamples < 2:
+            raise ValueError(f"resamples must be at least 2, and better 2000, got {resamples}")
+        if method not in get_args(IntervalMethod):
+            raise ValueError(f"method must be percentile or bca, got {method!r}")
+        labelled = (predictions.labels != UNLABELLED).numpy()
+        labels = predictions.labels.numpy()[labelled]
+        self.units = "images" if groups is None else "patients"
+        self._unit_of = _units(groups, labelled, len(predictions.keys))
+        self._strata = _strata(self._unit_of, labels)
+        self._level, self._resamples, self._method, self._seed = level, resamples, method, seed
+
+    def intervals(
+        self, statistic: Callable[[NDArray[np.int64]], Floats]
+    ) -> tuple[tuple[Interval, ...], tuple[int, ...]]:
+        """Intervals of the columns of ``statistic(counts [R, images]) -> [R, columns]``.
+
+        Beside them, for each column, how many resamples did not define it (NaN).
+        """
+        drawn = np.concatenate([statistic(counts) for counts in self._draws()])
+        one = statistic(np.ones((1, len(self._unit_of)), dtype=np.int64))[0]
+        left_out: Floats | None = None
+        if self._method == "bca":
+            left_out = np.concatenate([statistic(counts) for counts in self._without_each()])
+        intervals = tuple(
+            _interval(
+                float(one[column]),
+                drawn[:, column],
+                None if left_out is None else left_out[:, column],
+                self._strata,
+                self._level,
+            )
+            for column in range(drawn.shape[1])
+        )
+        return intervals, tuple(np.isnan(drawn).sum(axis=0).tolist())
+
+    def _draws(self) -> Iterator[NDArray[np.int64]]:
+        rng = np.random.default_rng(self._seed)
+        for size in self._blocks(self._resamples):
+            yield _draw(self._strata, size, rng)[:, self._unit_of]
+
+    def _without_each(self) -> Iterator[NDArray[np.int64]]:
+        """Counts without one unit, for each unit; all of a single one, which has no rest."""
+        units = int(self._unit_of.max()) + 1
+        if units == 1:
+            yield np.ones((1, len(self._unit_of)), dtype=np.int64)
+            return
+        first = 0
+        for size in self._blocks(units):
+            block = np.arange(first, first + size)[:, None]
+            yield (self._unit_of[None, :] != block).astype(np.int64)
+            first += size
+
+    def _blocks(self, rows: int) -> Iterator[int]:
+        size = max(1, _BLOCK_ELEMENTS // len(self._unit_of))
+        for first in range(0, rows, size):
+            yield min(size, rows - first)
 
 
 def _units(
@@ -189,35 +249,6 @@ def _draw(
         flat = np.bincount((rows * len(members) + picks).ravel(), minlength=size * len(members))
         counts[:, members] = flat.reshape(size, len(members))
     return counts
-
-
-def _jackknife(resampler: Resampler, unit_of: NDArray[np.int64]) -> ResampledMetrics:
-    """Metrics without one unit, for each unit: ``values`` [units]."""
-    units = int(unit_of.max()) + 1
-
-    def left_out() -> Iterator[NDArray[np.int64]]:
-        first = 0
-        for size in resampler.blocks(units):
-            block = np.arange(first, first + size)[:, None]
-            yield (unit_of[None, :] != block).astype(np.int64)
-            first += size
-
-    # A single unit has nothing left without it.
-    return _computed(resampler, left_out() if units > 1 else iter(()))
-
-
-def _computed(resampler: Resampler, blocks: Iterator[NDArray[np.int64]]) -> ResampledMetrics:
-    parts = [resampler(block) for block in blocks]
-    if not parts:
-        nothing = np.ones((1, len(resampler.labels)), dtype=np.int64)
-        return resampler(nothing)
-    return ResampledMetrics(
-        {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values},
-        {
-            name: np.concatenate([part.per_class[name] for part in parts])
-            for name in parts[0].per_class
-        },
-    )
 
 
 def _interval(

@@ -2,7 +2,6 @@
 every image.  A row of ones gives what ``fpt_fast.metrics.compute_metrics`` gives."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +12,7 @@ from fpt_fast.records import UNLABELLED, Predictions
 
 Floats = NDArray[np.float64]
 
-# Counts of one block of resamples: 16 MB, which a processor's cache nearly holds.
-_BLOCK_ELEMENTS = 2_000_000
+CLASS_METRICS = ("precision", "recall", "specificity", "f1", "auc")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,12 +30,14 @@ class ResampledMetrics:
 class Resampler:
     """Computes ``ResampledMetrics`` of ``predictions`` from counts of their labelled images.
 
+    ``value_names`` and ``class_names`` are the names in what it returns.
     Raises ``ValueError`` where ``compute_metrics`` does.
     """
 
     def __init__(self, predictions: Predictions, num_classes: int) -> None:
         # Raises for everything that cannot be measured.
-        self.estimate = compute_metrics(predictions, num_classes)
+        self.value_names = tuple(compute_metrics(predictions, num_classes))
+        self.class_names = CLASS_METRICS
         labelled = predictions.labels != UNLABELLED
         self.labels: NDArray[np.int64] = predictions.labels[labelled].numpy()
         self._classes = num_classes
@@ -56,12 +56,6 @@ class Resampler:
             classes = range(num_classes)
             self._areas = [_Area(self.labels == c, probabilities[:, c]) for c in classes]
             self._raw_areas = [_Area(self.labels == c, logits[:, c]) for c in classes]
-
-    def blocks(self, resamples: int) -> Iterator[int]:
-        """Sizes of the blocks in which ``resamples`` resamples are best computed."""
-        size = max(1, _BLOCK_ELEMENTS // len(self.labels))
-        for first in range(0, resamples, size):
-            yield min(size, resamples - first)
 
     def __call__(self, counts: NDArray[np.int64]) -> ResampledMetrics:
         """Metrics of the resamples ``counts`` [R, labelled images]."""

@@ -1,0 +1,51 @@
+"""Comparison of two runs on the images that both were tested on."""
+
+import json
+from pathlib import Path
+
+from fpt_fast.config import ConfigError
+from fpt_fast.files import write_atomically
+from fpt_fast.records import Split
+from fpt_fast.report import read_predictions
+from fpt_fast.trust import Comparison, compare_predictions
+
+
+def compare(
+    first: str | Path,
+    second: str | Path,
+    *,
+    split: Split | None = None,
+    level: float = 0.95,
+    resamples: int = 2000,
+    output: str | Path | None = None,
+) -> Comparison:
+    """Compare two runs by what they predicted: DeLong's test, paired intervals of the rest.
+
+    Reads ``predictions.csv`` of both runs, which ``train`` writes, or with ``split``
+    ``predictions-SPLIT.csv``, which ``evaluate`` writes.  ``output`` is a JSON file to write.
+    Raises ``ConfigError`` where a run has none, or they are not of the same images and classes.
+    """
+    suffix = "" if split is None else f"-{split}"
+    name, metrics_name = f"predictions{suffix}.csv", f"metrics{suffix}.json"
+    tables = []
+    for run in (Path(first), Path(second)):
+        path = run / name
+        if not path.is_file() or not (run / metrics_name).is_file():
+            how = "train it" if split is None else f"fpt-fast evaluate --run {run} --split {split}"
+            raise ConfigError(f"{run} has no {name}; make it first: {how}")
+        values = json.loads((run / metrics_name).read_text(encoding="utf-8"))
+        tables.append(read_predictions(path, values["classes"]))
+    (ours, classes), (theirs, other_classes) = tables
+    if classes != other_classes:
+        raise ConfigError(
+            f"{first} has the classes {', '.join(classes)}, {second} has "
+            f"{', '.join(other_classes)}; compare runs on the same data"
+        )
+    try:
+        comparison = compare_predictions(ours, theirs, classes, level=level, resamples=resamples)
+    except ValueError as error:
+        raise ConfigError(f"{first} and {second} cannot be compared: {error}") from error
+    if output is not None:
+        with write_atomically(Path(output)) as file:
+            json.dump(comparison.to_json(), file, indent=1, allow_nan=False)
+    return comparison

@@ -1,0 +1,172 @@
+"""Two models on the same images: DeLong's test of the areas, paired intervals of the rest."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fpt_fast.records import UNLABELLED, Predictions
+from fpt_fast.trust.bootstrap import Bootstrap, Interval
+from fpt_fast.trust.delong import AreaDifference, compare_areas, compare_macro_areas
+from fpt_fast.trust.resampled import Floats, Resampler
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparison:
+    """The first model against the second on ``images`` images.
+
+    ``auc`` is DeLong's test of the (macro) areas and ``per_class`` of each class against the
+    rest; None for a regression, or where a class has fewer than two images.  ``differences`` are
+    first less second by metric, with paired bootstrap intervals; ``first`` and ``second`` the
+    metrics themselves.
+    """
+
+    images: int
+    classes: tuple[str, ...]
+    level: float
+    first: dict[str, float]
+    second: dict[str, float]
+    differences: dict[str, Interval]
+    auc: AreaDifference | None
+    per_class: tuple[AreaDifference | None, ...]
+
+    def __str__(self) -> str:
+        """A table in plain text: DeLong's tests, then the other metrics."""
+        said = f"differences are first less second, with {self.level:.0%} intervals"
+        lines = [f"{self.images} images; {said}"]
+        if self.auc is not None:
+            lines.append(_row("AUC", self.auc))
+        if len(self.classes) > 2:
+            named = zip(self.classes, self.per_class, strict=True)
+            lines += [_row(f"AUC of {name}", row) for name, row in named if row is not None]
+        for name, interval in self.differences.items():
+            lines.append(
+                f"{name}: {self.first[name]:.4f} against {self.second[name]:.4f}, "
+                f"difference {interval} (paired bootstrap)"
+            )
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        return {
+            "images": self.images,
+            "level": self.level,
+            "first": self.first,
+            "second": self.second,
+            "differences": {
+                name: [_number(row.estimate), *row.to_json()]
+                for name, row in self.differences.items()
+            },
+            "delong": None if self.auc is None else self.auc.to_json(),
+            "delong_per_class": {
+                name: None if row is None else row.to_json()
+                for name, row in zip(self.classes, self.per_class, strict=True)
+            },
+        }
+
+
+def compare_predictions(
+    first: Predictions,
+    second: Predictions,
+    classes: Sequence[str],
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+    groups: Sequence[str] | None = None,
+) -> Comparison:
+    """Compare two models' predictions of the same images, in any order.
+
+    DeLong's test takes images as independent; with ``groups`` (the patient of each image of
+    ``first``) read the bootstrap intervals instead, which draw patients.  Raises ``ValueError``
+    where the images or their labels differ, or one is a regression and the other is not.
+    """
+    second = _in_order_of(first, second)
+    if (first.probabilities is None) != (second.probabilities is None):
+        raise ValueError(
+            "one of the two is a regression and the other is not; compare like with like"
+        )
+    one, other = Resampler(first, len(classes)), Resampler(second, len(classes))
+    names = one.value_names
+
+    def differences(counts: NDArray[np.int64]) -> Floats:  # [R, metrics]
+        ours, theirs = one(counts).values, other(counts).values
+        return np.stack([ours[name] - theirs[name] for name in names], axis=1)
+
+    bootstrap = Bootstrap(first, level=level, resamples=resamples, seed=seed, groups=groups)
+    intervals, _ = bootstrap.intervals(differences)
+    all_images = np.ones((1, len(one.labels)), dtype=np.int64)
+    auc, per_class = _areas(first, second, classes, level)
+    return Comparison(
+        images=len(one.labels),
+        classes=tuple(classes),
+        level=level,
+        first={name: float(v[0]) for name, v in one(all_images).values.items()},
+        second={name: float(v[0]) for name, v in other(all_images).values.items()},
+        differences=dict(zip(names, intervals, strict=True)),
+        auc=auc,
+        per_class=per_class,
+    )
+
+
+def _areas(
+    first: Predictions, second: Predictions, classes: Sequence[str], level: float
+) -> tuple[AreaDifference | None, tuple[AreaDifference | None, ...]]:
+    """DeLong's tests: of the macro average, and of each class."""
+    if first.probabilities is None or second.probabilities is None:
+        return None, (None,) * len(classes)
+    labelled = first.labels != UNLABELLED
+    labels = first.labels[labelled].numpy()
+    ours, theirs = first.probabilities[labelled].numpy(), second.probabilities[labelled].numpy()
+    counts = np.bincount(labels, minlength=len(classes))
+    per_class = tuple(
+        compare_areas(labels == label, ours[:, label], theirs[:, label], level=level)
+        if min(count, len(labels) - count) >= 2
+        else None
+        for label, count in enumerate(counts.tolist())
+    )
+    testable = (counts > 0).sum() >= 2 and counts[counts > 0].min() >= 2
+    return (
+        compare_macro_areas(labels, ours, theirs, level=level) if testable else None,
+        per_class,
+    )
+
+
+def _in_order_of(first: Predictions, second: Predictions) -> Predictions:
+    """``second`` in the order of ``first``; the same images and labels, or an error."""
+    place = {key: row for row, key in enumerate(second.keys)}
+    missing = [key for key in first.keys if key not in place]
+    if missing or len(place) != len(first.keys) or len(set(first.keys)) != len(first.keys):
+        example = f", like {missing[0]!r}" if missing else ""
+        raise ValueError(
+            f"the two must be predictions of the same images: {len(missing)} of "
+            f"{len(first.keys)} are missing in the second{example}, which has {len(second.keys)}"
+        )
+    rows = torch.tensor([place[key] for key in first.keys])
+    if not torch.equal(second.labels[rows], first.labels):
+        at = int((second.labels[rows] != first.labels).nonzero()[0])
+        raise ValueError(
+            f"the two disagree on the label of {first.keys[at]!r}; compare runs on the same data"
+        )
+    probabilities = second.probabilities
+    return Predictions(
+        first.keys,
+        first.labels,
+        second.logits[rows],
+        None if probabilities is None else probabilities[rows],
+    )
+
+
+def _row(name: str, row: AreaDifference) -> str:
+    said = f"{name}: {row.first:.4f} against {row.second:.4f}, difference {row.difference:.4f}"
+    if math.isnan(row.p):
+        return f"{said} (no variance, no test)"
+    return f"{said} [{row.low:.4f}, {row.high:.4f}], z {row.z:.3f}, p {row.p:.4g} (DeLong)"
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
