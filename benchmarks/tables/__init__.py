@@ -1,0 +1,1 @@
+"""The papers' tables on the data at hand; ``python -m benchmarks.tables --help``."""

@@ -1,0 +1,173 @@
+"""A table's rows: mean over the seeds with intervals, efficiencies, and the published figures."""
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import stdev
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.report.results import megabytes
+from benchmarks.tables.memory import Memory
+from benchmarks.tables.runs import Run
+from benchmarks.tables.variants import Variant
+from fpt_fast.metrics import compute_metrics
+from fpt_fast.report.figures import render
+from fpt_fast.trust import resampled_metrics
+
+RESAMPLES = 2000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Row:
+    """AUC of each seed, the interval of their mean, and the memory of one training step."""
+
+    variant: Variant
+    aucs: tuple[float, ...]
+    low: float
+    high: float
+    memory: Memory
+    test_images: int
+
+    @property
+    def auc(self) -> float:
+        """Mean over the seeds."""
+        return sum(self.aucs) / len(self.aucs)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over the seeds; NaN for one."""
+        return stdev(self.aucs) if len(self.aucs) > 1 else math.nan
+
+
+def row_of(runs: Sequence[Run], memory: Memory) -> Row:
+    """Summarise the seeds of one row."""
+    classes = len(runs[0].classes)
+    aucs = tuple(float(compute_metrics(r.predictions, classes).values["auc"]) for r in runs)
+    low, high = mean_interval(runs)
+    return Row(runs[0].variant, aucs, low, high, memory, len(runs[0].predictions.keys))
+
+
+def mean_interval(runs: Sequence[Run], seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean AUC over the runs: the same test images are drawn
+    for all of them, each class with its number of images.  What it says is how far other test
+    images would move the mean; other seeds are the spread.
+    """
+    labels = runs[0].predictions.labels.numpy()
+    if any(run.predictions.keys != runs[0].predictions.keys for run in runs):
+        raise ValueError("the seeds of one row must be tested on the same images; they are not")
+    counts = draw(labels, RESAMPLES, np.random.default_rng(seed))
+    classes = len(runs[0].classes)
+    areas = [resampled_metrics(r.predictions, classes, counts).values["auc"] for r in runs]
+    low, high = np.nanquantile(np.mean(areas, axis=0), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def draw(labels: NDArray[np.int64], resamples: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """How often each image is drawn in each resample [R, images], stratified by class."""
+    counts = np.zeros((resamples, len(labels)), np.int64)
+    for label in np.unique(labels):
+        where = np.flatnonzero(labels == label)
+        even = np.full(len(where), 1 / len(where))
+        counts[:, where] = rng.multinomial(len(where), even, size=resamples)
+    return counts
+
+
+def efficiency(score: float, share: float) -> float:
+    """The papers' PPE and PME: ``score`` · exp(−log10(share + 1)); ``share`` of what full
+    fine-tuning has."""
+    return score * math.exp(-math.log10(share + 1))
+
+
+def markdown(title: str, rows: Sequence[Row], about: Sequence[str]) -> str:
+    """The table, with what it was made from above it and what it means below it."""
+    full = _full(rows)
+    head = ["", "params", "saved for backward", "peak memory", "AUC", "95 %", "seeds", "PPE"]
+    lines = [f"# {title}", "", *about, "", f"| {' | '.join([*head, 'PME'])} |"]
+    lines.append(f"| {' | '.join(['---'] * (len(head) + 1))} |")
+    for row in rows:
+        memory, score = row.memory, 100 * row.auc
+        pme = "–" if full is None else f"{efficiency(score, memory.peak / full):.2f}"
+        cells = [
+            row.variant.label,
+            f"{memory.share:.2f} %",
+            megabytes(memory.saved_bytes),
+            megabytes(memory.peak),
+            f"{score:.2f}",
+            f"{100 * row.low:.2f}–{100 * row.high:.2f}",
+            "–" if math.isnan(row.spread) else f"± {100 * row.spread:.2f}",
+            f"{efficiency(score, memory.share / 100):.2f}",
+            pme,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"AUC in percent, mean over {len(rows[0].aucs)} seeds on {rows[0].test_images} test "
+        f"images; *95 %*: bootstrap over the test images ({RESAMPLES} resamples, stratified); "
+        "*seeds*: standard deviation over the seeds. *Saved for backward*: what autograd keeps of "
+        "one batch. *Peak memory*: weights, gradients, optimiser state, features and the largest "
+        "allocation of a step or of its frozen pass, counted (`benchmarks/tables/memory.py`). "
+        + ("PME needs the row of full fine-tuning." if full is None else ""),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _full(rows: Sequence[Row]) -> int | None:
+    """Peak bytes of full fine-tuning, which PME is a share of."""
+    return next((row.memory.peak for row in rows if row.variant.name == "full"), None)
+
+
+def write(
+    folder: Path, name: str, title: str, rows: Sequence[Row], about: Sequence[str]
+) -> tuple[Path, ...]:
+    """Write ``NAME.md``, ``NAME.csv`` (one row a seed), ``NAME.json`` and ``NAME.svg``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = tuple(folder / f"{name}.{ending}" for ending in ("md", "csv", "json", "svg"))
+    paths[0].write_text(markdown(title, rows, about), encoding="utf-8")
+    with paths[1].open("w", newline="", encoding="utf-8") as file:
+        out = csv.writer(file, lineterminator="\n")
+        out.writerow(["row", "seed", "auc", "params_percent", "saved_bytes", "peak_bytes"])
+        for row in rows:
+            memory = row.memory
+            tail = [round(memory.share, 4), memory.saved_bytes, memory.peak]
+            out.writerows([row.variant.name, seed, auc, *tail] for seed, auc in enumerate(row.aucs))
+    paths[2].write_text(json.dumps([_json(row) for row in rows], indent=1) + "\n")
+    paths[3].write_bytes(plot(title, rows))
+    return paths
+
+
+def _json(row: Row) -> dict[str, Any]:
+    return {
+        "row": row.variant.name,
+        "label": row.variant.label,
+        "aucs": row.aucs,
+        "interval": [row.low, row.high],
+        "test_images": row.test_images,
+        "memory": {**vars(row.memory), "share": row.memory.share, "peak": row.memory.peak},
+    }
+
+
+def plot(title: str, rows: Sequence[Row]) -> bytes:
+    """AUC against memory, the dot's area by trained parameters, as the papers' figure 2: SVG."""
+
+    def draw_dots(figure: Any) -> None:
+        axis = figure.subplots()
+        axis.set_title(title)
+        for row in rows:
+            x, y = row.memory.peak / 1e6, 100 * row.auc
+            below, above = y - 100 * row.low, 100 * row.high - y
+            bars = [[max(below, 0.0)], [max(above, 0.0)]]
+            axis.errorbar([x], [y], yerr=bars, color="#9ca3af", linewidth=1)
+            axis.scatter([x], [y], s=30 + 12 * row.memory.share, zorder=3)
+            axis.annotate(row.variant.label, (x, y), xytext=(7, 3), textcoords="offset points")
+        axis.set_xscale("log")
+        axis.set_xlabel("memory of training, MB (dots: share of trained parameters)")
+        axis.set_ylabel("AUC, %")
+
+    return render(draw_dots, (7.0, 4.2))

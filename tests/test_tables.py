@@ -1,0 +1,290 @@
+"""The papers' tables by one command, the lists of public data sets, and what memory is counted."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from small_run import write_backbone
+
+from benchmarks.tables import __main__ as tables
+from benchmarks.tables.memory import Memory, saved_bytes
+from benchmarks.tables.published import READERS, write_list
+from benchmarks.tables.runs import Run
+from benchmarks.tables.summary import draw, efficiency, mean_interval
+from benchmarks.tables.variants import Variant
+from fpt_fast.images import load_image_set, preset_names
+from fpt_fast.records import Predictions
+from helpers import ROOT
+
+PUBLISHED = json.loads((ROOT / "tests" / "facts" / "published_results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_backbone(tmp_path_factory.mktemp("table") / "vit")
+
+
+def words(output: Path, backbone: Path, *more: str) -> list[str]:
+    small = ["--images", "70", "--input-size", "32", "--side-size", "16", "--epochs", "1"]
+    where = ["--output", str(output), "--backbone", str(backbone), "--workers", "1"]
+    return ["--task", "digits", *small, *where, "--seeds", "2", *more]
+
+
+def test_the_components_add_up(
+    tmp_path: Path, backbone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["components", *words(tmp_path, backbone)]
+    assert tables.main(arguments) == 0
+    assert "| + preloading |" in capsys.readouterr().out
+    rows = {row["row"]: row for row in json.loads((tmp_path / "components.json").read_text())}
+    assert list(rows) == ["side_alone", "fusion", "asymmetric", "selection", "preloading"]
+    memory = {name: row["memory"] for name, row in rows.items()}
+    # As published: a smaller side input, fewer tokens and no frozen model each take less.
+    assert (
+        memory["fusion"]["peak"]
+        > memory["asymmetric"]["peak"]
+        > memory["selection"]["peak"]
+        > memory["preloading"]["peak"]
+    )
+    # Preloading changes where features come from, and nothing else.
+    assert rows["selection"]["aucs"] == pytest.approx(rows["preloading"]["aucs"], abs=0.02)
+    with (tmp_path / "components.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 10 and {line["seed"] for line in lines} == {"0", "1"}
+    assert (tmp_path / "components.svg").read_bytes().startswith(b"<?xml")
+    # Again: nothing is trained twice.
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}
+    tables.main(arguments)
+    assert made == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}
+
+
+def test_a_row_of_other_settings_is_trained_anew(tmp_path: Path, backbone: Path) -> None:
+    rows = ["--rows", "ratio_0.5"]
+    tables.main(["ratios", *words(tmp_path, backbone, *rows, "--seeds", "1")])
+    best = tmp_path / "runs" / "ratio_0.5" / "seed-0" / "best" / "model.safetensors"
+    before = best.stat().st_mtime_ns
+    tables.main(["ratios", *words(tmp_path, backbone, *rows, "--seeds", "1", "--epochs", "2")])
+    assert best.stat().st_mtime_ns != before
+
+
+def predictions(scores: torch.Tensor, labels: torch.Tensor) -> Predictions:
+    chances = torch.stack([1 - scores, scores], 1)
+    return Predictions(tuple(map(str, range(len(labels)))), labels, chances.log(), chances)
+
+
+def test_the_interval_holds_the_mean_and_narrows_with_images() -> None:
+    variant, generator = Variant("x", "x", "fpt_plus", 0.2), torch.Generator().manual_seed(0)
+    widths = []
+    for count in (40, 640):
+        labels = torch.arange(count) % 2
+        runs = []
+        for seed in range(3):
+            noise = torch.rand(count, generator=generator)
+            scores = (0.3 * labels + 0.7 * noise).clamp(0.01, 0.99)
+            runs.append(Run(variant, seed, Path(), predictions(scores, labels), ("a", "b")))
+        low, high = mean_interval(runs)
+        assert 0.5 < low < high < 1
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 2
+
+
+def test_draws_keep_the_number_of_each_class() -> None:
+    labels = np.array([0, 0, 0, 1, 1, 2])
+    counts = draw(labels, 50, np.random.default_rng(0))
+    for label, count in ((0, 3), (1, 2), (2, 1)):
+        assert (counts[:, labels == label].sum(1) == count).all()
+
+
+def test_efficiencies_as_published() -> None:
+    """PPE and PME of every row of table 1, from its own score, parameters and memory."""
+    full = PUBLISHED["table1"]["full_fine_tuning"][1]
+    columns = PUBLISHED["table1"]["columns"]
+    for name, row in PUBLISHED["table1"].items():
+        if name == "columns":
+            continue
+        values = dict(zip(columns, row, strict=True))
+        ppe = efficiency(values["mean_auc"], values["params_percent"] / 100)
+        assert ppe == pytest.approx(values["ppe"], abs=0.02), name
+        pme = efficiency(values["mean_auc"], values["memory_mb"] / full)
+        assert pme == pytest.approx(values["pme"], abs=0.02), name
+
+
+def test_saved_bytes_are_those_of_the_graph() -> None:
+    layer = torch.nn.Linear(8, 8)
+    x = torch.randn(16, 8)
+    # The input once although two layers keep it; tanh keeps its result.
+    count = saved_bytes(layer, lambda: (layer(x) + layer(x)).tanh().sum())
+    assert count == 2 * 16 * 8 * 4
+
+
+def test_peak_is_the_worse_of_step_and_frozen_pass() -> None:
+    def peak(step: int, frozen: int) -> int:
+        return Memory(10, 100, 40, 40, 80, 0, 7, step, 1000, frozen).peak
+
+    assert peak(50, 0) == 160 + 1000 + 7 + 50
+    assert peak(50, 500) == 160 + 1000 + 500
+    assert math.isclose(Memory(10, 100, 0, 0, 0, 0, 0, 0, 0, 0).share, 10)
+
+
+def picture(path: Path, serial: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(serial).integers(0, 255, (24, 24, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def make_messidor2(root: Path) -> None:
+    lines = ["image_id,adjudicated_dr_grade,adjudicated_dme,adjudicated_gradable"]
+    for i in range(50):
+        picture(root / "IMAGES" / f"IM{i:04d}.JPG", i)
+        lines.append(f"IM{i:04d}.jpg,{i % 5},0,1")
+    lines.append("IM9999.jpg,,,0")
+    (root / "messidor_data.csv").write_text("\n".join(lines))
+
+
+def make_ddr(root: Path) -> None:
+    for split in ("train", "valid", "test"):
+        lines = []
+        for i in range(12):
+            picture(root / "DR_grading" / split / f"{split}-{i}.jpg", i)
+            lines.append(f"{split}-{i}.jpg {i % 6}")
+        (root / "DR_grading" / f"{split}.txt").write_text("\n".join(lines) + "\n")
+
+
+def make_isic2016(root: Path) -> None:
+    for part, labels in (("Training", ("benign", "malignant")), ("Test", ("0.0", "1.0"))):
+        lines = []
+        for i in range(20):
+            picture(root / f"ISBI2016_ISIC_Part3_{part}_Data" / f"ISIC_{part}{i}.jpg", i)
+            lines.append(f"ISIC_{part}{i},{labels[i % 2]}")
+        (root / f"ISBI2016_ISIC_Part3_{part}_GroundTruth.csv").write_text("\n".join(lines))
+
+
+def make_isic2018(root: Path) -> None:
+    names = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
+    for part in ("Training", "Validation", "Test"):
+        lines = [",".join(("image", *names))]
+        for i in range(14):
+            picture(root / f"ISIC2018_Task3_{part}_Input" / f"ISIC_{part}{i}.jpg", i)
+            lines.append(
+                ",".join([f"ISIC_{part}{i}", *("1.0" if j == i % 7 else "0.0" for j in range(7))])
+            )
+        folder = root / f"ISIC2018_Task3_{part}_GroundTruth"
+        folder.mkdir()
+        (folder / f"{folder.name}.csv").write_text("\n".join(lines))
+
+
+def make_ddsm(root: Path) -> None:
+    for i in range(30):
+        label = ("Normal", "Benign", "Cancer")[i % 3]
+        for view in ("LEFT_CC", "LEFT_MLO"):
+            picture(root / "MINI-DDSM" / label / f"{i:04d}" / f"{i}.{view}.jpg", i)
+        picture(root / "MINI-DDSM" / label / f"{i:04d}" / f"{i}.LEFT_CC_Mask.jpg", i)
+
+
+def make_cmmd(root: Path) -> None:
+    lines = ["ID1,LeftRight,Age,number,abnormality,classification,subtype"]
+    for i in range(20):
+        for side in "LR":
+            label = "Benign" if (i + (side == "R")) % 2 else "Malignant"
+            lines.append(f"D1-{i:04d},{side},50,2,mass,{label},")
+            path = root / "CMMD" / f"D1-{i:04d}" / "study" / "series" / f"1-{side}.dcm"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            data = Dataset()
+            data.file_meta = FileMetaDataset()
+            data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+            data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
+            data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+            data.ImageLaterality = side
+            data.Rows = data.Columns = 24
+            data.BitsAllocated = data.BitsStored = 8
+            data.HighBit, data.PixelRepresentation, data.SamplesPerPixel = 7, 0, 1
+            data.PhotometricInterpretation = "MONOCHROME2"
+            data.PixelData = np.random.default_rng(i).integers(0, 255, 576, np.uint8).tobytes()
+            data.save_as(path, enforce_file_format=True)
+    (root / "CMMD_clinicaldata_revision.csv").write_text("\n".join(lines))
+
+
+def make_covid(root: Path) -> None:
+    for i in range(30):
+        label = ("covid", "normal", "virus")[i % 3]
+        picture(root / "COVID_IEEE" / label / f"{i}.jpg", i)
+
+
+def make_chncxr(root: Path) -> None:
+    for i in range(30):
+        picture(root / "ChinaSet_AllFiles" / "CXR_png" / f"CHNCXR_{i:04d}_{i % 2}.png", i)
+
+
+DOWNLOADS = {
+    "messidor2": (make_messidor2, 5, None),
+    "ddr": (make_ddr, 5, (10, 10, 10)),
+    "isic2016": (make_isic2016, 2, (18, 2, 20)),
+    "isic2018": (make_isic2018, 7, (14, 14, 14)),
+    "ddsm": (make_ddsm, 3, (42, 6, 12)),
+    "cmmd": (make_cmmd, 2, (28, 4, 8)),
+    "covid": (make_covid, 3, None),
+    "chncxr": (make_chncxr, 2, None),
+}
+
+
+def test_every_published_data_set_has_a_reader() -> None:
+    assert set(DOWNLOADS) == set(READERS) == set(preset_names())
+
+
+@pytest.mark.parametrize("name", DOWNLOADS)
+def test_a_download_becomes_a_list(name: str, tmp_path: Path) -> None:
+    make, classes, counts = DOWNLOADS[name]
+    make(tmp_path)
+    images = load_image_set(write_list(name, tmp_path))
+    assert len(images.classes) == classes
+    splits = tuple(len(images.of_split(split)) for split in ("train", "val", "test"))
+    if counts is not None:
+        assert splits == counts
+    else:
+        assert sum(splits) in (30, 50) and abs(splits[0] - 0.7 * sum(splits)) <= classes
+    if name in ("ddsm", "cmmd"):
+        patients = {}
+        for item in images.items:
+            part = next(p for p in item.path.parts if p.startswith(("D1-", "00")))
+            patients.setdefault(part, set()).add(item.split)
+        assert all(len(found) == 1 for found in patients.values())
+
+
+def test_from_a_download_to_a_row_in_one_command(tmp_path: Path, backbone: Path) -> None:
+    download, output = tmp_path / "download", tmp_path / "out"
+    make_chncxr(download)
+    small = ["--input-size", "32", "--side-size", "16", "--epochs", "1", "--seeds", "1"]
+    where = ["--data", str(download), "--output", str(output), "--backbone", str(backbone)]
+    command = ["methods", "--published", "chncxr", *where, *small, "--rows", "fpt_plus"]
+    assert tables.main(command) == 0
+    text = (output / "methods.md").read_text()
+    assert "# Methods, chncxr" in text and "| FPT+ |" in text
+    assert "learning_rate 0.0005" in text and str(tmp_path) not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("messidor2", "no file messidor_data.csv"),
+        ("covid", "no folder with images named covid, normal, virus"),
+        ("chncxr", "no images of chncxr"),
+    ],
+)
+def test_a_wrong_download_is_named(name: str, says: str, tmp_path: Path) -> None:
+    picture(tmp_path / "other" / "x.png", 0)
+    with pytest.raises(ValueError, match=says):
+        write_list(name, tmp_path)
+
+
+def test_a_label_without_its_image_is_named(tmp_path: Path) -> None:
+    make_ddr(tmp_path)
+    (tmp_path / "DR_grading" / "test" / "test-3.jpg").unlink()
+    with pytest.raises(ValueError, match=r"no image test-3\.jpg, which the labels name"):
+        write_list("ddr", tmp_path)
