@@ -12,7 +12,7 @@ import pytest
 from fpt_fast import cli
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("medical-images.md",)
+PAGES = ("medical-images.md", "labels.md")
 
 
 def blocks(page: str, language: str) -> list[str]:

@@ -78,7 +78,8 @@ class ImageItem:
 
     ``key`` is the path relative to the data set's root, in POSIX form: unique, and the
     only name by which features are ever looked up (never the file's stem).
-    ``label`` indexes ``ImageSet.classes``, or is ``UNLABELLED``.
+    ``label`` indexes ``ImageSet.classes``, or is ``UNLABELLED``.  ``patient`` names whom the image
+    is of, where that is known: the images of one never stand on two sides of a split.
     """
 
     key: str
@@ -86,6 +87,7 @@ class ImageItem:
     label: int
     split: Split
     reading: Reading = AS_THE_FILE_SAYS
+    patient: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,10 @@ class ListingSettings:
     """CSV column of the class."""
     split_column: str = "split"
     """CSV column of the split (train, val, test), if there is one."""
+    patient_column: str | None = None
+    """CSV column of the patient: no patient's images stand on two sides of a split."""
+    patient_pattern: str | None = None
+    """Instead of a column, a regular expression whose one group finds the patient in a path."""
     skip_unreadable: bool = False
     """Go on without images that cannot be decoded (they are listed either way)."""
     workers: int = dataclasses.field(default_factory=_default_workers)

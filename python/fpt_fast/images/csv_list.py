@@ -20,38 +20,54 @@ class ImageSetError(ValueError):
 
 
 class Row(NamedTuple):
-    """One image before labels are numbered: key, class name, and split where one is given."""
+    """One image before labels are numbered: key, class name, split and patient where given."""
 
     key: str
     label: str
     split: Split | None
+    patient: str | None = None
+
+
+class Columns(NamedTuple):
+    """Names of a list's columns; that of the split may be absent unless ``split_required``."""
+
+    path: str = "path"
+    label: str = "label"
+    split: str = "split"
+    patient: str | None = None
+
+    @property
+    def split_required(self) -> bool:
+        """Whether the split's column was asked for by name."""
+        return self.split != "split"
 
 
 class _RowError(ValueError):
     """What is wrong with one row."""
 
 
-def read_labelled_rows(
-    path: Path, columns: tuple[str, str, str], *, split_required: bool
-) -> tuple[list[Row], tuple[str, ...]]:
+def read_labelled_rows(path: Path, columns: Columns) -> tuple[list[Row], tuple[str, ...]]:
     """Read the rows of a list, and its class names in label order.
 
-    ``columns`` name path, label and split; the last may be absent unless ``split_required``.
     Raises ``ImageSetError`` naming all bad rows by their line numbers (20 at most).
     """
-    wanted = columns if split_required else columns[:2]
-    path_column, label_column, split_column = columns
+    wanted = [columns.path, columns.label]
+    wanted += [columns.split] if columns.split_required else []
+    wanted += [] if columns.patient is None else [columns.patient]
     lines: dict[str, int] = {}
 
     def parse(cells: dict[str, str], line: int) -> Row:
-        key = _key_inside(path.parent, cells[path_column])
+        key = _key_inside(path.parent, cells[columns.path])
         if key in lines:
             raise _RowError(f"{key} is already in row {lines[key]}")
         lines[key] = line
-        label = cells[label_column]
+        label = cells[columns.label]
         if not label:
-            raise _RowError(f"{key} has no {label_column}")
-        return Row(key, label, _parse_split(cells.get(split_column)))
+            raise _RowError(f"{key} has no {columns.label}")
+        patient = None if columns.patient is None else cells[columns.patient]
+        if patient == "":
+            raise _RowError(f"{key} has no {columns.patient}")
+        return Row(key, label, _parse_split(cells.get(columns.split)), patient)
 
     rows = _parse_rows(path, wanted, parse)
     labels = {row.label for row in rows}

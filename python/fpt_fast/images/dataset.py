@@ -2,13 +2,20 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from fpt_fast.images.csv_list import ImageSetError, Row, read_labelled_rows, read_paths
+from fpt_fast.images.csv_list import (
+    Columns,
+    ImageSetError,
+    Row,
+    read_labelled_rows,
+    read_paths,
+)
 from fpt_fast.images.dicom import EXTENSIONS as DICOM_EXTENSIONS
 from fpt_fast.images.dicom import MAGIC_BYTES, has_dicom_name, is_dicom
-from fpt_fast.images.splits import Ratios, assign_splits, check_ratios
+from fpt_fast.images.patients import complete_splits, require_whole_patients, with_patients
+from fpt_fast.images.splits import Ratios, check_ratios
 from fpt_fast.records import SPLITS, ImageItem, ImageSet, Split
 
 log = logging.getLogger("fpt_fast")
@@ -36,6 +43,8 @@ def load_image_set(
     path_column: str = "path",
     label_column: str = "label",
     split_column: str = "split",
+    patient_column: str | None = None,
+    patient_pattern: str | None = None,
 ) -> ImageSet:
     """List the images of a data set with their classes and splits; nothing is decoded.
 
@@ -55,6 +64,11 @@ def load_image_set(
     there is a train split but no val, val is taken from train in the proportion of the ratios;
     where there is no test, test stays empty.  Both are logged.
 
+    ``patient_column`` of a list, or what ``patient_pattern`` (a regular expression with one group)
+    finds in an image's key, names its patient.  Then patients are divided, not images, with the
+    classes as near to the ratios as they allow, and given splits that a patient stands on two
+    sides of are an error.
+
     Raises ``ImageSetError`` naming what is wrong: an empty class, a single class, a class that
     train lacks, missing or repeated files, paths outside the folder, unknown split names.
     """
@@ -68,11 +82,15 @@ def load_image_set(
         rows = _list_splits(root, splits) if "train" in splits else _list_classes(root)
         classes = tuple(sorted({row.label for row in rows}))
     elif root.is_file():
-        columns = (path_column, label_column, split_column)
-        rows, classes = read_labelled_rows(root, columns, split_required=split_column != "split")
+        columns = Columns(path_column, label_column, split_column, patient_column)
+        rows, classes = read_labelled_rows(root, columns)
         root = root.parent
     else:
         raise ImageSetError(f"no such file or directory: {data}")
+    if patient_column is not None and Path(data).is_dir():
+        raise ImageSetError("a patient column needs a CSV list; folders take a patient pattern")
+    if patient_pattern is not None:
+        rows = with_patients(rows, patient_pattern)
     return _make_set(root, rows, classes, shares, seed)
 
 
@@ -106,7 +124,8 @@ def _make_set(
         raise ImageSetError(
             f"{root} has one class only ({', '.join(classes)}); a classifier needs at least two"
         )
-    splits = _complete_splits(rows, ratios, seed)
+    splits = complete_splits(rows, ratios, seed)
+    require_whole_patients(rows, splits)
     trained = {row.label for row in rows if splits[row.key] == "train"}
     for name in classes:
         if name not in trained:
@@ -116,39 +135,12 @@ def _make_set(
             )
     labels = {name: label for label, name in enumerate(classes)}
     items = tuple(
-        ImageItem(row.key, root / row.key, labels[row.label], splits[row.key])
+        ImageItem(row.key, root / row.key, labels[row.label], splits[row.key], patient=row.patient)
         for row in sorted(rows, key=lambda row: row.key)
     )
     counts = {split: sum(item.split == split for item in items) for split in SPLITS}
     log.debug("%s: %d classes, images by split %s", root, len(classes), counts)
     return ImageSet(root, classes, items)
-
-
-def _complete_splits(rows: Sequence[Row], ratios: Ratios, seed: int) -> dict[str, Split]:
-    """Splits by key: as given, and by ratio and seed where none or no val was given."""
-    given: dict[str, Split] = {row.key: row.split for row in rows if row.split is not None}
-    if not given:
-        log.info("no splits given: divided by ratios %s, seed %d", ratios, seed)
-        return assign_splits(_keys_by_class(rows), ratios, seed)
-    if "train" not in given.values():
-        raise ImageSetError("no image is in the train split")
-    if "test" not in given.values():
-        log.warning("the data set has no test split; it stays empty")
-    train, val, _ = ratios
-    if "val" not in given.values() and val > 0.0:
-        share = val / (train + val)
-        log.warning("the data set has no val split; %.0f %% of train become val", 100 * share)
-        in_train = [row for row in rows if row.split == "train"]
-        shares = (1.0 - share, share, 0.0)
-        given.update(assign_splits(_keys_by_class(in_train), shares, seed))
-    return given
-
-
-def _keys_by_class(rows: Sequence[Row]) -> Mapping[str, list[str]]:
-    keys: dict[str, list[str]] = {}
-    for row in rows:
-        keys.setdefault(row.label, []).append(row.key)
-    return keys
 
 
 def _list_splits(root: Path, splits: Sequence[Split]) -> list[Row]:

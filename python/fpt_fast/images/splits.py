@@ -34,7 +34,7 @@ def assign_splits(
     """
     assigned: dict[str, Split] = {}
     for keys in keys_by_class.values():
-        shuffled = sorted(keys, key=lambda key: _rank(key, seed))
+        shuffled = sorted(keys, key=lambda key: rank(key, seed))
         start = 0
         for split, count in zip(SPLITS, split_counts(len(keys), ratios), strict=True):
             assigned.update(dict.fromkeys(shuffled[start : start + count], split))
@@ -57,5 +57,6 @@ def split_counts(total: int, ratios: Ratios) -> list[int]:
     return counts
 
 
-def _rank(key: str, seed: int) -> bytes:
+def rank(key: str, seed: int) -> bytes:
+    """16 bytes that order keys at random, by ``seed`` alone."""
     return hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=16).digest()

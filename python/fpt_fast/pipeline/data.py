@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from fpt_fast.config import ConfigError
 from fpt_fast.distributed import ALONE, World
@@ -16,7 +17,7 @@ from fpt_fast.images import (
     parse_window,
 )
 from fpt_fast.records import AS_THE_FILE_SAYS, SPLITS, ImageItem, ImageSet, Reading
-from fpt_fast.settings import DataSettings, ReadingSettings
+from fpt_fast.settings import DataSettings, ListingSettings, ReadingSettings
 
 log = logging.getLogger("fpt_fast")
 
@@ -37,14 +38,7 @@ def open_image_set(
     Unreadable images are reported together, before any work; with ``skip_unreadable`` they are
     left out instead.  The ranks of ``world`` share the decoding.
     """
-    images = load_image_set(
-        settings.data,
-        ratios=settings.split_ratios,
-        seed=settings.split_seed,
-        path_column=settings.path_column,
-        label_column=settings.label_column,
-        split_column=settings.split_column,
-    )
+    images = list_image_set(settings, settings.data)
     images = read_as(images, reading)
     _say_what_is_cut(images, reading)
     if check:
@@ -59,6 +53,26 @@ def open_image_set(
         ", ".join(f"{split} {len(images.of_split(split))}" for split in SPLITS),
     )
     return images
+
+
+def list_image_set(how: ListingSettings, data: Path) -> ImageSet:
+    """List ``data`` the way that ``how`` says; nothing is decoded."""
+    return load_image_set(
+        data,
+        ratios=how.split_ratios,
+        seed=how.split_seed,
+        path_column=how.path_column,
+        label_column=how.label_column,
+        split_column=how.split_column,
+        patient_column=how.patient_column,
+        patient_pattern=how.patient_pattern,
+    )
+
+
+def patients_of(items: Sequence[ImageItem]) -> list[str] | None:
+    """The patient of each image, as ``trust`` resamples them; None where they are not known."""
+    names = [item.patient for item in items if item.patient is not None]
+    return names if len(names) == len(items) > 0 else None
 
 
 def _say_what_is_cut(images: ImageSet, reading: Reading) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 from fpt_fast.cache import CacheError, CacheReader, verify_cache
 from fpt_fast.config import ConfigError
 from fpt_fast.doctor import Diagnosis, Finding, examine_images, find_in_images, find_in_run
-from fpt_fast.images import ImageError, ImageSetError, digest_images, load_image_set
+from fpt_fast.images import ImageError, ImageSetError, digest_images
+from fpt_fast.pipeline.data import list_image_set
 from fpt_fast.pipeline.evaluation import read_run_settings
 from fpt_fast.pipeline.features import FeaturePlan
 from fpt_fast.pipeline.run_folder import BEST
@@ -54,15 +55,7 @@ def doctor(settings: DoctorSettings | None = None, **values: Any) -> Diagnosis:
 
 
 def _image_set(settings: DoctorSettings, trained: TrainSettings | None, data: Path) -> ImageSet:
-    how = settings if trained is None else trained
-    return load_image_set(
-        data,
-        ratios=how.split_ratios,
-        seed=how.split_seed,
-        path_column=how.path_column,
-        label_column=how.label_column,
-        split_column=how.split_column,
-    )
+    return list_image_set(settings if trained is None else trained, data)
 
 
 def _find_in_cache(cache: Path, images: ImageSet | None, workers: int) -> list[Finding]:

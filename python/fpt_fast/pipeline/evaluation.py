@@ -10,6 +10,7 @@ import yaml
 from fpt_fast.config import ConfigError
 from fpt_fast.distributed import refuse_several
 from fpt_fast.model import FptModel
+from fpt_fast.pipeline.data import patients_of
 from fpt_fast.pipeline.inputs import make_loader, reopen_inputs
 from fpt_fast.pipeline.run_folder import BEST, CONFIG_FILE, VALIDATION_FILE
 from fpt_fast.records import Predictions, Split
@@ -84,6 +85,7 @@ def evaluate(settings: EvaluateSettings | None = None, **values: Any) -> Assessm
             resamples=settings.resamples,
             level=settings.level,
             method=settings.interval,
+            groups=patients_of(items),
         )
     write_run_files(
         settings.run,

@@ -15,6 +15,7 @@ from fpt_fast.distributed import refuse_several
 from fpt_fast.loader import SweepLoader
 from fpt_fast.metrics import LOWER_IS_BETTER
 from fpt_fast.model import FptModel
+from fpt_fast.pipeline.data import patients_of
 from fpt_fast.pipeline.inputs import RunInputs, make_loader, make_recipe, open_inputs
 from fpt_fast.pipeline.run_folder import (
     BEST,
@@ -193,7 +194,12 @@ def _save(
             resume=False,
             overwrite=False,
         )
-        assessments[trial.name] = assess(predicted, len(images.classes), validation=validation)
+        assessments[trial.name] = assess(
+            predicted,
+            len(images.classes),
+            groups=patients_of(images.of_split(split)),
+            validation=validation,
+        )
         own.run.mkdir(exist_ok=True)
         write_config(own, inputs, trial.method, trial.recipe)
         model.save_pretrained(own.run / BEST, extra=model_extra(inputs, trial.recipe))

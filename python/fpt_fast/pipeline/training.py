@@ -13,6 +13,7 @@ from fpt_fast.config import ConfigError
 from fpt_fast.distributed import refuse_several
 from fpt_fast.metrics import Metrics
 from fpt_fast.model import FptModel
+from fpt_fast.pipeline.data import patients_of
 from fpt_fast.pipeline.inputs import make_loader, make_recipe, open_inputs
 from fpt_fast.pipeline.memory import report_memory
 from fpt_fast.pipeline.run_folder import (
@@ -108,7 +109,12 @@ def train(settings: TrainSettings | None = None, **values: Any) -> TrainResult:
             validation = predict_batches(
                 best, val_loader, device=settings.device, regression=recipe.is_regression
             )
-        assessment = assess(predictions, len(classes), validation=validation)
+        assessment = assess(
+            predictions,
+            len(classes),
+            groups=patients_of(inputs.images.of_split(split)),
+            validation=validation,
+        )
         report = write_results(
             settings, inputs, history, predictions, assessment, split, validation
         )
