@@ -65,8 +65,9 @@ def write_images(folder: Path, count: int, edge: int) -> tuple[ImageItem, ...]:
     return load_image_set(folder, ratios=(1.0, 0.0, 0.0)).of_split("train")
 
 
-def prepare(folder: Path, full: bool, full_count: int = 600) -> Setting:
-    items = write_images(folder / "images", full_count if full else 20, 1024 if full else 96)
+def prepare(folder: Path, full: bool, count: int | None = None) -> Setting:
+    count = count or (600 if full else 20)
+    items = write_images(folder / "images", count, 1024 if full else 96)
     model = create_model(method_config("fpt_plus", full), backbone=spec(full), num_classes=CLASSES)
     layout = RecordLayout(
         len(model.layers), model.spec.num_heads, 205 if full else 9, model.spec.head_width

@@ -24,7 +24,7 @@ FULL_IMAGES = 160
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def bench_loader(benchmark: BenchmarkFixture, tmp_path: Path, full: bool, workers: int) -> None:
     """``workers`` are those of the plain twin."""
-    setting = prepare(tmp_path, full, FULL_IMAGES)
+    setting = prepare(tmp_path, full, FULL_IMAGES if full else None)
     start = time.perf_counter()
     side_images = shrink_images(setting.items, setting.side.size, augmented=True)
     shrink_seconds = time.perf_counter() - start

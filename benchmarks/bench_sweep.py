@@ -7,6 +7,7 @@ after another.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -32,9 +33,18 @@ from fpt_fast.sweep.prediction import attend_all
 from fpt_fast.sweep.stack import ModelStack
 
 
-@pytest.mark.parametrize("models", [4, 8])
-def bench_sweep(benchmark: Any, models: int, full: bool) -> None:
-    torch.manual_seed(0)
+@dataclass(frozen=True)
+class Steps:
+    """A step of all models together, of the first alone, of as many plain models; feature bytes."""
+
+    together: Callable[[], Tensor]
+    alone: Callable[[], Tensor]
+    plain: Callable[[], list[Tensor]]
+    feature_bytes: int
+
+
+def sweep_steps(models: int, full: bool) -> Steps:
+    """``models`` that differ in their seed, on one batch; they agree with the plain ones."""
     built = [
         create_model(
             method_config("fpt_plus", full), backbone=spec(full), num_classes=OUTPUTS, seed=seed
@@ -64,17 +74,23 @@ def bench_sweep(benchmark: Any, models: int, full: bool) -> None:
         return losses.detach()
 
     alone = make_step(built[0], lambda: built[0](batch), batch.labels)
-    for _ in range(3):  # the first model learns the same in both
-        torch.testing.assert_close(together()[0], alone(), rtol=1e-4, atol=1e-5)
+    return Steps(together, alone, lambda: [step() for step in plain], batch.kv.nbytes)
 
+
+@pytest.mark.parametrize("models", [4, 8])
+def bench_sweep(benchmark: Any, models: int, full: bool) -> None:
+    torch.manual_seed(0)
+    steps = sweep_steps(models, full)
+    for _ in range(3):  # the first model learns the same in both
+        torch.testing.assert_close(steps.together()[0], steps.alone(), rtol=1e-4, atol=1e-5)
     losses = alternate(
         benchmark,
-        together,
-        lambda: [step() for step in plain],
+        steps.together,
+        steps.plain,
         dtype="float32",
-        count=Count(models * 3 * step_flops("fpt_plus", full), batch.kv.nbytes),
+        count=Count(models * 3 * step_flops("fpt_plus", full), steps.feature_bytes),
         rounds=9 if full else 5,
-        others={"one": alone},
+        others={"one": steps.alone},
     )
     assert bool(losses.isfinite().all())
     benchmark.group = "sweep"

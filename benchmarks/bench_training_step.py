@@ -69,13 +69,13 @@ def make_step(
     return step
 
 
-def make_batch(model: FptModel, kept: int, device: str) -> FeatureBatch:
+def make_batch(model: FptModel, kept: int, device: str, count: int = BATCH) -> FeatureBatch:
     width = model.spec.head_width
-    kv = torch.randn(BATCH, len(model.layers), 2, model.spec.num_heads, kept, width).half()
-    pixels = torch.randn(BATCH, 3, *model.config.side_size).to(device)
-    labels = torch.randint(OUTPUTS, (BATCH,)).to(device)
+    kv = torch.randn(count, len(model.layers), 2, model.spec.num_heads, kept, width).half()
+    pixels = torch.randn(count, 3, *model.config.side_size).to(device)
+    labels = torch.randint(OUTPUTS, (count,)).to(device)
     kv = kv.to(device)
-    return FeatureBatch(pixels, kv, None, labels, tuple(str(i) for i in range(BATCH)))
+    return FeatureBatch(pixels, kv, None, labels, tuple(str(i) for i in range(count)))
 
 
 def plain_model(model: FptModel) -> PlainFpt:
@@ -100,14 +100,15 @@ def plain_model(model: FptModel) -> PlainFpt:
 
 
 def steps_of(
-    method: str, full: bool, device: str = "cpu"
+    method: str, full: bool, device: str = "cpu", kept: int | None = None, count: int = BATCH
 ) -> tuple[Callable[[], Tensor], Callable[[], Tensor], int]:
-    """Our step, the plain step on the same data and weights, and the bytes of features read."""
+    """Our step, the plain step on the same data and weights, and the bytes of features read, with
+    ``kept`` tokens (205, or 9 of the tiny model) of ``count`` images."""
     model = create_model(
         method_config(method, full), backbone=spec(full), num_classes=OUTPUTS
     ).eval()  # dropout would keep the two from agreeing
     model.to(device)
-    batch = make_batch(model, kept=205 if full else 9, device=device)
+    batch = make_batch(model, kept or (205 if full else 9), device, count)
     assert batch.kv is not None
     plain = plain_model(model).eval().to(device)
     keys, values = (batch.kv[:, :, i].transpose(0, 1).float().contiguous() for i in (0, 1))

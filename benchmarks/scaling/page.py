@@ -1,0 +1,81 @@
+"""The curves as plots, and the page in docs/ that shows them."""
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.scaling.curves import CURVES, Curve, Point
+from fpt_fast.report.figures import line, render
+
+
+def write_page(results: dict[str, Any], docs: Path) -> None:
+    """Draw every curve that was measured, and write ``docs/scaling.md``."""
+    points = [Point(**point) for point in results["points"]]
+    lines = [
+        "# Scaling",
+        "",
+        f"Measured on {results['machine']}, {results['cores']} cores, torch {results['torch']}, "
+        f"commit `{results['commit']}`, {results['date']}, "
+        + (
+            "with tiny models (`--small`): the shape of the curves says something, the times "
+            "do not. "
+            if results["small"]
+            else "with ViT-B as published. "
+        )
+        + "*Plain* is the published algorithm in plain f32 PyTorch (`benchmarks/plain/`), "
+        "alternating with ours. Drawn by `python -m benchmarks.scaling --plot` from "
+        "`benchmarks/results/scaling.json`; `python -m benchmarks.scaling` measures anew.",
+    ]
+    (docs / "figures").mkdir(parents=True, exist_ok=True)
+    for curve in CURVES.values():
+        mine = [point for point in points if point.curve == curve.name]
+        if not mine:
+            continue
+        (docs / "figures" / f"scaling-{curve.name}.svg").write_bytes(plot(curve, mine))
+        lines += ["", f"## {curve.title}", "", " ".join((curve.measure.__doc__ or "").split())]
+        lines += ["", f"![{curve.title}](figures/scaling-{curve.name}.svg)", "", *_table(mine)]
+    (docs / "scaling.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def plot(curve: Curve, points: list[Point]) -> bytes:
+    """Time and bytes against size on logarithmic axes; a cross where there was none: SVG."""
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots(1, 2)
+        for axis, label in zip(axes, ("seconds", curve.memory), strict=True):
+            axis.set_xscale("log")
+            axis.set_yscale("log")
+            axis.set_xlabel(curve.axis)
+            axis.set_ylabel(label)
+        for number, who in enumerate(("ours", "plain")):
+            mine = [point for point in points if point.who == who and point.died is None]
+            x = [point.x for point in mine]
+            line(axes[0], x, [point.seconds or 0.0 for point in mine], number, who)
+            line(axes[1], x, [(point.bytes or 0) / 1e6 for point in mine], number, who)
+        for point in points:
+            if point.died:
+                for axis in axes:
+                    axis.axvline(point.x, color="#d55e00", linewidth=1, linestyle=":")
+        sizes = sorted({point.x for point in points})
+        for axis in axes:
+            axis.set_xticks(sizes, [f"{size:g}" for size in sizes])
+            axis.minorticks_off()
+            axis.legend(loc="best")
+        axes[0].set_title(curve.title)
+
+    return render(draw, (9.2, 3.4))
+
+
+def _table(points: list[Point]) -> list[str]:
+    lines = ["| size | ours | plain | plain / ours | ours, MB | plain, MB |", "| --- " * 6 + "|"]
+    for x in sorted({point.x for point in points}):
+        found = {point.who: point for point in points if point.x == x}
+        ours, plain = found["ours"], found["plain"]
+        assert ours.seconds is not None and ours.bytes is not None
+        mine = f"| {x:g} | {ours.seconds:.3g} s "
+        if plain.seconds is None or plain.bytes is None:
+            lines.append(f"{mine}| not run: {plain.died} | – | {ours.bytes / 1e6:.3g} | – |")
+            continue
+        ratio = plain.seconds / ours.seconds
+        memory = f"{ours.bytes / 1e6:.3g} | {plain.bytes / 1e6:.3g} |"
+        lines.append(f"{mine}| {plain.seconds:.3g} s | {ratio:.2f} | {memory}")
+    return lines
