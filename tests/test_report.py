@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import hashlib
 import io
 import json
 import math
@@ -25,7 +26,14 @@ from fpt_fast.records import (
     TokenExample,
     TrainingHistory,
 )
-from fpt_fast.report import read_predictions, write_predictions, write_report, write_run_files
+from fpt_fast.report import (
+    read_predictions,
+    worst_first,
+    write_predictions,
+    write_report,
+    write_run_files,
+)
+from fpt_fast.report.predictions_table import predictions_table
 from fpt_fast.report.tokens import draw_tokens, kept_share
 from fpt_fast.trust import Assessment, assess
 
@@ -313,7 +321,9 @@ def test_other_files_are_no_predictions(tmp_path: Path, text: str, match: str) -
 
 def test_report_stands_alone_and_names_stay_names(tmp_path: Path) -> None:
     page = report(tmp_path / "<script>run")
-    assert not {"script", "link", "iframe", "b", "i"} & set(page.tags)
+    assert not {"link", "iframe", "b", "i"} & set(page.tags)
+    # Our own, which alone may run: the page's policy names its hash.
+    assert page.tags.count("script") == 1
     for tag, name, value in page.attributes:
         assert not name.startswith("on")
         assert name not in ("src", "href") or value.startswith("data:image/"), (tag, name, value)
@@ -408,3 +418,25 @@ def test_large_and_odd_images_are_drawn() -> None:
 def test_examples_must_fit(changes: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         draw_tokens(make_example(**changes))
+
+
+def test_only_the_pages_own_script_may_run(tmp_path: Path) -> None:
+    report(tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    [script] = re.findall(r"<script>(.*?)</script>", text, re.S)
+    [policy] = re.findall(r"script-src '(sha256-[^']*)'", text)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy == f"sha256-{digest}"
+
+
+def test_the_table_lists_the_worst_first_and_says_what_it_leaves_out() -> None:
+    logits = torch.tensor([[4.0, 0.0], [0.0, 3.0], [1.0, 0.0], [0.0, 1.0]])
+    predictions = Predictions(
+        tuple("abcd"), torch.tensor([0, 0, 0, UNLABELLED]), logits, logits.softmax(1)
+    )
+    assert worst_first(predictions) == ["b", "c", "d", "a"]
+    table = predictions_table(predictions, ("x", "y"), {"b": b"jpeg"}, limit=2)
+    assert "The 2 worst of 4" in table and table.count("<tr>") == 3
+    assert base64.b64encode(b"jpeg").decode() in table
+    grades = Predictions(("a",), torch.tensor([0]), torch.tensor([[0.5]]), None)
+    assert predictions_table(grades, ("x", "y"), {}) == ""

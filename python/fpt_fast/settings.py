@@ -293,6 +293,8 @@ class RunSettings(FrozenSettings):
     the host, or read ahead from the disk (auto: the first that fits); a CPU reads them in place."""
     deterministic: bool = False
     """Refuse operations that may give other bits in a rerun (a CPU needs no telling)."""
+    report_thumbnails: int = 200
+    """Images that the report's table of predictions shows small, the worst first."""
     report_images: int = 6
     """Test images drawn in the report with their kept tokens."""
 

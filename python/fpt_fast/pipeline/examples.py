@@ -1,5 +1,6 @@
 """Images for the report, with the tokens that were kept of them."""
 
+import io
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,10 @@ from fpt_fast.cache import CacheReader
 from fpt_fast.images import DecodedStore, fit_image
 from fpt_fast.pipeline.features import FeaturePlan
 from fpt_fast.records import ImageItem, Predictions, Preprocessing, TokenExample
+from fpt_fast.report import worst_first
+
+# Twice the edge at which the table shows it.
+THUMBNAIL_EDGE = 128
 
 
 def token_examples(
@@ -48,6 +53,25 @@ def token_examples(
         )
         for i, item in enumerate(chosen)
     ]
+
+
+def draw_thumbnails(
+    items: Sequence[ImageItem], predictions: Predictions, store: DecodedStore, *, count: int
+) -> dict[str, bytes]:
+    """JPEG files by key of the ``count`` images whose predictions are the worst."""
+    by_key = {item.key: item for item in items}
+    return {key: _thumbnail(store.get(by_key[key])) for key in worst_first(predictions)[:count]}
+
+
+def _thumbnail(image: Tensor) -> bytes:
+    """[3, h, w] u8 or u16, shrunk to fit ``THUMBNAIL_EDGE``, as JPEG."""
+    height, width = image.shape[1:]
+    scale = min(1.0, THUMBNAIL_EDGE / max(height, width))
+    size = [max(1, round(height * scale)), max(1, round(width * scale))]
+    small = F.to_dtype(F.resize(image, size, antialias=True), torch.uint8, scale=True)
+    file = io.BytesIO()
+    F.to_pil_image(small).save(file, "JPEG", quality=80)
+    return file.getvalue()
 
 
 def _as_seen(image: Tensor, preprocessing: Preprocessing) -> Tensor:

@@ -14,7 +14,7 @@ from fpt_fast.config import ConfigError, FptConfig, TrainConfig
 from fpt_fast.hub import is_repository
 from fpt_fast.model import CONFIG_FILE as MODEL_CONFIG
 from fpt_fast.model import FptModel
-from fpt_fast.pipeline.examples import token_examples
+from fpt_fast.pipeline.examples import draw_thumbnails, token_examples
 from fpt_fast.pipeline.features import recorded_source
 from fpt_fast.pipeline.inputs import RunInputs
 from fpt_fast.records import ImageSet, Predictions, Split, TrainingHistory
@@ -188,6 +188,12 @@ def write_results(
         classes=classes,
         assessment=assessment,
         examples=examples,
+        thumbnails=draw_thumbnails(
+            inputs.images.of_split(split),
+            predictions,
+            inputs.store,
+            count=settings.report_thumbnails,
+        ),
         split=split,
         settings={key: value for key, value in to_yaml_values(settings).items() if value != []},
     )

@@ -3,11 +3,13 @@
 from fpt_fast.report.card import CardFacts, model_card
 from fpt_fast.report.files import read_predictions, write_predictions, write_run_files
 from fpt_fast.report.page import write_report
+from fpt_fast.report.predictions_table import worst_first
 
 __all__ = [
     "CardFacts",
     "model_card",
     "read_predictions",
+    "worst_first",
     "write_predictions",
     "write_report",
     "write_run_files",

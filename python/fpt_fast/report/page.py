@@ -12,6 +12,8 @@ from fpt_fast.metrics import Metrics
 from fpt_fast.records import UNLABELLED, Predictions, TokenExample, TrainingHistory
 from fpt_fast.report.figures import learning_curves, reliability_diagram, roc_curves
 from fpt_fast.report.files import check_classes
+from fpt_fast.report.predictions_table import predictions_table
+from fpt_fast.report.script import SCRIPT, SCRIPT_HASH
 from fpt_fast.report.style import STYLE
 from fpt_fast.report.tokens import draw_tokens
 from fpt_fast.report.trust import calibration_table, class_table, metric_cards, operating_table
@@ -38,14 +40,16 @@ def write_report(
     classes: Sequence[str],
     assessment: Assessment,
     examples: Sequence[TokenExample] = (),
+    thumbnails: Mapping[str, bytes] | None = None,
     settings: Mapping[str, Any] | None = None,
     split: str = "test",
 ) -> Path:
     """Write ``run_dir/report.html`` and return its path.
 
     The page shows the ``assessment`` of ``split``, learning curves, ROC curves, the confusion
-    matrix, a table by class, ``examples`` with their kept tokens, and ``settings`` (name to
-    value; a mapping inside becomes dotted names).  Every name is escaped; figures and images are
+    matrix, a table by class, ``examples`` with their kept tokens, every prediction with its
+    thumbnail (JPEG files by key, of some images), and ``settings`` (name to value; a mapping
+    inside becomes dotted names).  Every name is escaped; figures and images are
     inside.
     Raises ``ValueError`` where classes, predictions, metrics or examples do not fit together.
     """
@@ -64,6 +68,7 @@ def write_report(
         _calibration(assessment),
         operating_table(assessment.points, classes),
         _examples(examples, classes, split),
+        predictions_table(predictions, classes, thumbnails or {}),
         _settings(settings or {}),
     ]
     path = folder / "report.html"
@@ -73,11 +78,11 @@ def write_report(
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             # The page asks nothing of anybody, and a browser holds it to that.
             '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-            "img-src data:; style-src 'unsafe-inline'\">\n"
+            f"img-src data:; style-src 'unsafe-inline'; script-src '{SCRIPT_HASH}'\">\n"
             f"<title>{escape(name)} – fpt-fast</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         )
         file.write("\n".join(section for section in sections if section))
-        file.write("\n</body>\n</html>\n")
+        file.write(f"\n<script>{SCRIPT}</script>\n</body>\n</html>\n")
     return path
 
 
@@ -151,7 +156,13 @@ def _confusion(metrics: Metrics, classes: Sequence[str]) -> str:
 
 
 def _shaded(count: int, share: float) -> str:
-    ink = "#fff" if share > 0.55 else "inherit"
+    # The shade over white, and whichever of black and white stands out more against it.
+    red, green, blue = (share * part + (1 - share) * 255 for part in (0, 114, 178))
+    lightness = sum(
+        weight * (part / 255) ** 2.2
+        for weight, part in ((0.2126, red), (0.7152, green), (0.0722, blue))
+    )
+    ink = "#fff" if lightness < 0.18 else "#000"
     return f'<td style="background:rgba(0,114,178,{share:.3f});color:{ink}">{count}</td>'
 
 

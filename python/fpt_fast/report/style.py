@@ -44,7 +44,29 @@ figcaption { font-size: .9375rem; margin-top: .5rem; }
 .scale { display: flex; align-items: center; gap: .6rem; font-size: .9375rem; margin: 1rem 0; }
 .scale span.bar { width: 10rem; height: .7rem; background: linear-gradient(to right,
   #000004, #57106e, #bc3754, #f98e09, #fcffa4); }
+.controls { display: flex; flex-wrap: wrap; gap: .6rem 1.25rem; align-items: baseline;
+  margin: .75rem 0; }
+.controls[hidden] { display: none; }
+.controls label { color: var(--soft); font-size: .9375rem; }
+.controls input, .controls select { font: inherit; color: var(--ink); padding: .2rem .4rem;
+  border: 1px solid #9ca3af; border-radius: .25rem; background: #fff; max-width: 14rem; }
+.controls output { color: var(--soft); font-size: .9375rem; }
+.predictions td.left { min-width: 6rem; }
+.predictions td, .predictions th { vertical-align: middle; }
+.predictions tbody th { font-weight: 400; min-width: 10rem; }
+.predictions thead button { font: inherit; font-weight: 600; color: inherit; background: none;
+  border: 0; padding: .2rem 0; cursor: pointer; text-align: left; }
+.predictions thead button:hover { text-decoration: underline; }
+.predictions thead th[aria-sort=ascending] button::after { content: " ▲"; }
+.predictions thead th[aria-sort=descending] button::after { content: " ▼"; }
+.predictions .picture { padding: .15rem .6rem .15rem 0; width: 4.5rem; }
+.predictions .picture img { display: block; width: 4rem; height: 4rem; object-fit: contain;
+  background: #000; }
+.hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+button:focus-visible, input:focus-visible, select:focus-visible { outline: 2px solid #0072b2;
+  outline-offset: 2px; }
 @media print {
+  .controls { display: none; }
   body { padding: 0; max-width: none; font-size: 10.5pt; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   figure, tr, .cards, .notes { break-inside: avoid; }

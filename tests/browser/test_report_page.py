@@ -1,0 +1,169 @@
+"""``report.html`` as its readers see it: sorted, filtered, on a narrow screen, and legible."""
+
+import io
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.select import Select
+
+from fpt_fast.records import EpochRecord, Predictions, TrainingHistory
+from fpt_fast.report import write_report
+from fpt_fast.trust import assess
+
+CLASSES = ("healthy", "mild", "severe <b>")
+
+# WCAG 2.1: the ratio of luminances of text and what lies behind it, where it is below 4.5.
+LOW_CONTRAST = """
+const channel = (c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+const light = (c) => 0.2126 * channel(c[0]) + 0.7152 * channel(c[1]) + 0.0722 * channel(c[2]);
+const numbers = (text) => { const n = text.match(/[\\d.]+/g).map(Number);
+  return n.length === 4 ? n : [...n, 1]; };
+const behind = (element) => {
+  if (!element) return [255, 255, 255];
+  const [r, g, b, a] = numbers(getComputedStyle(element).backgroundColor);
+  if (a === 1) return [r, g, b];
+  const under = behind(element.parentElement);
+  return [r, g, b].map((c, i) => a * c + (1 - a) * under[i]);
+};
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+const low = [];
+while (walker.nextNode()) {
+  const node = walker.currentNode, element = node.parentElement;
+  if (!node.textContent.trim() || ["SCRIPT", "STYLE"].includes(element.tagName)) continue;
+  const pair = [light(numbers(getComputedStyle(element).color)), light(behind(element))].sort();
+  const ratio = (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
+  if (ratio < 4.5) low.push(node.textContent + " " + ratio.toFixed(2));
+}
+return low;
+"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 images of 3 classes; every third one is predicted wrong."""
+    torch.manual_seed(0)
+    labels = torch.arange(60) % 3
+    guesses = torch.where(torch.arange(60) % 7 == 0, (labels + 1) % 3, labels)
+    logits = torch.rand(60, 3) + 3 * torch.nn.functional.one_hot(guesses, 3)
+    keys = tuple(f"test/patient-{number}/image-{number}.png" for number in range(60))
+    predictions = Predictions(keys, labels, logits, logits.softmax(1))
+    file = io.BytesIO()
+    Image.new("RGB", (32, 24), (90, 120, 60)).save(file, "JPEG")
+    epochs = tuple(
+        EpochRecord(e, 1 / (e + 1), 1e-3, 2.0, {"loss": 1.0, "auc": 0.6 + e / 20}) for e in range(4)
+    )
+    return write_report(
+        tmp_path_factory.mktemp("run"),
+        history=TrainingHistory(epochs, "auc", 3, 0.75),
+        predictions=predictions,
+        classes=CLASSES,
+        assessment=assess(predictions, 3, resamples=50),
+        thumbnails={key: file.getvalue() for key in keys[:10]},
+        settings={"learning_rate": 1e-3, "data": "/a/long/path" * 8},
+    )
+
+
+def open_page(browser: Chrome, page: Path) -> None:
+    """Open a file; what earlier pages said on the console is forgotten."""
+    browser.get_log("browser")
+    browser.get(page.resolve().as_uri())
+
+
+def rows(browser: Chrome) -> list[WebElement]:
+    found = browser.find_elements(By.CSS_SELECTOR, "table.predictions tbody tr")
+    return [row for row in found if row.is_displayed()]
+
+
+def column(browser: Chrome, number: int) -> list[str]:
+    return [row.find_elements(By.CSS_SELECTOR, "td, th")[number].text for row in rows(browser)]
+
+
+def press(browser: Chrome, title: str) -> str | None:
+    [button] = [
+        button
+        for button in browser.find_elements(By.CSS_SELECTOR, "table.predictions thead button")
+        if button.text.startswith(title)
+    ]
+    button.click()
+    return button.find_element(By.XPATH, "..").get_attribute("aria-sort")
+
+
+def control(browser: Chrome, name: str) -> WebElement:
+    return browser.find_element(By.NAME, name)
+
+
+def test_nothing_complains_and_the_wrong_ones_come_first(wide: Chrome, page: Path) -> None:
+    open_page(wide, page)
+    assert wide.get_log("browser") == []
+    verdicts = column(wide, 4)
+    assert verdicts == ["wrong"] * 9 + ["right"] * 51
+    assert "60 of 60 images" in wide.find_element(By.TAG_NAME, "output").text
+    pictures = wide.find_elements(By.CSS_SELECTOR, "table.predictions img")
+    assert len(pictures) == 10
+
+
+def test_sorting(wide: Chrome, page: Path) -> None:
+    open_page(wide, page)
+    assert press(wide, "its probability") == "ascending"
+    assert column(wide, 5) == sorted(column(wide, 5), key=float)
+    assert press(wide, "its probability") == "descending"
+    assert column(wide, 5) == sorted(column(wide, 5), key=float, reverse=True)
+    assert press(wide, "image") == "ascending"
+    # By number, as a person sorts them: image-2 before image-10.
+    assert column(wide, 1)[:3] == [f"test/patient-{n}/image-{n}.png" for n in range(3)]
+    sorted_by = wide.find_elements(By.CSS_SELECTOR, "th[aria-sort=ascending]")
+    assert len(sorted_by) == 1
+
+
+def test_filtering(wide: Chrome, page: Path) -> None:
+    open_page(wide, page)
+    Select(control(wide, "verdict")).select_by_visible_text("wrong")
+    assert len(rows(wide)) == 9
+    Select(control(wide, "label")).select_by_visible_text("severe <b>")
+    assert set(column(wide, 2)) == {"severe <b>"} and set(column(wide, 4)) == {"wrong"}
+    few = len(rows(wide))
+    assert f"{few} of 60 images" in wide.find_element(By.TAG_NAME, "output").text
+    Select(control(wide, "verdict")).select_by_visible_text("all")
+    Select(control(wide, "label")).select_by_visible_text("all")
+    control(wide, "key").send_keys("IMAGE-5")
+    assert len(rows(wide)) == 11  # 5, 50 .. 59
+    press(wide, "image")
+    assert len(rows(wide)) == 11
+
+
+def test_a_narrow_screen_scrolls_tables_and_never_the_page(browser: Chrome, page: Path) -> None:
+    browser.set_window_size(500, 800)
+    open_page(browser, page)
+    # Chromium's window is never narrower than 500 px; the page is, in a frame of 360 px.
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 360, "height": 800, "deviceScaleFactor": 1, "mobile": True},
+    )
+    try:
+        width, inside = browser.execute_script(
+            "return [document.documentElement.scrollWidth, window.innerWidth]"
+        )
+        assert inside == 360 and width <= 360
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_every_text_is_legible(wide: Chrome, page: Path) -> None:
+    open_page(wide, page)
+    assert wide.execute_script(LOW_CONTRAST) == []
+
+
+def test_headings_and_controls_have_names(wide: Chrome, page: Path) -> None:
+    open_page(wide, page)
+    for element in wide.find_elements(By.CSS_SELECTOR, "input, select, button, img, th"):
+        assert element.accessible_name or element.get_attribute("alt") == "", element.tag_name
+    levels = [
+        int(element.tag_name[1]) for element in wide.find_elements(By.CSS_SELECTOR, "h1, h2, h3")
+    ]
+    assert levels[0] == 1 and all(b - a <= 1 for a, b in itertools.pairwise(levels))
