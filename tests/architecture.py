@@ -23,6 +23,8 @@ STAGES = (
     "loader",
     "fusion",
     "side_network",
+    "model_files",
+    "peers",
     "model",
     "trainer",
     "sweep",
@@ -42,7 +44,7 @@ NARROW = {
     "cache": BASE | {"ops"},
     "tiers": BASE | {"cache"},
     "trainer": BASE | {"losses", "metrics", "interrupts"},
-    "sweep": BASE | {"ops", "model", "losses", "metrics", "interrupts", "trainer"},
+    "sweep": BASE | {"ops", "model_files", "model", "losses", "metrics", "interrupts", "trainer"},
     "report": BASE | {"metrics", "trust"},
 }
 BELOW_PIPELINE = BASE | set(STAGES) | set(HELPERS) | {"ops"}

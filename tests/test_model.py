@@ -13,7 +13,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 from fpt_fast.backbone import load_backbone
 from fpt_fast.config import ConfigError, FptConfig, fpt, fpt_plus
-from fpt_fast.model import CONFIG_FILE, WEIGHTS_FILE, FptModel, ModelFileError, create_model
+from fpt_fast.model import FptModel, create_model
+from fpt_fast.model_files import CONFIG_FILE, WEIGHTS_FILE, ModelFileError
 from fpt_fast.ops import dequantise_kv, quantise_kv
 from fpt_fast.records import FeatureBatch
 from helpers import VIT_B

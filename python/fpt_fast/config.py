@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from fpt_fast.records import BackboneSpec, Importance
 
@@ -11,6 +11,11 @@ _T = TypeVar("_T")
 
 Method = Literal["fpt_plus", "fpt"]
 METHODS: tuple[Method, ...] = ("fpt_plus", "fpt")
+
+# The methods that the papers compare with; fpt_fast.peers has one file each.
+PeerMethod = Literal["full", "linear", "prompt", "attention", "adapter", "bitfit", "lora", "side"]
+PEER_METHODS: tuple[PeerMethod, ...] = get_args(PeerMethod)
+AnyMethod = Literal[Method, PeerMethod]
 
 Loss = Literal[
     "cross_entropy",
@@ -54,40 +59,42 @@ class FptConfig:
     layer_norm_eps: float = 1e-12
 
     def __post_init__(self) -> None:
-        _check(self.method in METHODS, "method", f"one of {', '.join(METHODS)}", self.method)
-        _check(
+        require(self.method in METHODS, "method", f"one of {', '.join(METHODS)}", self.method)
+        require(
             0.0 < self.token_ratio <= 1.0, "token_ratio", "above 0 and at most 1", self.token_ratio
         )
-        _check(
+        require(
             self.importance in ("global", "class_token"),
             "importance",
             "'global' or 'class_token'",
             self.importance,
         )
-        _check(self.num_prompts >= 1, "num_prompts", "at least 1", self.num_prompts)
-        _check(
+        require(self.num_prompts >= 1, "num_prompts", "at least 1", self.num_prompts)
+        require(
             self.prompt_dim in ("frozen", "side"),
             "prompt_dim",
             "'frozen' or 'side'",
             self.prompt_dim,
         )
-        _check(
+        require(
             self.prompt_proj or self.prompt_dim == "frozen",
             "prompt_proj",
             "True when prompt_dim is 'side' (prompts must be projected to the frozen width)",
             self.prompt_proj,
         )
-        _check(self.side_reduction >= 1, "side_reduction", "at least 1", self.side_reduction)
-        _check(
+        require(self.side_reduction >= 1, "side_reduction", "at least 1", self.side_reduction)
+        require(
             len(self.side_size) == 2 and min(self.side_size) >= 1,
             "side_size",
             "(height, width), both at least 1",
             self.side_size,
         )
-        _check(0.0 <= self.fusion_dropout < 1.0, "fusion_dropout", "in [0, 1)", self.fusion_dropout)
+        require(
+            0.0 <= self.fusion_dropout < 1.0, "fusion_dropout", "in [0, 1)", self.fusion_dropout
+        )
         if self.layers is not None:
-            _check(len(self.layers) >= 1, "layers", "at least one layer", self.layers)
-            _check(
+            require(len(self.layers) >= 1, "layers", "at least one layer", self.layers)
+            require(
                 list(self.layers) == sorted(set(self.layers)) and self.layers[0] >= 0,
                 "layers",
                 "ascending, without repeats, none below 0",
@@ -134,12 +141,12 @@ class FptConfig:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Inverse of ``to_json``; an unknown key is an error."""
-        return _from_mapping(cls, values)
+        return from_mapping(cls, values)
 
 
 def fpt_plus(**changes: Any) -> FptConfig:
     """FPT+ as published (TNNLS 2025), with ``changes`` by field name."""
-    return _from_mapping(FptConfig, {"method": "fpt_plus", **changes})
+    return from_mapping(FptConfig, {"method": "fpt_plus", **changes})
 
 
 def fpt(**changes: Any) -> FptConfig:
@@ -151,7 +158,7 @@ def fpt(**changes: Any) -> FptConfig:
         "prompt_proj": True,
         "side_size": (224, 224),
     }
-    return _from_mapping(FptConfig, {**published, **changes})
+    return from_mapping(FptConfig, {**published, **changes})
 
 
 def preset(method: str, **changes: Any) -> FptConfig:
@@ -176,12 +183,12 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         for name in ("horizontal_flip", "vertical_flip"):
-            _check(0.0 <= getattr(self, name) <= 1.0, name, "in [0, 1]", getattr(self, name))
+            require(0.0 <= getattr(self, name) <= 1.0, name, "in [0, 1]", getattr(self, name))
         for name in ("brightness", "contrast"):
-            _check(0.0 <= getattr(self, name) <= 1.0, name, "in [0, 1]", getattr(self, name))
+            require(0.0 <= getattr(self, name) <= 1.0, name, "in [0, 1]", getattr(self, name))
         for name, top in (("crop_area", 1.0), ("crop_ratio", float("inf"))):
             low, high = getattr(self, name)
-            _check(0.0 < low <= high <= top, name, f"0 < low <= high <= {top}", (low, high))
+            require(0.0 < low <= high <= top, name, f"0 < low <= high <= {top}", (low, high))
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,12 +220,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "eval_interval"):
-            _check(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("learning_rate", "clip_norm"):
-            _check(getattr(self, name) > 0, name, "above 0", getattr(self, name))
-        _check(self.weight_decay >= 0, "weight_decay", "at least 0", self.weight_decay)
-        _check(self.warmup_epochs >= 0, "warmup_epochs", "at least 0", self.warmup_epochs)
-        _check(
+            require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
+        require(self.weight_decay >= 0, "weight_decay", "at least 0", self.weight_decay)
+        require(self.warmup_epochs >= 0, "warmup_epochs", "at least 0", self.warmup_epochs)
+        require(
             (self.loss_weight == "given") == bool(self.loss_weights),
             "loss_weights",
             "one weight per class together with loss_weight='given', and none otherwise",
@@ -242,7 +249,7 @@ class TrainConfig:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Inverse of ``to_json``; an unknown key is an error."""
-        return _from_mapping(cls, values)
+        return from_mapping(cls, values)
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
@@ -286,12 +293,14 @@ def check_divides(name: str, size: tuple[int, int], patch: tuple[int, int]) -> N
         )
 
 
-def _check(holds: bool, name: str, expected: str, got: object) -> None:
+def require(holds: bool, name: str, expected: str, got: object) -> None:
+    """Raise ``ConfigError`` unless it ``holds`` that the setting ``name`` is as expected."""
     if not holds:
         raise ConfigError(f"{name} must be {expected}, got {got!r}")
 
 
-def _from_mapping(cls: type[_T], values: Mapping[str, Any]) -> _T:
+def from_mapping(cls: type[_T], values: Mapping[str, Any]) -> _T:
+    """Make a configuration of ``values`` by field name; an unknown name is an error."""
     known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - known)
     if unknown:

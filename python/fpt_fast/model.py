@@ -1,42 +1,37 @@
 """The trainable model, fusion and side network together, and how it is saved."""
 
 import dataclasses
-import json
-import logging
-import os
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise_tensors
 from torch import Tensor, nn
 
-from fpt_fast.config import FptConfig, preset
-from fpt_fast.files import sync_directory
+from fpt_fast.config import PEER_METHODS, FptConfig, Method, PeerMethod, preset
 from fpt_fast.fusion import PromptFusion
 from fpt_fast.hub import fetch_model_folder, is_repository
+from fpt_fast.model_files import (
+    CONFIG_FILE,
+    ModelFileError,
+    load_tensors,
+    positive_int,
+    read_model,
+    spec_from_json,
+    trainable_message,
+    write_model,
+)
 from fpt_fast.profiling import span
 from fpt_fast.records import BackboneSpec, FeatureBatch
 from fpt_fast.side_network import SideNetwork
 
 if TYPE_CHECKING:
     from fpt_fast.backbone import FrozenBackbone
+    from fpt_fast.peers import PeerConfig, PeerModel
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 _FORMAT = "fpt-fast model 1"
-_LARGEST_CONFIG = 1 << 24
-_LARGEST_NUMBER = 1 << 20
-
-_log = logging.getLogger("fpt_fast")
-
-
-class ModelFileError(ValueError):
-    """A saved model that cannot be used; says which file, what is wrong, what to do."""
 
 
 class FptModel(nn.Module):
@@ -128,8 +123,7 @@ class FptModel(nn.Module):
         trainable, total = self.trainable_parameters()
         reckoned = " (frozen model reckoned from its widths)"
         sys.stdout.write(
-            f"trainable params: {trainable:,d} || all params: {total:,d} || "
-            f"trainable%: {100 * trainable / total:.4f}"
+            f"{trainable_message(trainable, total)}"
             f"{reckoned if self.frozen_parameters is None else ''}\n"
         )
 
@@ -152,15 +146,7 @@ class FptModel(nn.Module):
             "frozen_parameters": self.frozen_parameters,
             "extra": extra,
         }
-        try:
-            text = json.dumps(description, indent=2, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"extra must hold JSON values only: {error}") from error
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / WEIGHTS_FILE, serialise_tensors(tensors, metadata={"fpt_fast": text}))
-        replace_file(folder / CONFIG_FILE, text.encode())
+        write_model(directory, description, self.state_dict())
         self.extra = extra
 
     @classmethod
@@ -175,33 +161,22 @@ class FptModel(nn.Module):
         folder = Path(directory)
         if is_repository(str(directory)):
             folder = fetch_model_folder(str(directory), revision=revision)
-        description = _read_description(folder / CONFIG_FILE)
-        metadata, tensors = _read_weights(folder / WEIGHTS_FILE)
-        if "fpt_fast" in metadata:
-            own = _parse_description(metadata["fpt_fast"], folder / WEIGHTS_FILE)
-            if own != description:
-                _log.warning(
-                    "%s is not the configuration that the weights beside it were saved with "
-                    "(edited, or a save was interrupted); the weights' own copy is used",
-                    folder / CONFIG_FILE,
-                )
-            description = own
+        description, tensors = read_model(folder, _FORMAT)
         try:
             model = cls._build_empty(description, len(tensors))
         except (KeyError, TypeError, ValueError) as error:
             raise ModelFileError(
                 f"{folder / CONFIG_FILE} does not describe a model: {error}"
             ) from error
-        _check_tensors(model.state_dict(), tensors, folder / WEIGHTS_FILE)
-        model.load_state_dict(tensors, assign=True)
+        load_tensors(model, tensors, folder)
         return model.eval()
 
     @classmethod
     def _build_empty(cls, description: Mapping[str, Any], num_tensors: int) -> Self:
         """Build the described model without storage, so that a hostile file costs no memory."""
         config = FptConfig.from_json(description["config"])
-        spec = _spec_from_json(description["spec"])
-        num_outputs = _positive_int("num_outputs", description["num_outputs"])
+        spec = spec_from_json(description["spec"])
+        num_outputs = positive_int("num_outputs", description["num_outputs"])
         layers = config.resolve_layers(spec.depth)
         if len(layers) > num_tensors:
             raise ValueError(f"{len(layers)} layers, but the weights hold {num_tensors} tensors")
@@ -217,31 +192,72 @@ def _span(name: str) -> AbstractContextManager[Any]:
     return nullcontext() if torch.compiler.is_compiling() else span(name)
 
 
+@overload
 def create_model(
-    method: str | FptConfig,
+    method: "Method | FptConfig",
     *,
     backbone: "str | Path | FrozenBackbone | BackboneSpec",
     num_classes: int,
     seed: int = 0,
     **changes: Any,
-) -> FptModel:
+) -> FptModel: ...
+
+
+@overload
+def create_model(
+    method: "PeerMethod | PeerConfig",
+    *,
+    backbone: "str | Path | FrozenBackbone",
+    num_classes: int,
+    seed: int = 0,
+    **changes: Any,
+) -> "PeerModel": ...
+
+
+@overload
+def create_model(
+    method: str,
+    *,
+    backbone: "str | Path | FrozenBackbone | BackboneSpec",
+    num_classes: int,
+    seed: int = 0,
+    **changes: Any,
+) -> "FptModel | PeerModel": ...
+
+
+def create_model(
+    method: "str | FptConfig | PeerConfig",
+    *,
+    backbone: "str | Path | FrozenBackbone | BackboneSpec",
+    num_classes: int,
+    seed: int = 0,
+    **changes: Any,
+) -> "FptModel | PeerModel":
     """Create a model to train, with fresh weights.
 
     ``create_model("fpt_plus", backbone="vit_base_patch16_384", num_classes=5)``.
-    ``method`` is ``"fpt_plus"``, ``"fpt"`` or a configuration; ``changes`` alter its fields by
+    ``method`` is ``"fpt_plus"``, ``"fpt"``, one of the methods that they are compared with
+    (``"full"``, ``"linear"``, ``"prompt"``, ``"attention"``, ``"adapter"``, ``"bitfit"``,
+    ``"lora"``, ``"side"``; docs/methods.md) or a configuration; ``changes`` alter its fields by
     name (``layers=(2, 5)``).  A ``backbone`` given by name or path is loaded to learn its
     widths and the hash of its weights, then let go: pass the ``FrozenBackbone`` or its ``spec``
-    where you have one.  ``num_classes`` is 1 for a regression model.  ``seed`` fixes the initial
+    where you have one.  The compared methods keep a copy of it, so a ``spec`` does not do for
+    them.  ``num_classes`` is 1 for a regression model.  ``seed`` fixes the initial
     weights and leaves PyTorch's generator untouched.  Raises ``ConfigError`` where the method
     cannot work on that frozen model.
     """
-    if isinstance(method, FptConfig):
-        config = FptConfig.from_json({**method.to_json(), **changes})
-    else:
-        config = preset(method, **changes)
-    spec, frozen_parameters = _describe(backbone)
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    if isinstance(method, FptConfig):
+        config = FptConfig.from_json({**method.to_json(), **changes})
+    elif isinstance(method, str) and method not in PEER_METHODS:
+        config = preset(method, **changes)
+    else:
+        # Imported here: the peers bring the backbone's code with them.
+        from fpt_fast.peers import create_peer
+
+        return create_peer(method, backbone, num_classes, seed, changes)
+    spec, frozen_parameters = _describe(backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return FptModel(config, spec, num_classes, frozen_parameters=frozen_parameters)
@@ -275,87 +291,3 @@ def _plain_vit_parameters(spec: BackboneSpec) -> int:
     embedding = (3 * height * columns + 1) * width + (patches + 2 * spec.prefix_tokens) * width
     layer = 12 * width * width + 13 * width
     return embedding + spec.depth * layer + 2 * width
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write ``content`` so that a reader of ``path`` sees the old file or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_directory(path.parent)
-
-
-def _read_description(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: not a folder written by save_pretrained")
-    if path.stat().st_size > _LARGEST_CONFIG:
-        raise ModelFileError(f"{path} has {path.stat().st_size} bytes: not a model's configuration")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ModelFileError(f"{path} is not UTF-8 text: {error}") from error
-    return _parse_description(text, path)
-
-
-def _parse_description(text: str, path: Path) -> dict[str, Any]:
-    try:
-        description = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ModelFileError(f"{path} does not hold JSON: {error}") from error
-    if not isinstance(description, dict) or description.get("format") != _FORMAT:
-        found = description.get("format") if isinstance(description, dict) else None
-        raise ModelFileError(f"{path} must have the format {_FORMAT!r}, got {found!r}")
-    return description
-
-
-def _read_weights(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: not a folder written by save_pretrained")
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return file.metadata() or {}, tensors
-    except (SafetensorError, UnicodeDecodeError) as error:
-        raise ModelFileError(f"{path} is not a sound safetensors file: {error}") from error
-
-
-def _check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
-    problems = [f"missing {name}" for name in expected if name not in found]
-    problems += [f"unexpected {name}" for name in found if name not in expected]
-    for name in expected.keys() & found.keys():
-        if expected[name].shape != found[name].shape:
-            problems.append(
-                f"{name} must be {tuple(expected[name].shape)}, got {tuple(found[name].shape)}"
-            )
-        elif not found[name].is_floating_point():
-            problems.append(f"{name} must be of a floating-point dtype, got {found[name].dtype}")
-    if problems:
-        raise ModelFileError(f"{path} does not hold this model's weights: " + "; ".join(problems))
-
-
-def _spec_from_json(values: Mapping[str, Any]) -> BackboneSpec:
-    known = [field.name for field in dataclasses.fields(BackboneSpec)]
-    if set(values) != set(known):
-        raise ValueError(
-            f"spec must have exactly the keys {', '.join(known)}, got {sorted(values)}"
-        )
-    fields = dict(values)
-    for name in ("hidden_size", "num_heads", "depth"):
-        _positive_int(name, fields[name])
-    for name in ("patch_size", "image_size"):
-        fields[name] = tuple(_positive_int(name, number) for number in fields[name])
-    for name in ("mean", "std"):
-        fields[name] = tuple(float(number) for number in fields[name])
-    return BackboneSpec(**fields)
-
-
-def _positive_int(name: str, value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST_NUMBER:
-        raise ValueError(f"{name} must be a whole number in 1..{_LARGEST_NUMBER}, got {value!r}")
-    return value

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fpt_fast.config import Loss, LossWeight
+from fpt_fast.config import AnyMethod, Loss, LossWeight, Method
 from fpt_fast.records import Attention, FeatureDtype, Fit, Importance, Split
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -233,8 +233,6 @@ class RunSettings(FrozenSettings):
     overwrite: bool = False
     """Replace the files of an earlier run."""
 
-    method: Literal["fpt_plus", "fpt"] = "fpt_plus"
-    """FPT+ or FPT."""
     layers: str | None = None
     """Extracted layers; with a cache, must be those it was made with."""
     token_ratio: float | None = None
@@ -301,8 +299,27 @@ class RunSettings(FrozenSettings):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainSettings(RunSettings):
-    """Train the prompts and the side network from a feature cache, then test the best epoch."""
+    """Train the prompts and the side network from a feature cache, then test the best epoch; or
+    train by one of the methods that FPT is compared with, which needs no cache."""
 
+    method: AnyMethod = "fpt_plus"
+    """FPT+ or FPT; or full fine-tuning, linear probing, visual prompt tuning, attention tuning,
+    adapter, BitFit, LoRA, ladder side-tuning, on images at full resolution (docs/methods.md)."""
+    cache: str = ""
+    """Directory of the feature cache, or none: a frozen pass for every batch instead.  FPT and
+    FPT+ need one of the two; the other methods have none."""
+    rank: int | None = None
+    """With --method lora: rank of the updates (default 16)."""
+    bottleneck: int | None = None
+    """With --method adapter: width of the adapters (default 48)."""
+    prompt_depth: Literal["deep", "shallow"] | None = None
+    """With --method prompt: prompts in front of every layer (deep, the default), or the first."""
+    side_init: Literal["pruned", "random"] | None = None
+    """With --method side: where its weights begin (default: as the frozen model's, pruned)."""
+    gradient_checkpointing: bool = False
+    """With the methods other than FPT: compute activations again instead of keeping them."""
+    mixed_precision: bool = False
+    """With the methods other than FPT: multiply in bf16, with weights in float32."""
     num_prompts: int | None = None
     """Prompts per layer (default 16)."""
     learning_rate: float | None = None
@@ -327,6 +344,8 @@ class SweepSettings(RunSettings):
     """Train many models side by side on one stream of features, all combinations of what is
     listed; each ends up in a folder of its own, as if trained alone."""
 
+    method: Method = "fpt_plus"
+    """FPT+ or FPT."""
     learning_rate: str | None = None
     """Peak learning rates, as 5e-5,1e-4 (default: the one that train would take)."""
     seed: str = "0"

@@ -41,7 +41,7 @@ class Embedding(nn.Module):
         self.position = None if position is None else nn.Parameter(position, requires_grad=False)
         self.grid = grid
         self.norm = norm
-        self._cache: dict[tuple[tuple[int, int], PositionInterpolation], tuple[Tensor, Tensor]] = {}
+        self._cache: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
 
     def forward(self, pixels: Tensor, interpolation: PositionInterpolation) -> Tensor:
         """[B, 3, h, w] to [B, N, C]; the patch size must divide h and w."""
@@ -64,20 +64,28 @@ class Embedding(nn.Module):
         self, grid: tuple[int, int], interpolation: PositionInterpolation, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         """Prefix tokens with their positions [1, R, C]; positions of the patches of ``grid``."""
-        key = (grid, interpolation)
+        if any(p.requires_grad for p in self.parameters(recurse=False)):
+            # They are trained: others after the next step, and this step needs their gradient.
+            return self._make_offsets(grid, interpolation, dtype)
+        key = (grid, interpolation, dtype, self.prefix.device)
         if key not in self._cache:
-            prefix, position = self.prefix.float(), _zero_position(self.prefix)
-            if self.position is not None:
-                count = self.position.shape[1] - self.grid[0] * self.grid[1]
-                prefix = prefix.clone()
-                prefix[:, :count] += self.position[:, :count].float()
-                position = interpolate_positions(
-                    self.position[:, count:], self.grid, grid, interpolation
-                )
             if len(self._cache) >= 8:  # sizes vary at evaluation; bound what they can pin
                 self._cache.clear()
-            self._cache[key] = (prefix.to(dtype), position.to(dtype))
+            self._cache[key] = self._make_offsets(grid, interpolation, dtype)
         return self._cache[key]
+
+    def _make_offsets(
+        self, grid: tuple[int, int], interpolation: PositionInterpolation, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        prefix, position = self.prefix.float(), _zero_position(self.prefix)
+        if self.position is not None:
+            count = self.position.shape[1] - self.grid[0] * self.grid[1]
+            prefix = prefix.clone()
+            prefix[:, :count] += self.position[:, :count].float()
+            position = interpolate_positions(
+                self.position[:, count:], self.grid, grid, interpolation
+            )
+        return prefix.to(dtype), position.to(dtype)
 
 
 def _zero_position(like: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fpt_fast.config import FptConfig
-from fpt_fast.model import FptModel, replace_file
+from fpt_fast.model import FptModel
+from fpt_fast.model_files import replace_file
 from fpt_fast.records import BackboneSpec
 
 _SIDE = "side_encoder.vit."

@@ -10,8 +10,10 @@ import yaml
 from fpt_fast.config import ConfigError
 from fpt_fast.distributed import refuse_several
 from fpt_fast.model import FptModel
+from fpt_fast.peers import PeerModel
 from fpt_fast.pipeline.data import patients_of
-from fpt_fast.pipeline.inputs import make_loader, reopen_inputs
+from fpt_fast.pipeline.inputs import RunInputs, make_loader, reopen_inputs
+from fpt_fast.pipeline.peers import is_peer, reopen_peer, settle_method
 from fpt_fast.pipeline.run_folder import BEST, CONFIG_FILE, VALIDATION_FILE
 from fpt_fast.records import Predictions, Split
 from fpt_fast.report import read_predictions, write_run_files
@@ -44,16 +46,9 @@ def evaluate(settings: EvaluateSettings | None = None, **values: Any) -> Assessm
     if settings.cache is not None:
         changes["cache"] = settings.cache
     trained = dataclasses.replace(trained, **changes)
-    model = FptModel.from_pretrained(settings.run / BEST)
     with ExitStack() as stack:
+        inputs, model = _reopen(settings, trained, stack)
         recorded = tuple(model.extra["classes"])
-        inputs = reopen_inputs(
-            trained,
-            stack,
-            model,
-            backbone=settings.backbone,
-            checkpoint_path=settings.checkpoint_path,
-        )
         items = inputs.images.of_split(settings.split)
         if not items:
             raise ConfigError(
@@ -95,6 +90,18 @@ def evaluate(settings: EvaluateSettings | None = None, **values: Any) -> Assessm
         suffix=f"-{settings.split}",
     )
     return assessment
+
+
+def _reopen(
+    settings: EvaluateSettings, trained: TrainSettings, stack: ExitStack
+) -> tuple[RunInputs, FptModel | PeerModel]:
+    """The run's best model, and its data opened for it."""
+    backbone, weights = settings.backbone, settings.checkpoint_path
+    if is_peer(trained):
+        return reopen_peer(settle_method(trained), backbone=backbone, checkpoint_path=weights)
+    model = FptModel.from_pretrained(settings.run / BEST)
+    inputs = reopen_inputs(trained, stack, model, backbone=backbone, checkpoint_path=weights)
+    return inputs, model
 
 
 def read_run_settings(run: Path) -> TrainSettings:

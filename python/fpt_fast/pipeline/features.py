@@ -260,7 +260,7 @@ def make_plan(
         mean, std = recorded.preprocessing.mean, recorded.preprocessing.std
         log.info("normalisation: as the cache has it (measured when it was begun)")
     else:
-        mean, std = _normalization(settings, spec, size, images, world)
+        mean, std = choose_normalization(settings, spec, size, images, world)
     plan = FeaturePlan(
         spec=spec,
         source=recorded_source(source),
@@ -344,13 +344,14 @@ def recorded_source(source: str) -> str:
     return str(path.resolve()) if path.is_dir() else source
 
 
-def _normalization(
+def choose_normalization(
     settings: FrozenSettings,
     spec: BackboneSpec,
     size: tuple[int, int],
     images: ImageSet,
-    world: World,
+    world: World = ALONE,
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and deviation of the channels, as ``settings`` say: given, named, or measured."""
     if settings.mean is not None or settings.std is not None:
         if settings.mean is None or settings.std is None:
             raise ConfigError("--mean and --std go together; give both or neither")

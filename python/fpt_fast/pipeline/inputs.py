@@ -36,6 +36,7 @@ from fpt_fast.pipeline.data import (
     require_training_images,
 )
 from fpt_fast.pipeline.features import FeaturePlan, load_recorded_backbone, make_plan
+from fpt_fast.pipeline.peer_plan import PeerPlan
 from fpt_fast.pipeline.placing import PlacedFeatures
 from fpt_fast.records import ImageSet, Preprocessing, Split
 from fpt_fast.setting_values import parse_size
@@ -54,7 +55,7 @@ class RunInputs:
     """
 
     images: ImageSet
-    plan: FeaturePlan
+    plan: FeaturePlan | PeerPlan
     features: FeatureSource
     plain_features: LiveFeatures | None
     side: Preprocessing
@@ -105,7 +106,7 @@ def reopen_inputs(
     live = settings.cache == "none"
     plan = FeaturePlan.from_json(model.extra["features"])
     images = open_image_set(settings, reading=plan.reading, check=live)
-    _require_classes(images, tuple(model.extra["classes"]))
+    require_classes(images, tuple(model.extra["classes"]))
     if not live:
         reader = stack.enter_context(CacheReader(Path(settings.cache)))
         plan.require_equal(FeaturePlan.from_json(reader.fingerprint), str(settings.cache))
@@ -158,7 +159,8 @@ def _live_inputs(
     return RunInputs(images, plan, training, plain, side, DecodedStore(), None)
 
 
-def _require_classes(images: ImageSet, trained: tuple[str, ...]) -> None:
+def require_classes(images: ImageSet, trained: tuple[str, ...]) -> None:
+    """Raise ``ConfigError`` unless the data has the classes that a model was trained on."""
     if images.classes != trained:
         raise ConfigError(
             f"the data has the classes {', '.join(images.classes)}, but the run was trained on "

@@ -14,12 +14,15 @@ from fpt_fast.config import ConfigError
 from fpt_fast.distributed import refuse_several
 from fpt_fast.files import write_atomically
 from fpt_fast.images import DecodedStore, list_images
-from fpt_fast.loader import FeatureLoader, LiveFeatures, NoFeatures
+from fpt_fast.loader import FeatureLoader, FeatureSource, LiveFeatures, NoFeatures
 from fpt_fast.metrics import predicted_classes
+from fpt_fast.model import FptModel
+from fpt_fast.peers import PeerModel
 from fpt_fast.pipeline.data import without_unreadable
 from fpt_fast.pipeline.features import FeaturePlan, load_recorded_backbone
-from fpt_fast.pipeline.run_folder import read_best_model
-from fpt_fast.records import UNLABELLED, ImageItem, ImageSet, Predictions, Reading
+from fpt_fast.pipeline.peers import is_peer_folder, load_peer
+from fpt_fast.pipeline.run_folder import model_folder, read_best_model
+from fpt_fast.records import UNLABELLED, ImageItem, ImageSet, Predictions, Preprocessing, Reading
 from fpt_fast.setting_values import build_settings
 from fpt_fast.settings import PredictSettings
 from fpt_fast.trainer import predict as predict_batches
@@ -43,33 +46,23 @@ def predict(settings: PredictSettings | None = None, **values: Any) -> PredictRe
     """
     refuse_several("prediction")
     settings = settings or build_settings(PredictSettings, values)
-    model = read_best_model(settings.run)
     try:
-        plan = FeaturePlan.from_json(model.extra["features"])
+        model, features, side, reading = _open_model(settings)
         classes = tuple(model.extra["classes"])
     except KeyError as error:
         raise ConfigError(
             f"{settings.run} lacks {error.args[0]!r}; it was not written by fpt-fast train"
         ) from error
-    images = _open_images(settings, classes, plan.reading)
-    side = dataclasses.replace(plan.preprocessing, size=model.config.side_size)
-    backbone = load_recorded_backbone(
-        plan,
-        backbone=settings.backbone,
-        checkpoint_path=settings.checkpoint_path,
-        dtype=settings.dtype,
-        device=settings.device,
-        attention=settings.attention,
-    )
+    images = _open_images(settings, classes, reading)
     loader = FeatureLoader(
         images.items,
-        LiveFeatures(plan.frozen_pass(backbone)) if model.config.fusion else NoFeatures(),
+        features,
         side,
         batch_size=settings.batch_size,
         # Every image is looked at once: nothing is worth keeping.
         store=DecodedStore(limit_bytes=0),
         # The frozen pass uses every core itself; a second thread decodes meanwhile.
-        workers=1,
+        workers=1 if features.needs_images else settings.workers,
     )
     predictions = predict_batches(
         model,
@@ -80,6 +73,31 @@ def predict(settings: PredictSettings | None = None, **values: Any) -> PredictRe
     )
     _write_csv(settings.output, images.items, predictions, classes)
     return PredictResult(predictions, classes, settings.output)
+
+
+def _open_model(
+    settings: PredictSettings,
+) -> tuple[FptModel | PeerModel, FeatureSource, Preprocessing, Reading]:
+    """The run's best model, where its features come from, and how images are prepared for it."""
+    folder = model_folder(settings.run)
+    backbone, weights = settings.backbone, settings.checkpoint_path
+    if is_peer_folder(folder):
+        peer, peer_plan = load_peer(folder, backbone=backbone, checkpoint_path=weights)
+        return peer, NoFeatures(), peer_plan.preprocessing, peer_plan.reading
+    model = read_best_model(settings.run)
+    plan = FeaturePlan.from_json(model.extra["features"])
+    side = dataclasses.replace(plan.preprocessing, size=model.config.side_size)
+    if not model.config.fusion:
+        return model, NoFeatures(), side, plan.reading
+    frozen = load_recorded_backbone(
+        plan,
+        backbone=backbone,
+        checkpoint_path=weights,
+        dtype=settings.dtype,
+        device=settings.device,
+        attention=settings.attention,
+    )
+    return model, LiveFeatures(plan.frozen_pass(frozen)), side, plan.reading
 
 
 def _open_images(settings: PredictSettings, classes: tuple[str, ...], reading: Reading) -> ImageSet:

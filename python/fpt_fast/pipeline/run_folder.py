@@ -12,12 +12,13 @@ import yaml
 
 from fpt_fast.config import ConfigError, FptConfig, TrainConfig
 from fpt_fast.hub import is_repository
-from fpt_fast.model import CONFIG_FILE as MODEL_CONFIG
 from fpt_fast.model import FptModel
+from fpt_fast.model_files import CONFIG_FILE as MODEL_CONFIG
+from fpt_fast.peers import PeerConfig
 from fpt_fast.pipeline.examples import draw_thumbnails, token_examples
-from fpt_fast.pipeline.features import recorded_source
+from fpt_fast.pipeline.features import FeaturePlan, recorded_source
 from fpt_fast.pipeline.inputs import RunInputs
-from fpt_fast.records import ImageSet, Predictions, Split, TrainingHistory
+from fpt_fast.records import ImageSet, Predictions, Split, TokenExample, TrainingHistory
 from fpt_fast.report import write_predictions, write_report, write_run_files
 from fpt_fast.setting_values import to_yaml_values
 from fpt_fast.settings import RunSettings, TrainSettings
@@ -62,9 +63,13 @@ def check_run_folder(
 
 def read_best_model(run: Path) -> FptModel:
     """The best model of a run's folder, or the one that was shared: a folder, or OWNER/NAME."""
+    return FptModel.from_pretrained(model_folder(run))
+
+
+def model_folder(run: Path) -> Path:
+    """Where the model is: ``best`` of a run's folder, or what was shared, as it is."""
     folder = (run / MODEL_CONFIG).is_file() and not (run / BEST).exists()
-    shared = folder or is_repository(str(run))
-    return FptModel.from_pretrained(run if shared else run / BEST)
+    return run if folder or is_repository(str(run)) else run / BEST
 
 
 @contextmanager
@@ -95,7 +100,9 @@ def open_run_folder(
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def run_identity(settings: RunSettings, inputs: RunInputs, method: FptConfig) -> dict[str, Any]:
+def run_identity(
+    settings: RunSettings, inputs: RunInputs, method: FptConfig | PeerConfig
+) -> dict[str, Any]:
     """What must be the same for a run to be resumed, beside the recipe."""
     images = [(item.key, item.label, item.split) for item in inputs.images.items]
     return {
@@ -127,7 +134,10 @@ def model_extra(inputs: RunInputs, recipe: TrainConfig) -> dict[str, Any]:
 
 
 def write_config(
-    settings: RunSettings, inputs: RunInputs, method: FptConfig, recipe: TrainConfig
+    settings: RunSettings,
+    inputs: RunInputs,
+    method: FptConfig | PeerConfig,
+    recipe: TrainConfig,
 ) -> None:
     """Write ``config.yaml``: what was asked for, and what came of it."""
     values = {
@@ -173,14 +183,16 @@ def write_results(
         assessment=assessment,
         history=history,
     )
-    examples = token_examples(
-        inputs.images.of_split(split),
-        predictions,
-        inputs.plan,
-        inputs.reader,
-        inputs.store,
-        count=settings.report_images if settings.fusion else 0,
-    )
+    examples: list[TokenExample] = []
+    if settings.fusion and isinstance(inputs.plan, FeaturePlan):
+        examples = token_examples(
+            inputs.images.of_split(split),
+            predictions,
+            inputs.plan,
+            inputs.reader,
+            inputs.store,
+            count=settings.report_images,
+        )
     return write_report(
         settings.run,
         history=history,

@@ -128,7 +128,12 @@ def _alone(
         name: (int if name in whole else float)(values.get(name, numbers[0]))
         for name, numbers in axes.items()
     }
-    return TrainSettings(**shared, **own, order_seed=settings.order_seed)  # type: ignore[arg-type]
+    return TrainSettings(
+        **shared,
+        **own,  # type: ignore[arg-type]
+        method=settings.method,
+        order_seed=settings.order_seed,
+    )
 
 
 def _train(

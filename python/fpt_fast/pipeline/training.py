@@ -2,20 +2,24 @@
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fpt_fast.config import ConfigError
+from fpt_fast.config import ConfigError, FptConfig
 from fpt_fast.distributed import refuse_several
 from fpt_fast.metrics import Metrics
 from fpt_fast.model import FptModel
+from fpt_fast.peers import PeerConfig, PeerModel
 from fpt_fast.pipeline.data import patients_of
-from fpt_fast.pipeline.inputs import make_loader, make_recipe, open_inputs
+from fpt_fast.pipeline.inputs import RunInputs, make_loader, make_recipe, open_inputs
 from fpt_fast.pipeline.memory import report_memory
+from fpt_fast.pipeline.peers import is_peer, open_peer_inputs, settle_method
 from fpt_fast.pipeline.run_folder import (
     BEST,
     check_run_folder,
@@ -29,7 +33,7 @@ from fpt_fast.pipeline.run_folder import (
 from fpt_fast.records import Split, TrainingHistory
 from fpt_fast.setting_values import build_settings, parse_steps
 from fpt_fast.settings import RunSettings, TrainSettings
-from fpt_fast.trainer import deterministic_algorithms, fit
+from fpt_fast.trainer import deterministic_algorithms, fit, load_weights
 from fpt_fast.trainer import predict as predict_batches
 from fpt_fast.trust import Assessment, assess
 
@@ -61,16 +65,17 @@ def train(settings: TrainSettings | None = None, **values: Any) -> TrainResult:
     """
     refuse_several("training")
     settings = settings or build_settings(TrainSettings, values)
+    settings = settle_method(settings)
     refuse_ignored(settings)
     check_run_folder(settings.run, resume=settings.resume, overwrite=settings.overwrite)
     profiled = parse_steps("profile_steps", settings.profile_steps)
     with ExitStack() as stack:
         stack.enter_context(deterministic_algorithms(settings.deterministic))
-        inputs, method = open_inputs(settings, stack)
+        inputs, method, make_model = _open(settings, stack)
         recipe = make_recipe(settings)
         classes = inputs.images.classes
         torch.manual_seed(settings.seed)
-        model = FptModel(method, inputs.plan.spec, 1 if recipe.is_regression else len(classes))
+        model = make_model(1 if recipe.is_regression else len(classes))
         train_loader = make_loader(inputs, settings, "train", repeated=True)
         val_items = inputs.images.of_split("val")
         val_loader = make_loader(inputs, settings, "val", repeated=True) if val_items else None
@@ -94,12 +99,12 @@ def train(settings: TrainSettings | None = None, **values: Any) -> TrainResult:
                 profile_steps=profiled,
             )
         report_memory(settings.run, inputs, (train_loader, val_loader), model)
-        best = FptModel.from_pretrained(settings.run / BEST)
+        load_weights(model, settings.run / BEST)
         split: Split = "test" if inputs.images.of_split("test") else "val" if val_items else "train"
         if split != "test":
             log.warning("there are no test images; the metrics are those of the %s split", split)
         predictions = predict_batches(
-            best,
+            model,
             make_loader(inputs, settings, split),
             device=settings.device,
             regression=recipe.is_regression,
@@ -107,7 +112,7 @@ def train(settings: TrainSettings | None = None, **values: Any) -> TrainResult:
         validation = None
         if val_loader is not None and split != "val":
             validation = predict_batches(
-                best, val_loader, device=settings.device, regression=recipe.is_regression
+                model, val_loader, device=settings.device, regression=recipe.is_regression
             )
         assessment = assess(
             predictions,
@@ -119,6 +124,17 @@ def train(settings: TrainSettings | None = None, **values: Any) -> TrainResult:
             settings, inputs, history, predictions, assessment, split, validation
         )
     return TrainResult(settings.run, history, split, assessment, report)
+
+
+def _open(
+    settings: TrainSettings, stack: ExitStack
+) -> tuple[RunInputs, FptConfig | PeerConfig, Callable[[int], FptModel | PeerModel]]:
+    """What the run reads, its method, and what makes the model with so many outputs."""
+    if is_peer(settings):
+        peer_inputs, plan, peer, backbone = open_peer_inputs(settings)
+        return peer_inputs, peer, partial(PeerModel, peer, backbone, source=plan.source)
+    inputs, method = open_inputs(settings, stack)
+    return inputs, method, partial(FptModel, method, inputs.plan.spec)
 
 
 def refuse_ignored(settings: RunSettings) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fpt_fast.metrics import finite_or_none
-from fpt_fast.model import replace_file
+from fpt_fast.model_files import replace_file
 from fpt_fast.sweep.group import TrialGroup, TrialState
 from fpt_fast.trainer import CheckpointError
 from fpt_fast.trainer.state import describe_difference, record_from_json, record_to_json

@@ -1,0 +1,141 @@
+"""Every peer through the command's own functions: trained, saved, evaluated, predicted."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from small_run import write_backbone
+
+from fpt_fast.cli import main
+from fpt_fast.config import PEER_METHODS, ConfigError, PeerMethod
+from fpt_fast.model_files import ModelFileError
+from fpt_fast.peers import PEERS
+from fpt_fast.pipeline import TrainSettings, evaluate, predict, train
+from fpt_fast.trainer import epoch as trainer_epoch
+
+# What keeps the golden model's side network as small as its heads allow.
+CHANGES = {"side": {"side_reduction": 4}}
+
+
+@pytest.mark.parametrize("method", PEERS)
+def test_run_is_trained_evaluated_and_predicted_the_same(
+    method: PeerMethod, peer_settings: Callable[..., TrainSettings]
+) -> None:
+    settings = peer_settings(method, **CHANGES.get(method, {}))
+    result = train(settings)
+    assert result.split == "test"
+    assert {"config.yaml", "metrics.json", "report.html", "predictions.csv"} <= {
+        path.name for path in result.run.iterdir()
+    }
+    again = evaluate(run=result.run)
+    assert again.values == pytest.approx(result.metrics.values, nan_ok=True)
+
+    images = sorted((settings.data / "test").rglob("*.png"))
+    out = predict(run=result.run, images=tuple(images), output=settings.run / "predicted.csv")
+    rows = {
+        line.split(",")[0]: line.split(",")[3:]
+        for line in (result.run / "predictions.csv").read_text().splitlines()[1:]
+    }
+    for item, probabilities in zip(
+        out.predictions.keys, out.predictions.probabilities, strict=True
+    ):
+        key = Path(item).relative_to(settings.data).as_posix()
+        expected = torch.tensor([float(value) for value in rows[key]])
+        torch.testing.assert_close(probabilities, expected, atol=2e-5, rtol=0)
+
+
+def test_a_run_from_flags_and_from_its_own_yaml(
+    peer_settings: Callable[..., TrainSettings], tmp_path: Path
+) -> None:
+    base = peer_settings("linear")
+    words = [
+        *("train", "--method", "linear", "--data", base.data, "--backbone", base.backbone),
+        *("--run", base.run, "--input-size", 48, "--epochs", 1, "--normalization", "backbone"),
+    ]
+    assert main([str(word) for word in words]) == 0
+    config = yaml.safe_load((base.run / "config.yaml").read_text())
+    assert config["settings"]["cache"] == "none"
+    assert config["training"]["learning_rate"] == 1e-3
+    second = tmp_path / "again"
+    assert main(["train", "--config", str(base.run / "config.yaml"), "--run", str(second)]) == 0
+    first, other = (load_file(run / "best" / "model.safetensors") for run in (base.run, second))
+    assert first.keys() == other.keys()
+    assert all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_an_interrupted_run_is_resumed_to_the_same_bits(
+    peer_settings: Callable[..., TrainSettings], tmp_path: Path
+) -> None:
+    settings = peer_settings("adapter", epochs=2, checkpoint_steps=1)
+    train(settings)
+    expected = load_file(settings.run / "last" / "model.safetensors")
+    other = dataclasses.replace(settings, run=tmp_path / "stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        step, count = trainer_epoch._train_step, [0]
+
+        def stopping(*arguments):  # type: ignore[no-untyped-def]
+            count[0] += 1
+            if count[0] == 3:
+                raise Killed
+            return step(*arguments)
+
+        patch.setattr(trainer_epoch, "_train_step", stopping)
+        with pytest.raises(Killed):
+            train(other)
+    train(dataclasses.replace(other, resume=True))
+    resumed = load_file(other.run / "last" / "model.safetensors")
+    assert all(torch.equal(resumed[name], value) for name, value in expected.items())
+
+
+class Killed(Exception):
+    """A run that died."""
+
+
+NONSENSE = [
+    ("linear", {"cache": "features"}, "reads no feature cache"),
+    ("linear", {"backbone": None}, "needs --backbone"),
+    ("linear", {"token_ratio": 0.5}, "--token-ratio: belongs to FPT"),
+    ("full", {"side_size": "24"}, "--side-size: belongs to FPT"),
+    ("full", {"preset": "ddr"}, "give --learning-rate"),
+    ("full", {"dtype": "bfloat16"}, "--mixed-precision"),
+    ("full", {"rank": 4}, "rank belongs to method='lora'"),
+    ("full", {"num_prompts": 4}, "num_prompts belongs to method='prompt'"),
+    ("linear", {"gradient_checkpointing": True}, "saves nothing"),
+    ("linear", {"input_size": "50"}, "multiple of the patch size"),
+    ("fpt_plus", {"cache": "none", "mixed_precision": True}, "--mixed-precision: belongs to"),
+    ("fpt_plus", {}, "needs --cache"),
+]
+
+
+@pytest.mark.parametrize(("method", "changes", "message"), NONSENSE)
+def test_settings_that_would_do_nothing_are_refused(
+    method: str,
+    changes: dict[str, object],
+    message: str,
+    peer_settings: Callable[..., TrainSettings],
+) -> None:
+    settings = peer_settings(method, **changes)
+    with pytest.raises(ConfigError, match=message):
+        train(settings)
+    assert not settings.run.exists()
+
+
+def test_every_named_method_is_there() -> None:
+    assert set(PEERS) == set(PEER_METHODS)
+
+
+def test_another_frozen_model_is_refused(
+    peer_settings: Callable[..., TrainSettings], tmp_path: Path
+) -> None:
+    settings = peer_settings("linear")
+    train(settings)
+    other = write_backbone(tmp_path / "other", lambda w: w["vit.embeddings.cls_token"].add_(1.0))
+    with pytest.raises(ModelFileError, match="other weights"):
+        evaluate(run=settings.run, backbone=str(other))
+    described = json.loads((settings.run / "best" / "config.json").read_text())
+    assert described["format"] == "fpt-fast peer 1"
