@@ -26,7 +26,7 @@ def bench_loader(benchmark: BenchmarkFixture, tmp_path: Path, full: bool, worker
     """``workers`` are those of the plain twin."""
     setting = prepare(tmp_path, full, FULL_IMAGES if full else None)
     start = time.perf_counter()
-    side_images = shrink_images(setting.items, setting.side.size, augmented=True)
+    side_images = shrink_images(setting.items, setting.side, augmented=True)
     shrink_seconds = time.perf_counter() - start
     loader = make_loader(setting, side_images, "epoch")
     dataset = PlainDataset(

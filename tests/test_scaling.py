@@ -82,3 +82,9 @@ def test_the_plain_pass_is_not_run_where_it_would_die(monkeypatch: pytest.Monkey
     ours, plain = CURVES["resolution"].measure(2048, False)
     assert len(asked) == 1 and ours.seconds == 1.0
     assert plain.seconds is None and "25.8 GB, 24.0 GB are free" in str(plain.died)
+
+
+def test_an_epoch_has_both_forms() -> None:
+    ours, plain = CURVES["images"].measure(20, True)
+    assert ours.bytes and plain.bytes and plain.bytes > 1.5 * ours.bytes
+    assert ours.seconds and plain.seconds

@@ -92,7 +92,7 @@ def images(count: float, small: bool) -> Iterator[Point]:
         folder = Path(name)
         setting = prepare(folder, not small, int(count))
         loader = make_loader(
-            setting, shrink_images(setting.items, setting.side.size, augmented=True), "epoch"
+            setting, shrink_images(setting.items, setting.side, augmented=True), "epoch"
         )
         plain = plain_model(setting.model).train()
         optimizer = optimizer_of(plain)
