@@ -36,6 +36,7 @@ HELPERS = {
     "interrupts": set[str](),
     "tracking": {"records"},
     "trust": {"records", "metrics"},
+    "explanation": {"records", "fusion"},
     "doctor": {"records", "images"},
 }
 # Stages that may see less than what stands upstream of them.
@@ -92,6 +93,7 @@ ALLOWED_PACKAGES = {
     "trust": {"torch", "numpy"},
     "losses": {"torch"},
     "fusion": {"torch"},
+    "explanation": {"torch"},
     "side_network": {"torch"},
     "selection": {"torch"},
     "trainer": {"torch", "numpy", "safetensors", "tqdm"},

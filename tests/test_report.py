@@ -3,7 +3,6 @@
 import base64
 import csv
 import hashlib
-import io
 import json
 import math
 import re
@@ -16,14 +15,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
+from token_examples import looking_example, make_example
 
 from fpt_fast.metrics import compute_metrics
 from fpt_fast.records import (
     UNLABELLED,
     EpochRecord,
     Predictions,
-    TokenExample,
     TrainingHistory,
 )
 from fpt_fast.report import (
@@ -34,7 +32,6 @@ from fpt_fast.report import (
     write_run_files,
 )
 from fpt_fast.report.predictions_table import predictions_table
-from fpt_fast.report.tokens import draw_tokens, kept_share
 from fpt_fast.trust import Assessment, assess
 
 CLASSES = ("gesund", "轻度 $2^x$", "_<script>alert('x')</script>", 'a, "b" & c')
@@ -61,21 +58,6 @@ def make_history(*, val: bool = True) -> TrainingHistory:
         for e in range(3)
     )
     return TrainingHistory(records, "auc", 2, 0.7 if val else None)
-
-
-def make_example(**changes: Any) -> TokenExample:
-    """16x24 pixels, 2x3 patches and one class token; two layers of two heads keep two tokens."""
-    values: dict[str, Any] = {
-        "key": "test/<img src=x onerror=alert(1)>.png",
-        "pixels": torch.full((3, 16, 24), 100, dtype=torch.uint8),
-        "index": torch.tensor([[[0, 1], [1, 6]], [[1, 2], [1, 6]]], dtype=torch.int32),
-        "layers": (2, 3),
-        "grid": (2, 3),
-        "prefix_tokens": 1,
-        "label": 2,
-        "probabilities": torch.tensor([0.1, 0.2, 0.6, 0.1]),
-    }
-    return TokenExample(**{**values, **changes})
 
 
 class Page(HTMLParser):
@@ -370,56 +352,6 @@ def test_report_of_few_classes(tmp_path: Path, labels: list[int]) -> None:
     assert len(page.images("svg+xml")) == (2 if one_class else 3)
 
 
-def test_kept_share_counts_layers_and_heads() -> None:
-    share = kept_share(make_example())
-    assert share.tolist() == [[1.0, 0.25, 0.0], [0.0, 0.0, 0.5]]
-    none = kept_share(make_example(prefix_tokens=0, grid=(1, 7)))
-    assert none.tolist() == [[0.25, 1.0, 0.25, 0.0, 0.0, 0.0, 0.5]]
-
-
-def test_tokens_are_drawn_where_they_are() -> None:
-    picture = draw_tokens(make_example())
-    plain = np.asarray(Image.open(io.BytesIO(picture.plain)).convert("RGB"))
-    marked = np.asarray(Image.open(io.BytesIO(picture.marked)).convert("RGB")).astype(int)
-    assert plain.shape == marked.shape == (16, 24, 3)
-    assert (picture.lowest, picture.highest, picture.outlined) == (0.0, 1.0, 1)
-    brightness = marked.sum(axis=2)[4::8, 4::8]  # the middle of each patch
-    order = np.argsort(-brightness, axis=None)
-    assert order[:3].tolist() == [0, 5, 1]
-    assert len({int(brightness[i]) for i in ((0, 2), (1, 0), (1, 1))}) == 1
-    # The frame of the one patch kept most: white on its border, not in its middle.
-    white = (marked == 255).all(axis=2)
-    assert white[0, :8].all()
-    assert white[:8, 0].all()
-    assert white[7, :8].all()
-    assert white[:8, 7].all()
-    assert white.sum() == 28
-
-
-def test_large_and_odd_images_are_drawn() -> None:
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (3, 700, 1111), generator=generator).to(torch.uint8)
-    picture = draw_tokens(make_example(pixels=pixels))
-    assert max(Image.open(io.BytesIO(picture.marked)).size) == 512
-    even = torch.arange(1, 7, dtype=torch.int32).repeat(2, 2, 1)
-    assert draw_tokens(make_example(index=even)).outlined == 0
-
-
-@pytest.mark.parametrize(
-    ("changes", "match"),
-    [
-        ({"index": torch.tensor([[[7]]])}, r"tokens in 0..6 .* in 7..7"),
-        ({"index": torch.tensor([[[-1]]])}, r"in -1..-1"),
-        ({"index": torch.zeros(1, 1, 0, dtype=torch.int32)}, r"got \(1, 1, 0\) values"),
-        ({"pixels": torch.zeros(3, 4, 4)}, "u8, got .* torch.float32"),
-        ({"pixels": torch.zeros(4, 4, dtype=torch.uint8)}, r"\[3, h, w\] u8, got \(4, 4\)"),
-    ],
-)
-def test_examples_must_fit(changes: dict[str, Any], match: str) -> None:
-    with pytest.raises(ValueError, match=match):
-        draw_tokens(make_example(**changes))
-
-
 def test_only_the_pages_own_script_may_run(tmp_path: Path) -> None:
     report(tmp_path)
     text = (tmp_path / "report.html").read_text()
@@ -440,3 +372,10 @@ def test_the_table_lists_the_worst_first_and_says_what_it_leaves_out() -> None:
     assert base64.b64encode(b"jpeg").decode() in table
     grades = Predictions(("a",), torch.tensor([0]), torch.tensor([[0.5]]), None)
     assert predictions_table(grades, ("x", "y"), {}) == ""
+
+
+def test_the_page_shows_where_prompts_look(tmp_path: Path) -> None:
+    page = report(tmp_path, examples=[looking_example()])
+    assert [len(page.images(kind)) for kind in ("jpeg", "png")] == [1, 2]
+    assert "The patch looked at most has 37.5% of the attention." in page.text
+    assert "where the prompts look" in page.text

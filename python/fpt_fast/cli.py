@@ -19,6 +19,7 @@ from fpt_fast.settings import (
     DoctorSettings,
     EightBitDtype,
     EvaluateSettings,
+    ExplainSettings,
     ImportSettings,
     PredictSettings,
     PreloadSettings,
@@ -118,6 +119,7 @@ Command = (
     | Annotated[SweepSettings, subcommand("sweep")]
     | Annotated[EvaluateSettings, subcommand("evaluate")]
     | Annotated[PredictSettings, subcommand("predict")]
+    | Annotated[ExplainSettings, subcommand("explain")]
     | Annotated[Compare, subcommand("compare")]
     | Annotated[Cache, subcommand("cache")]
     | Annotated[DoctorSettings, subcommand("doctor")]
@@ -132,6 +134,7 @@ WITH_CONFIG: dict[str, type[Any]] = {
     "sweep": SweepSettings,
     "evaluate": EvaluateSettings,
     "predict": PredictSettings,
+    "explain": ExplainSettings,
     "doctor": DoctorSettings,
     "share": ShareSettings,
 }
@@ -241,6 +244,9 @@ def _run(command: Any) -> int:
         case ShareSettings():
             shared = pipeline.share(command)
             _say(f"shared as {' and '.join(str(x) for x in (shared.folder, shared.address) if x)}")
+        case ExplainSettings():
+            explained = pipeline.explain(command)
+            _say(f"{len(explained.examples)} images explained in {explained.output}")
         case Compare():
             options = {
                 name: getattr(command, name) for name in ("split", "level", "resamples", "output")

@@ -86,7 +86,7 @@ class PromptFusion(nn.Module):
         ([M, L, H, D], [M, L, H, K]) f32 belong to 8-bit ``kv`` (``quantise_kv``).  Raises
         ``ValueError`` where ``kv`` was not extracted for this module's layers, heads and width.
         """
-        self._check(kv)
+        self.check(kv)
         return self.project(prompt_attention(self.queries(), kv, rows, scales, impl=self.impl))
 
     def project(self, attended: Tensor) -> Tensor:
@@ -100,7 +100,8 @@ class PromptFusion(nn.Module):
         dropped: Tensor = self.dropout(states)
         return dropped
 
-    def _check(self, kv: Tensor) -> None:
+    def check(self, kv: Tensor) -> None:
+        """Raise ``ValueError`` where ``kv`` [M, L, 2, H, K, D] was not made for this module."""
         head_width = self.frozen_width // self.num_heads
         if kv.ndim != 6:
             raise ValueError(f"kv must be [M, L, 2, H, K, D], got shape {tuple(kv.shape)}")

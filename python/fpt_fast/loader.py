@@ -38,6 +38,7 @@ from fpt_fast.records import (
     Importance,
     KeptFeatures,
     Preprocessing,
+    SelectedTokens,
     SweepBatch,
 )
 from fpt_fast.selection import select_features
@@ -64,13 +65,17 @@ class FrozenPass:
     def __call__(self, pixels: Tensor) -> Tensor:
         """``pixels`` [B, 3, h, w] f32 -> kept keys and values [B, L, 2, H, K, D] f16, on the
         backbone's device."""
+        return self.select(pixels).kv
+
+    def select(self, pixels: Tensor) -> SelectedTokens:
+        """The same, with the index of the tokens that they are of."""
         return select_features(
             self.backbone,
             pixels,
             layers=self.layers,
             token_ratio=self.token_ratio,
             importance=self.importance,
-        ).kv
+        )
 
 
 class FeatureSource(Protocol):

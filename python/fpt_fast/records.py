@@ -268,10 +268,12 @@ class TrainingHistory:
 
 @dataclass(frozen=True, slots=True)
 class TokenExample:
-    """An image with what was kept of it, for the report.
+    """An image with what was kept of it, and where the prompts look.
 
     ``pixels`` [3, h, w] u8; ``index`` [L, H, K] i32 with ``prefix_tokens`` first and then
-    the patches of a ``grid`` (rows, columns), row by row; probabilities [classes].
+    the patches of a ``grid`` (rows, columns), row by row; probabilities [classes] (of a
+    regression, [0]); ``weights`` [L, H, P, K] f32, the prompts' attention over the kept tokens,
+    or None where nobody asked.
     """
 
     key: str
@@ -282,3 +284,4 @@ class TokenExample:
     prefix_tokens: int
     label: int
     probabilities: Tensor
+    weights: Tensor | None = None

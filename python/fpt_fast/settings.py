@@ -395,15 +395,11 @@ class EvaluateSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PredictSettings:
-    """Classify images with a trained run; needs no cache."""
+class OnlineSettings:
+    """How a trained run is applied to image files, by a frozen pass and without a cache."""
 
-    run: Path
-    """Directory of the run."""
     images: tuple[Path, ...]
     """Images, folders or a CSV list with a path column."""
-    output: Path
-    """CSV file to write: path, predicted class, one probability per class."""
     backbone: str | None = None
     """Where the frozen model is now, if not where it was (its weights are checked)."""
     checkpoint_path: Path | None = None
@@ -420,3 +416,23 @@ class PredictSettings:
     """Images per frozen pass."""
     workers: int = dataclasses.field(default_factory=_default_workers)
     """Threads that decode images."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictSettings(OnlineSettings):
+    """Classify images with a trained run; needs no cache."""
+
+    run: Path
+    """Directory of the run."""
+    output: Path
+    """CSV file to write: path, predicted class, one probability per class."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExplainSettings(OnlineSettings):
+    """Show for images which tokens were kept and where the prompts of a trained run look."""
+
+    run: Path
+    """Directory of the run."""
+    output: Path | None
+    """Folder for pictures, arrays and explanations.csv (from Python also None, for none)."""

@@ -11,6 +11,7 @@ from fpt_fast.pipeline.converting import ConvertResult, convert
 from fpt_fast.pipeline.data import UnreadableImages
 from fpt_fast.pipeline.diagnosis import doctor
 from fpt_fast.pipeline.evaluation import evaluate
+from fpt_fast.pipeline.explaining import ExplainResult, explain, explanation_arrays
 from fpt_fast.pipeline.importing import ImportResult, import_reference
 from fpt_fast.pipeline.prediction import PredictResult, predict
 from fpt_fast.pipeline.preloading import PreloadResult, preload
@@ -24,6 +25,7 @@ from fpt_fast.settings import (
     DataSettings,
     DoctorSettings,
     EvaluateSettings,
+    ExplainSettings,
     ImportSettings,
     PredictSettings,
     PreloadSettings,
@@ -39,6 +41,8 @@ __all__ = [
     "DataSettings",
     "DoctorSettings",
     "EvaluateSettings",
+    "ExplainResult",
+    "ExplainSettings",
     "ImportResult",
     "ImportSettings",
     "PredictResult",
@@ -59,6 +63,8 @@ __all__ = [
     "convert",
     "doctor",
     "evaluate",
+    "explain",
+    "explanation_arrays",
     "import_reference",
     "inspect_cache",
     "predict",

@@ -1,4 +1,4 @@
-"""Images for the report, with the tokens that were kept of them."""
+"""Images with the tokens that were kept of them, and where the prompts look."""
 
 import io
 from collections.abc import Sequence
@@ -8,9 +8,18 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from fpt_fast.cache import CacheReader
+from fpt_fast.explanation import prompt_weights
+from fpt_fast.fusion import PromptFusion
 from fpt_fast.images import DecodedStore, fit_image
+from fpt_fast.model import FptModel
 from fpt_fast.pipeline.features import FeaturePlan
-from fpt_fast.records import ImageItem, Predictions, Preprocessing, TokenExample
+from fpt_fast.records import (
+    ImageItem,
+    Predictions,
+    Preprocessing,
+    SelectedTokens,
+    TokenExample,
+)
 from fpt_fast.report import worst_first
 
 # Twice the edge at which the table shows it.
@@ -23,35 +32,60 @@ def token_examples(
     plan: FeaturePlan,
     reader: CacheReader | None,
     store: DecodedStore,
+    model: FptModel,
     *,
     count: int,
 ) -> list[TokenExample]:
-    """Choose up to ``count`` images spread over ``items`` and look up what was kept of them.
+    """Choose up to ``count`` images spread over ``items``, look up what was kept of them and where
+    the prompts of ``model`` look.
 
     Without a cache, or with an imported one, nothing records the kept tokens: no example.
     """
-    if reader is None or count < 1 or predictions.probabilities is None:
+    if reader is None or model.fusion is None or count < 1 or predictions.probabilities is None:
         return []
     positions = torch.linspace(0, len(items) - 1, min(count, len(items))).round().int().tolist()
     chosen = [items[position] for position in positions]
     rows = {key: row for row, key in enumerate(predictions.keys)}
-    index = reader.read([reader.row(item.key) for item in chosen]).index  # [B, L, H, K]
-    if bool((index < 0).any()):
+    read = reader.read([reader.row(item.key) for item in chosen])
+    if bool((read.index < 0).any()):
         # Features imported from the authors' code do not say which tokens they are of.
         return []
+    images = [store.get(item) for item in chosen]
+    probabilities = predictions.probabilities[[rows[item.key] for item in chosen]]
+    return make_examples(chosen, images, read, probabilities, plan, model.fusion)
+
+
+def make_examples(
+    items: Sequence[ImageItem],
+    images: Sequence[Tensor],
+    selected: SelectedTokens,
+    probabilities: Tensor,
+    plan: FeaturePlan,
+    fusion: PromptFusion,
+) -> list[TokenExample]:
+    """What was kept of ``items``, decoded as ``images``, and where the prompts look.
+
+    ``selected`` [B, ...] are their features by ``plan``; ``probabilities`` [B, classes].
+    """
+    scales = None
+    if selected.k_scales is not None and selected.v_scales is not None:
+        scales = (selected.k_scales, selected.v_scales)
+    weights = prompt_weights(fusion, selected.kv, scales).cpu()  # [B, L, H, P, K]
+    index = selected.index.cpu()
     size, patch = plan.preprocessing.size, plan.spec.patch_size
     return [
         TokenExample(
             key=item.key,
-            pixels=_as_seen(store.get(item), plan.preprocessing),
+            pixels=_as_seen(images[i], plan.preprocessing),
             index=index[i],
             layers=plan.layers,
             grid=(size[0] // patch[0], size[1] // patch[1]),
             prefix_tokens=plan.spec.prefix_tokens,
             label=item.label,
-            probabilities=predictions.probabilities[rows[item.key]],
+            probabilities=probabilities[i],
+            weights=weights[i],
         )
-        for i, item in enumerate(chosen)
+        for i, item in enumerate(items)
     ]
 
 

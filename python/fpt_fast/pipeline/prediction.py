@@ -13,16 +13,16 @@ import torch
 from fpt_fast.config import ConfigError
 from fpt_fast.distributed import refuse_several
 from fpt_fast.files import write_atomically
-from fpt_fast.images import DecodedStore, list_images
+from fpt_fast.images import DecodedStore
 from fpt_fast.loader import FeatureLoader, FeatureSource, LiveFeatures, NoFeatures
 from fpt_fast.metrics import predicted_classes
 from fpt_fast.model import FptModel
 from fpt_fast.peers import PeerModel
-from fpt_fast.pipeline.data import without_unreadable
 from fpt_fast.pipeline.features import FeaturePlan, load_recorded_backbone
 from fpt_fast.pipeline.peers import is_peer_folder, load_peer
+from fpt_fast.pipeline.recorded import open_images
 from fpt_fast.pipeline.run_folder import model_folder, read_best_model
-from fpt_fast.records import UNLABELLED, ImageItem, ImageSet, Predictions, Preprocessing, Reading
+from fpt_fast.records import ImageItem, Predictions, Preprocessing, Reading
 from fpt_fast.setting_values import build_settings
 from fpt_fast.settings import PredictSettings
 from fpt_fast.trainer import predict as predict_batches
@@ -53,9 +53,15 @@ def predict(settings: PredictSettings | None = None, **values: Any) -> PredictRe
         raise ConfigError(
             f"{settings.run} lacks {error.args[0]!r}; it was not written by fpt-fast train"
         ) from error
-    images = _open_images(settings, classes, reading)
+    items = open_images(
+        settings.images,
+        classes,
+        reading,
+        skip_unreadable=settings.skip_unreadable,
+        workers=settings.workers,
+    )
     loader = FeatureLoader(
-        images.items,
+        items,
         features,
         side,
         batch_size=settings.batch_size,
@@ -71,7 +77,7 @@ def predict(settings: PredictSettings | None = None, **values: Any) -> PredictRe
         regression=bool(model.extra.get("regression", False)),
         progress=True,
     )
-    _write_csv(settings.output, images.items, predictions, classes)
+    _write_csv(settings.output, items, predictions, classes)
     return PredictResult(predictions, classes, settings.output)
 
 
@@ -98,16 +104,6 @@ def _open_model(
         attention=settings.attention,
     )
     return model, LiveFeatures(plan.frozen_pass(frozen)), side, plan.reading
-
-
-def _open_images(settings: PredictSettings, classes: tuple[str, ...], reading: Reading) -> ImageSet:
-    paths = list_images(settings.images)
-    items = tuple(ImageItem(path.as_posix(), path, UNLABELLED, "test", reading) for path in paths)
-    return without_unreadable(
-        ImageSet(root=Path(), classes=classes, items=items),
-        skip=settings.skip_unreadable,
-        workers=settings.workers,
-    )
 
 
 def _write_csv(

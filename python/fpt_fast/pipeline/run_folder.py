@@ -14,7 +14,7 @@ from fpt_fast.config import ConfigError, FptConfig, TrainConfig
 from fpt_fast.hub import is_repository
 from fpt_fast.model import FptModel
 from fpt_fast.model_files import CONFIG_FILE as MODEL_CONFIG
-from fpt_fast.peers import PeerConfig
+from fpt_fast.peers import PeerConfig, PeerModel
 from fpt_fast.pipeline.examples import draw_thumbnails, token_examples
 from fpt_fast.pipeline.features import FeaturePlan, recorded_source
 from fpt_fast.pipeline.inputs import RunInputs
@@ -167,6 +167,7 @@ def write_results(
     assessment: Assessment,
     split: Split,
     validation: Predictions | None,
+    model: FptModel | PeerModel,
 ) -> Path:
     """Write metrics, history, predictions and the report of a trained run; returns the report.
 
@@ -184,13 +185,14 @@ def write_results(
         history=history,
     )
     examples: list[TokenExample] = []
-    if settings.fusion and isinstance(inputs.plan, FeaturePlan):
+    if isinstance(model, FptModel) and isinstance(inputs.plan, FeaturePlan):
         examples = token_examples(
             inputs.images.of_split(split),
             predictions,
             inputs.plan,
             inputs.reader,
             inputs.store,
+            model,
             count=settings.report_images,
         )
     return write_report(

@@ -209,7 +209,7 @@ def _save(
         write_config(own, inputs, trial.method, trial.recipe)
         model.save_pretrained(own.run / BEST, extra=model_extra(inputs, trial.recipe))
         assessment = assessments[trial.name]
-        write_results(own, inputs, outcome.history, predicted, assessment, split, validation)
+        write_results(own, inputs, outcome.history, predicted, assessment, split, validation, model)
     rows = tuple(
         SweepRow(
             outcome.trial.name,

@@ -121,7 +121,7 @@ def train(settings: TrainSettings | None = None, **values: Any) -> TrainResult:
             validation=validation,
         )
         report = write_results(
-            settings, inputs, history, predictions, assessment, split, validation
+            settings, inputs, history, predictions, assessment, split, validation, model
         )
     return TrainResult(settings.run, history, split, assessment, report)
 

@@ -15,7 +15,7 @@ from fpt_fast.report.files import check_classes
 from fpt_fast.report.predictions_table import predictions_table
 from fpt_fast.report.script import SCRIPT, SCRIPT_HASH
 from fpt_fast.report.style import STYLE
-from fpt_fast.report.tokens import draw_tokens
+from fpt_fast.report.tokens import draw_attention, draw_tokens
 from fpt_fast.report.trust import calibration_table, class_table, metric_cards, operating_table
 from fpt_fast.trust import Assessment
 
@@ -172,21 +172,32 @@ def _examples(examples: Sequence[TokenExample], classes: Sequence[str], split: s
     figures = []
     for example in examples:
         picture = draw_tokens(example)
+        looked, said = "", ""
+        if example.weights is not None:
+            attention = draw_attention(example)
+            looked = _image(attention.marked, "png", "the image with where the prompts look")
+            said = f" The patch looked at most has {attention.highest:.1%} of the attention."
         figures.append(
             f'<figure class="example"><h3>{escape(example.key)}</h3><div class="pair">'
             f"{_image(picture.plain, 'jpeg', 'the image')}"
-            f"{_image(picture.marked, 'png', 'the image with its kept patches')}"
+            f"{_image(picture.marked, 'png', 'the image with its kept patches')}{looked}"
             f"</div><figcaption>{_verdict(example, classes)} Patches are kept by "
-            f"{picture.lowest:.0%} to {picture.highest:.0%} of layers and heads."
+            f"{picture.lowest:.0%} to {picture.highest:.0%} of layers and heads.{said}"
             "</figcaption></figure>"
         )
     first = examples[0]
+    third = (
+        " On the right, where the prompts look: their attention on each patch, the mean of layers, "
+        "heads and prompts."
+        if first.weights is not None
+        else ""
+    )
     return (
         "<h2>Kept tokens</h2>"
         f"<p>Some {escape(split)} images, and beside them what was kept: the colour of a patch is "
         f"the share of {first.index.shape[0]} layers × {first.index.shape[1]} heads that keep it; "
-        "frames are around the patches kept most often.</p>"
-        '<p class="scale">least kept <span class="bar"></span> most kept</p>' + "".join(figures)
+        f"frames are around the highest patches.{third}</p>"
+        '<p class="scale">least <span class="bar"></span> most</p>' + "".join(figures)
     )
 
 

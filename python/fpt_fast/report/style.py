@@ -37,7 +37,8 @@ table.confusion .soft { font-weight: 400; }
 figure { margin: 0 0 2rem; }
 figure > img { display: block; max-width: 100%; height: auto; }
 figcaption { font-size: .9375rem; margin-top: .5rem; }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; }
+.pair { display: grid; grid-auto-columns: 1fr; grid-auto-flow: column;
+  gap: 1rem; }
 .pair img { width: 100%; height: auto; display: block; }
 .example h3 { font-size: 1rem; font-weight: 600; margin: 0 0 .5rem; overflow-wrap: anywhere; }
 .right { color: #00714f; } .wrong { color: #b04a00; }

@@ -1,4 +1,4 @@
-"""Pictures of what was kept of an image."""
+"""Pictures of what was kept of an image, and of where the prompts look."""
 
 import io
 from dataclasses import dataclass
@@ -6,21 +6,24 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from PIL import Image
 
 from fpt_fast.records import TokenExample
+from fpt_fast.report.maps import attention_by_head, attention_share, kept_by_head, kept_share
 
-# Wide enough for fine detail on screen and paper; a page with six images stays below 3 MB.
+# Wide enough for fine detail on screen and paper; a page with six images stays below 5 MB.
 _LONGEST_SIDE = 512
 _OUTLINED_SHARE = 0.05
+# One thumbnail for each layer and head: 12 of them side by side fit a screen.
+_THUMBNAIL = 112
 
 
 @dataclass(frozen=True, slots=True)
 class TokenPicture:
-    """An image as a JPEG, the same with its kept patches as a PNG, and what the colours mean.
+    """An image as a JPEG, the same with a map of its patches as a PNG, and what colours mean.
 
-    ``lowest`` and ``highest`` are the smallest and largest share of layers and heads that keep a
-    patch; ``outlined`` counts the patches with a frame.
+    ``lowest`` and ``highest`` are the smallest and largest value of a patch; ``outlined`` counts
+    the patches with a frame.
     """
 
     plain: bytes
@@ -30,41 +33,47 @@ class TokenPicture:
     outlined: int
 
 
-def kept_share(example: TokenExample) -> Tensor:
-    """Share of layers and heads that keep each patch: [rows, columns] f32 in [0, 1].
-
-    Raises ``ValueError`` where the index does not fit the grid.
-    """
-    rows, columns = example.grid
-    tokens = example.prefix_tokens + rows * columns
-    index = example.index.reshape(-1).long()
-    if index.numel() == 0 or int(index.min()) < 0 or int(index.max()) >= tokens:
-        raise ValueError(
-            f"index of {example.key!r} must hold tokens in 0..{tokens - 1} "
-            f"({example.prefix_tokens} prefix tokens and {rows}x{columns} patches), "
-            f"got {tuple(example.index.shape)} values"
-            + (f" in {int(index.min())}..{int(index.max())}" if index.numel() else "")
-        )
-    counts = torch.bincount(index, minlength=tokens)[example.prefix_tokens :]
-    choices = example.index.shape[0] * example.index.shape[1]
-    return (counts / choices).float().reshape(rows, columns)
-
-
 def draw_tokens(example: TokenExample) -> TokenPicture:
     """Draw what was kept: the more layers and heads keep a patch, the warmer and clearer it is."""
-    from PIL import Image
+    return _draw(example, kept_share(example).numpy())
 
-    if example.pixels.dim() != 3 or len(example.pixels) != 3 or example.pixels.dtype != torch.uint8:
-        raise ValueError(
-            f"pixels of {example.key!r} must be [3, h, w] u8, got {tuple(example.pixels.shape)} "
-            f"{example.pixels.dtype}"
-        )
-    image = Image.fromarray(example.pixels.permute(1, 2, 0).contiguous().numpy())
-    image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS)
+
+def draw_attention(example: TokenExample) -> TokenPicture:
+    """Draw where the prompts look: the more of their attention is on a patch, the warmer."""
+    return _draw(example, attention_share(example).numpy())
+
+
+def draw_heads(example: TokenExample, what: str) -> bytes:
+    """One small map for each layer (row) and head (column): PNG.
+
+    ``what`` is ``"kept"`` (the patches that are kept) or ``"attention"`` (where the prompts of
+    that layer look with that head, from its least to its most).
+    """
+    if what not in ("kept", "attention"):
+        raise ValueError(f"what must be 'kept' or 'attention', got {what!r}")
+    maps = (kept_by_head(example).float() if what == "kept" else attention_by_head(example)).numpy()
+    image = _image(example)
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
     pixels = np.asarray(image)
-    share = kept_share(example).numpy()
+    gap = 4
+    height, width = pixels.shape[0] + gap, pixels.shape[1] + gap
+    layers, heads = maps.shape[:2]
+    sheet = np.full((layers * height - gap, heads * width - gap, 3), 255, dtype=np.uint8)
+    for layer in range(layers):
+        for head in range(heads):
+            top, left = layer * height, head * width
+            nothing = np.zeros(maps.shape[2:], dtype=bool)
+            sheet[top : top + height - gap, left : left + width - gap] = _overlay(
+                pixels, maps[layer, head], nothing
+            )
+    return _encode(Image.fromarray(sheet).quantize(256), "PNG", optimize=True)
+
+
+def _draw(example: TokenExample, share: NDArray[np.float32]) -> TokenPicture:
+    image = _image(example)
+    image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS)
     top = _top_patches(share)
-    marked = Image.fromarray(_overlay(pixels, share, top))
+    marked = Image.fromarray(_overlay(np.asarray(image), share, top))
     return TokenPicture(
         plain=_encode(image, "JPEG", quality=90),
         # 256 colours show a heat map as well as 16 million, in a third of the bytes.
@@ -73,6 +82,16 @@ def draw_tokens(example: TokenExample) -> TokenPicture:
         highest=float(share.max()),
         outlined=int(top.sum()),
     )
+
+
+def _image(example: TokenExample) -> Image.Image:
+    """The example's pixels as an image of PIL."""
+    if example.pixels.dim() != 3 or len(example.pixels) != 3 or example.pixels.dtype != torch.uint8:
+        raise ValueError(
+            f"pixels of {example.key!r} must be [3, h, w] u8, got {tuple(example.pixels.shape)} "
+            f"{example.pixels.dtype}"
+        )
+    return Image.fromarray(example.pixels.permute(1, 2, 0).contiguous().numpy())
 
 
 def _overlay(
@@ -111,7 +130,7 @@ def _outlines(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return border
 
 
-def _encode(image: object, kind: str, **options: object) -> bytes:
+def _encode(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)  # type: ignore[attr-defined]
+    image.save(buffer, kind, **options)
     return buffer.getvalue()

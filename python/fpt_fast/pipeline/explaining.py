@@ -1,0 +1,171 @@
+"""Explanations: for any image, what was kept of it and where the prompts look."""
+
+import csv
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fpt_fast.config import ConfigError
+from fpt_fast.files import write_atomically
+from fpt_fast.images import DecodedStore, to_network_input
+from fpt_fast.model import FptModel
+from fpt_fast.ops import quantise_kv
+from fpt_fast.pipeline.examples import make_examples
+from fpt_fast.pipeline.features import load_recorded_backbone
+from fpt_fast.pipeline.recorded import RecordedRun, open_images, read_recorded_run
+from fpt_fast.records import FeatureBatch, ImageItem, SelectedTokens, TokenExample
+from fpt_fast.report.maps import attention_by_head, kept_by_head
+from fpt_fast.report.tokens import draw_attention, draw_heads, draw_tokens
+from fpt_fast.setting_values import build_settings
+from fpt_fast.settings import ExplainSettings
+from fpt_fast.trainer import resolve_device
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainResult:
+    """Explained images in the order given, the class names, and the folder with the pictures."""
+
+    examples: tuple[TokenExample, ...]
+    classes: tuple[str, ...]
+    output: Path | None
+
+
+def explain(settings: ExplainSettings | None = None, **values: Any) -> ExplainResult:
+    """Explain images with a trained run; see ``ExplainSettings`` for the arguments.
+
+    ``output`` gets ``explanations.csv`` and a folder an image: ``kept.png`` and ``attention.png``
+    over all layers and heads, ``heads-kept.png`` and ``heads-attention.png`` by layer (row) and
+    head (column), and ``arrays.npz`` (see ``explanation_arrays``).  Raises ``ConfigError`` for a
+    run of a side network alone, which keeps nothing.
+    """
+    settings = settings or build_settings(ExplainSettings, values)
+    run = read_recorded_run(settings.run)
+    if run.model.fusion is None:
+        raise ConfigError(
+            f"{settings.run} is a side network alone: it keeps no tokens and has no prompts"
+        )
+    items = open_images(
+        settings.images,
+        run.classes,
+        run.plan.reading,
+        skip_unreadable=settings.skip_unreadable,
+        workers=settings.workers,
+    )
+    examples: list[TokenExample] = []
+    rows: list[list[str]] = []
+    for example in _explained(settings, run, items):
+        if settings.output is not None:
+            folder = f"{len(examples):04d}-{Path(example.key).stem}"
+            _write_pictures(settings.output / folder, example)
+            rows.append(_row(example, folder, run.classes))
+        examples.append(example)
+    if settings.output is not None:
+        with write_atomically(settings.output / "explanations.csv") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["path", "folder", "predicted", "probability", *_LOOKED_AT])
+            writer.writerows(rows)
+    return ExplainResult(tuple(examples), run.classes, settings.output)
+
+
+def explanation_arrays(example: TokenExample) -> dict[str, np.ndarray[Any, Any]]:
+    """An explanation as arrays.
+
+    ``layers`` [L]; ``kept`` [L, H, rows, columns] bool; ``attention`` [L, H, rows, columns] f32,
+    the mean of the prompts; ``index`` [L, H, K] i32 and ``weights`` [L, H, P, K] f32, what both
+    were made from; ``probabilities`` [classes] f32 (empty for a regression).
+    """
+    weights = example.weights if example.weights is not None else torch.empty(0)
+    return {
+        "layers": np.array(example.layers),
+        "kept": kept_by_head(example).numpy(),
+        "attention": attention_by_head(example).numpy(),
+        "index": example.index.numpy(),
+        "weights": weights.numpy(),
+        "probabilities": example.probabilities.numpy(),
+    }
+
+
+def _explained(
+    settings: ExplainSettings, run: RecordedRun, items: Sequence[ImageItem]
+) -> Iterator[TokenExample]:
+    plan, model = run.plan, run.model.to(resolve_device(settings.device)).eval()
+    assert model.fusion is not None
+    backbone = load_recorded_backbone(
+        plan,
+        backbone=settings.backbone,
+        checkpoint_path=settings.checkpoint_path,
+        dtype=settings.dtype,
+        device=settings.device,
+        attention=settings.attention,
+    )
+    frozen = plan.frozen_pass(backbone)
+    store = DecodedStore(limit_bytes=0)
+    for first in range(0, len(items), settings.batch_size):
+        chunk = items[first : first + settings.batch_size]
+        images = [store.get(item) for item in chunk]
+        selected = frozen.select(
+            torch.stack([to_network_input(image, plan.preprocessing) for image in images])
+        )
+        if plan.features != "float16":
+            kv, k_scales, v_scales = quantise_kv(selected.kv, getattr(torch, plan.features))
+            selected = SelectedTokens(kv, selected.index, k_scales, v_scales)
+        probabilities = _probabilities(model, run, images, selected, chunk)
+        yield from make_examples(chunk, images, selected, probabilities, plan, model.fusion)
+
+
+@torch.no_grad()
+def _probabilities(
+    model: FptModel,
+    run: RecordedRun,
+    images: Sequence[Tensor],
+    selected: SelectedTokens,
+    items: Sequence[ImageItem],
+) -> Tensor:
+    """[B, classes] f32 on the CPU; [B, 0] of a regression."""
+    side = dataclasses.replace(run.plan.preprocessing, size=model.config.side_size)
+    pixels = torch.stack([to_network_input(image, side) for image in images])
+    batch = FeatureBatch(
+        side_pixels=pixels.to(selected.kv.device),
+        kv=selected.kv,
+        rows=None,
+        labels=torch.tensor([item.label for item in items]),
+        keys=tuple(item.key for item in items),
+        k_scales=selected.k_scales,
+        v_scales=selected.v_scales,
+    )
+    logits: Tensor = model(batch).float().cpu()
+    return torch.empty(len(items), 0) if run.regression else logits.softmax(dim=1)
+
+
+_LOOKED_AT = ("top", "left", "height", "width", "attention")
+
+
+def _row(example: TokenExample, folder: str, classes: Sequence[str]) -> list[str]:
+    """Prediction, and the patch looked at most in pixels of the frozen model's input."""
+    attention = attention_by_head(example).mean(dim=(0, 1))
+    row, column = divmod(int(attention.argmax()), example.grid[1])
+    height = example.pixels.shape[1] // example.grid[0]
+    width = example.pixels.shape[2] // example.grid[1]
+    said = ["", ""]
+    if len(example.probabilities):
+        best = int(example.probabilities.argmax())
+        said = [classes[best], f"{float(example.probabilities[best]):.6f}"]
+    box = (row * height, column * width, height, width)
+    return [example.key, folder, *said, *map(str, box), f"{float(attention.max()):.6f}"]
+
+
+def _write_pictures(folder: Path, example: TokenExample) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "kept.png").write_bytes(draw_tokens(example).marked)
+    (folder / "attention.png").write_bytes(draw_attention(example).marked)
+    for what in ("kept", "attention"):
+        (folder / f"heads-{what}.png").write_bytes(draw_heads(example, what))
+    # Newer numpy types its own keywords, which no array here is named like.
+    arrays: dict[str, Any] = explanation_arrays(example)
+    np.savez_compressed(folder / "arrays.npz", **arrays)

@@ -1,0 +1,62 @@
+"""A trained run as it is found on disk, and images to apply it to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fpt_fast.config import ConfigError
+from fpt_fast.images import list_images
+from fpt_fast.model import FptModel
+from fpt_fast.pipeline.data import without_unreadable
+from fpt_fast.pipeline.features import FeaturePlan
+from fpt_fast.pipeline.peers import is_peer_folder
+from fpt_fast.pipeline.run_folder import model_folder, read_best_model
+from fpt_fast.records import UNLABELLED, ImageItem, ImageSet, Reading
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedRun:
+    """A trained model, how its features are made, its class names, and whether it grades."""
+
+    model: FptModel
+    plan: FeaturePlan
+    classes: tuple[str, ...]
+    regression: bool
+
+
+def read_recorded_run(run: Path) -> RecordedRun:
+    """The best model of a run of FPT or FPT+ with what applying it needs.
+
+    Raises ``ConfigError`` for a run of another method, or one that lacks something.
+    """
+    if is_peer_folder(model_folder(run)):
+        raise ConfigError(
+            f"{run} was trained by another method than FPT and FPT+, which this is of"
+        )
+    model = read_best_model(run)
+    try:
+        return RecordedRun(
+            model,
+            FeaturePlan.from_json(model.extra["features"]),
+            tuple(model.extra["classes"]),
+            bool(model.extra.get("regression", False)),
+        )
+    except KeyError as error:
+        raise ConfigError(
+            f"{run} lacks {error.args[0]!r}; it was not written by fpt-fast train"
+        ) from error
+
+
+def open_images(
+    paths: Sequence[Path],
+    classes: tuple[str, ...],
+    reading: Reading,
+    *,
+    skip_unreadable: bool,
+    workers: int,
+) -> tuple[ImageItem, ...]:
+    """Images, folders and CSV lists as unlabelled images, all of which can be decoded."""
+    found = list_images(paths)
+    items = tuple(ImageItem(path.as_posix(), path, UNLABELLED, "test", reading) for path in found)
+    images = ImageSet(root=Path(), classes=classes, items=items)
+    return without_unreadable(images, skip=skip_unreadable, workers=workers).items

@@ -1,0 +1,130 @@
+"""Explanations of image files: of the features that training saw, and of planted needles."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fpt_fast.cache import CacheReader
+from fpt_fast.config import ConfigError
+from fpt_fast.demo.needle import make_needle_dataset
+from fpt_fast.demo.run import BACKBONE
+from fpt_fast.pipeline import (
+    PreloadSettings,
+    TrainSettings,
+    explain,
+    explanation_arrays,
+    predict,
+    preload,
+    train,
+)
+from fpt_fast.report.maps import attention_share, kept_share
+
+MakePreload = Callable[..., PreloadSettings]
+MakeTrain = Callable[..., TrainSettings]
+
+
+@pytest.mark.parametrize("features", ["float16", "int8"])
+def test_any_image_is_explained_as_the_cache_has_it(
+    features: str,
+    preload_settings: MakePreload,
+    train_settings: MakeTrain,
+    data: Path,
+    tmp_path: Path,
+) -> None:
+    preload(preload_settings(features=features))
+    run = train(train_settings(epochs=1)).run
+    assert "where the prompts look" in (run / "report.html").read_text()
+    out = tmp_path / "explained"
+    result = explain(run=run, images=(data / "test",), output=out, dtype="float32", batch_size=4)
+    assert len(result.examples) == 6
+    predicted = predict(
+        run=run, images=(data / "test",), output=tmp_path / "p.csv", dtype="float32"
+    ).predictions
+    assert predicted.probabilities is not None
+    with CacheReader(tmp_path / "cache") as reader:
+        for number, example in enumerate(result.examples):
+            assert example.key == predicted.keys[number]
+            torch.testing.assert_close(
+                example.probabilities, predicted.probabilities[number], rtol=0, atol=1e-3
+            )
+            key = Path(example.key).relative_to(data).as_posix()
+            record = reader.read([reader.row(key)])
+            assert torch.equal(example.index, record.index[0])
+            assert example.weights is not None
+            torch.testing.assert_close(
+                example.weights.sum(-1), torch.ones(example.weights.shape[:-1])
+            )
+    with (out / "explanations.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == list(predicted.keys)
+    for row, example in zip(rows, result.examples, strict=True):
+        folder = out / row["folder"]
+        for name in ("kept", "attention", "heads-kept", "heads-attention"):
+            with Image.open(folder / f"{name}.png") as picture:
+                assert picture.size[0] > 40
+        arrays = np.load(folder / "arrays.npz", allow_pickle=False)
+        for name, value in explanation_arrays(example).items():
+            assert np.array_equal(arrays[name], value), name
+        assert arrays["kept"].shape == arrays["attention"].shape == (2, 6, 6, 6)
+        attention = attention_share(example)
+        top, left = int(row["top"]) // 8, int(row["left"]) // 8
+        assert float(attention[top, left]) == float(attention.max())
+        assert float(row["attention"]) == pytest.approx(float(attention.max()), abs=1e-6)
+
+
+def test_a_side_network_alone_explains_nothing(
+    preload_settings: MakePreload, train_settings: MakeTrain, data: Path
+) -> None:
+    preload(preload_settings())
+    run = train(train_settings(epochs=1, fusion=False)).run
+    with pytest.raises(ConfigError, match="side network alone"):
+        explain(run=run, images=(data / "test",), output=None)
+
+
+def test_prompts_look_at_the_needle_far_more_often_than_chance(tmp_path: Path) -> None:
+    data = tmp_path / "images"
+    make_needle_dataset(data, images=60, size=256, seed=0, classes=(0, 7), splits=(0.6, 0.2, 0.2))
+    cache = tmp_path / "cache"
+    preload(
+        data=data,
+        backbone=str(BACKBONE),
+        cache=cache,
+        input_size="256",
+        normalization="backbone",
+    )
+    run = train(
+        data=data,
+        cache=str(cache),
+        run=tmp_path / "run",
+        side_size="32",
+        epochs=6,
+        learning_rate=5e-3,
+        report_images=0,
+    ).run
+    examples = explain(run=run, images=(data / "test",), output=None).examples
+    with (data / "boxes.csv").open() as file:
+        boxes = {row["path"]: row for row in csv.DictReader(file)}
+    found, attention, kept, area = 0, 0.0, 0.0, 0.0
+    for example in examples:
+        box = boxes[Path(example.key).relative_to(data).as_posix()]
+        top, left, height, width = (int(box[k]) for k in ("top", "left", "height", "width"))
+        needle = np.zeros((16, 16), dtype=bool)  # patches of 16 px that the needle touches
+        needle[
+            top // 16 : (top + height - 1) // 16 + 1, left // 16 : (left + width - 1) // 16 + 1
+        ] = 1
+        look = attention_share(example).numpy()
+        found += bool(needle.flat[look.argmax()])
+        attention += float(look[needle].sum() / look.sum())
+        kept += float(kept_share(example).numpy()[needle].mean())
+        area += float(needle.mean())
+    count = len(examples)
+    assert count == 12
+    assert area / count < 0.07  # chance: of the highest patch to lie there, and of attention
+    assert found / count > 0.7
+    assert attention / count > 3 * area / count
+    assert kept / count > 0.4  # chance: 0.2, the share of tokens that is kept
