@@ -35,6 +35,7 @@ HELPERS = {
     "losses": {"records", "config"},
     "interrupts": set[str](),
     "tracking": {"records"},
+    "accounting": {"records"},
     "trust": {"records", "metrics"},
     "explanation": {"records", "fusion"},
     "doctor": {"records", "images"},
