@@ -18,7 +18,8 @@ from benchmarks.tables.memory import Memory, saved_bytes
 from benchmarks.tables.published import READERS, write_list
 from benchmarks.tables.runs import Run
 from benchmarks.tables.summary import draw, efficiency, mean_interval
-from benchmarks.tables.variants import Variant
+from benchmarks.tables.variants import TABLES, Options, Variant
+from fpt_fast.config import PEER_METHODS
 from fpt_fast.images import load_image_set, preset_names
 from fpt_fast.records import Predictions
 from helpers import ROOT
@@ -40,7 +41,7 @@ def words(output: Path, backbone: Path, *more: str) -> list[str]:
 def test_the_components_add_up(
     tmp_path: Path, backbone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["components", *words(tmp_path, backbone)]
+    arguments = ["components", *words(tmp_path, backbone, "--seeds", "1")]
     assert tables.main(arguments) == 0
     assert "| + preloading |" in capsys.readouterr().out
     rows = {row["row"]: row for row in json.loads((tmp_path / "components.json").read_text())}
@@ -57,7 +58,7 @@ def test_the_components_add_up(
     assert rows["selection"]["aucs"] == pytest.approx(rows["preloading"]["aucs"], abs=0.02)
     with (tmp_path / "components.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert len(lines) == 10 and {line["seed"] for line in lines} == {"0", "1"}
+    assert [line["seed"] for line in lines] == ["0"] * 5
     assert (tmp_path / "components.svg").read_bytes().startswith(b"<?xml")
     # Again: nothing is trained twice.
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}
@@ -65,9 +66,28 @@ def test_the_components_add_up(
     assert made == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("model.safetensors")}
 
 
+def test_every_method_has_its_row() -> None:
+    rows = list(TABLES["methods"](Options(Path("data"), Path("out"), "vit")))
+    assert [row.method for row in rows] == [*PEER_METHODS, "fpt", "fpt_plus"]
+    assert {row.method for row in rows if row.token_ratio is not None} == {"fpt", "fpt_plus"}
+
+
+def test_peers_beside_fpt_plus(tmp_path: Path, backbone: Path) -> None:
+    chosen = ["full", "bitfit", "fpt_plus"]
+    tables.main(["methods", *words(tmp_path, backbone, "--seeds", "1", "--rows", *chosen)])
+    rows = {row["row"]: row for row in json.loads((tmp_path / "methods.json").read_text())}
+    memory = {name: row["memory"] for name, row in rows.items()}
+    assert memory["full"]["share"] == 100 > memory["bitfit"]["share"] > 0
+    assert [*sorted(memory, key=lambda name: -memory[name]["peak"])] == chosen
+    text = (tmp_path / "methods.md").read_text()
+    assert "| full fine-tuning | 100.00 % |" in text and "PME needs" not in text
+
+
 def test_a_row_of_other_settings_is_trained_anew(tmp_path: Path, backbone: Path) -> None:
     rows = ["--rows", "ratio_0.5"]
-    tables.main(["ratios", *words(tmp_path, backbone, *rows, "--seeds", "1")])
+    tables.main(["ratios", *words(tmp_path, backbone, *rows, "--seeds", "2")])
+    with (tmp_path / "ratios.csv").open() as file:
+        assert [line["seed"] for line in csv.DictReader(file)] == ["0", "1"]
     best = tmp_path / "runs" / "ratio_0.5" / "seed-0" / "best" / "model.safetensors"
     before = best.stat().st_mtime_ns
     tables.main(["ratios", *words(tmp_path, backbone, *rows, "--seeds", "1", "--epochs", "2")])

@@ -6,7 +6,7 @@ in one training step with the batch's features, and in the frozen pass where the
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,9 @@ from torch.nn import functional
 from benchmarks.beside import peak_added
 from benchmarks.tables.variants import Options, Variant
 from fpt_fast.backbone import FrozenBackbone, load_backbone
+from fpt_fast.config import PEER_METHODS
 from fpt_fast.model import FptModel
+from fpt_fast.peers import PeerModel
 from fpt_fast.records import FeatureBatch
 from fpt_fast.selection import keep_count, select_features
 
@@ -55,29 +57,45 @@ class Memory:
 
 def memory_of(variant: Variant, options: Options, run: Path) -> Memory:
     """Count one training step of the model that ``run`` holds, on random input of its sizes."""
+    if variant.method in PEER_METHODS:
+        peer = PeerModel.from_pretrained(run / "best", backbone=options.backbone).train()
+        return counted(peer, images_of(options, options.input_size, peer.num_outputs))
     backbone = load_backbone(options.backbone, device="cpu")
     model = FptModel.from_pretrained(run / "best").train()
-    size = (options.input_size, options.input_size)
-    pixels = torch.randn(options.batch_size, 3, *size)
-    is_live = variant.token_ratio is None
-    frozen_peak = peak_added(lambda: features(model, backbone, pixels)) if is_live else 0
-    batch = batch_of(model, backbone, options)
-    trained = sum(p.numel() for p in model.parameters())
-    weights = sum(p.numel() for p in backbone.vit.parameters())
+    weights = list(backbone.vit.parameters())
+    memory = counted(model, batch_of(model, backbone, options))
+    if not model.config.fusion:
+        return memory
+    memory = replace(
+        memory, all_parameters=memory.trained_parameters + sum(p.numel() for p in weights)
+    )
+    if variant.token_ratio is not None:
+        return memory
+    pixels = torch.randn(options.batch_size, 3, options.input_size, options.input_size)
+    return replace(
+        memory,
+        frozen_bytes=sum(p.nbytes for p in weights),
+        frozen_peak=peak_added(lambda: features(model, backbone, pixels)),
+    )
+
+
+def counted(model: nn.Module, batch: FeatureBatch) -> Memory:
+    """One training step; the model's own frozen weights count as parameters in memory."""
+    sizes = [(p.numel(), p.nbytes) for p in model.parameters()]
+    trained = [p for p in model.parameters() if p.requires_grad]
     step = step_of(model, batch)
     step()  # makes gradients and AdamW's state, which are counted by themselves
-    frozen_bytes = sum(p.nbytes for p in backbone.vit.parameters()) if is_live else 0
     return Memory(
-        trained_parameters=trained,
-        all_parameters=trained + (weights if model.config.fusion else 0),
-        parameter_bytes=4 * trained,
-        gradient_bytes=4 * trained,
-        optimizer_bytes=8 * trained,
+        trained_parameters=sum(p.numel() for p in trained),
+        all_parameters=sum(count for count, _ in sizes),
+        parameter_bytes=sum(size for _, size in sizes),
+        gradient_bytes=sum(p.nbytes for p in trained),
+        optimizer_bytes=2 * sum(p.nbytes for p in trained),
         saved_bytes=saved_bytes(model, lambda: loss_of(model, batch)),
         feature_bytes=0 if batch.kv is None else batch.kv.nbytes,
         step_peak=peak_added(step),
-        frozen_bytes=frozen_bytes if model.config.fusion else 0,
-        frozen_peak=frozen_peak,
+        frozen_bytes=0,
+        frozen_peak=0,
     )
 
 
@@ -94,14 +112,19 @@ def features(model: FptModel, backbone: FrozenBackbone, pixels: Tensor) -> Tenso
 
 def batch_of(model: FptModel, backbone: FrozenBackbone, options: Options) -> FeatureBatch:
     """Random images, features and labels of a batch."""
-    count, spec = options.batch_size, backbone.spec
-    size = (options.input_size, options.input_size)
+    spec, size = backbone.spec, (options.input_size, options.input_size)
     keep = keep_count(model.config.token_ratio, spec.num_tokens(size))
-    shape = (count, len(model.layers), 2, spec.num_heads, keep, spec.head_width)
-    kv = torch.randn(shape).half() if model.config.fusion else None
-    pixels = torch.randn(count, 3, *model.config.side_size)
-    labels = torch.randint(model.num_outputs, (count,))
-    return FeatureBatch(pixels, kv, None, labels, tuple(map(str, range(count))))
+    shape = (options.batch_size, len(model.layers), 2, spec.num_heads, keep, spec.head_width)
+    batch = images_of(options, model.config.side_size[0], model.num_outputs)
+    return replace(batch, kv=torch.randn(shape).half()) if model.config.fusion else batch
+
+
+def images_of(options: Options, size: int, outputs: int) -> FeatureBatch:
+    """Random images of ``size`` pixels and labels, without features."""
+    count = options.batch_size
+    labels = torch.randint(outputs, (count,))
+    pixels = torch.randn(count, 3, size, size)
+    return FeatureBatch(pixels, None, None, labels, tuple(map(str, range(count))))
 
 
 def loss_of(model: nn.Module, batch: FeatureBatch) -> Tensor:

@@ -77,7 +77,8 @@ def train_settings(variant: Variant, options: Options, seed: int) -> dict[str, A
         shared["cache"] = str(cache)
     if options.learning_rate is not None:
         shared["learning_rate"] = options.learning_rate
-    return shared | dict(variant.train)
+    given = shared | dict(variant.train)
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def is_done(folder: Path, settings: Mapping[str, Any]) -> bool:

@@ -5,10 +5,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fpt_fast.config import METHODS
+from fpt_fast.config import PEER_METHODS
 
 RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 1.0)
 TOKEN_RATIO = 0.2
+# In the order of the papers' table 1.
+LABELS = {
+    "full": "full fine-tuning",
+    "linear": "linear probing",
+    "prompt": "prompt tuning",
+    "attention": "attention tuning",
+    "adapter": "adapter",
+    "bitfit": "BitFit",
+    "lora": "LoRA",
+    "side": "ladder side-tuning",
+    "fpt": "FPT",
+    "fpt_plus": "FPT+",
+}
 
 
 @dataclass(frozen=True)
@@ -88,11 +101,26 @@ def ratios(options: Options) -> Iterator[Variant]:
 
 
 def methods(options: Options) -> Iterator[Variant]:
-    """The papers' table 1: FPT, FPT+ and every method that they are compared with."""
-    for method in METHODS:
-        train = {} if options.side_size is None else {"side_size": str(options.side_size)}
-        label = {"fpt_plus": "FPT+", "fpt": "FPT"}[method]
-        yield Variant(method, label, method, TOKEN_RATIO, train)
+    """The papers' table 1: FPT, FPT+ and every method that they are compared with.
+
+    A learning rate that is given is that of FPT and FPT+; the others have their own.
+    """
+    side = {} if options.side_size is None else {"side_size": str(options.side_size)}
+    for method, label in LABELS.items():
+        if method in PEER_METHODS:
+            yield Variant(method, label, method, None, _peer(options))
+        else:
+            yield Variant(method, label, method, TOKEN_RATIO, side)
+
+
+def _peer(options: Options) -> dict[str, Any]:
+    """A peer reads images at the frozen model's input size, and no cache."""
+    return {
+        "backbone": options.backbone,
+        "input_size": str(options.input_size),
+        "normalization": options.normalization,
+        "learning_rate": None,
+    }
 
 
 TABLES = {"components": components, "ratios": ratios, "methods": methods}
