@@ -14,7 +14,7 @@ STAMP := $(VENV)/.fpt-fast-installed
 INSTALL_LOG := $(VENV)/fpt-fast-install.log
 
 .DEFAULT_GOAL := help
-.PHONY: help install native demo test bench figures device reliability lint types architecture tests browser browser-install benchmarks cold-import clean
+.PHONY: help install native demo test bench figures device reliability lint types architecture tests docs browser browser-install benchmarks cold-import clean
 
 help:
 	@echo "make demo    preload, train, evaluate and report on the bundled task, into demo-output/"
@@ -22,6 +22,7 @@ help:
 	@echo "make bench   benchmarks with numbers, into $(RESULTS)"
 	@echo "make figures the figures of README.md, measured anew"
 	@echo "make native  the C++ extension, built in place"
+	@echo "make docs    the documentation site, into build/site"
 	@echo "make browser the report's tests in Chromium (make browser-install)"
 	@echo "make lint    ruff: rules and format      make types   mypy"
 	@echo "make device  what needs a GPU: tests, races, benchmarks, tuning (docs/gpu.md)"
@@ -65,6 +66,10 @@ architecture: $(STAMP)
 tests: native
 	$(BIN)/python -m pytest -q -n $(PYTEST_WORKERS) tests \
 		--ignore tests/test_architecture.py --ignore tests/test_import.py --ignore tests/browser
+
+# The documentation site, into build/site.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 # The report in a real browser: chromium and chromedriver on the PATH.
 browser: native
