@@ -8,17 +8,18 @@ BENCH_OPTIONS ?= --full
 MINUTES ?= 9
 DEVICE_OPTIONS ?=
 RELIABILITY_OPTIONS ?=
+WHEEL_OPTIONS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.fpt-fast-installed
 INSTALL_LOG := $(VENV)/fpt-fast-install.log
 
 .DEFAULT_GOAL := help
-.PHONY: help install native demo test bench figures device reliability lint types architecture tests docs browser browser-install benchmarks cold-import clean
+.PHONY: help install native demo test bench figures device reliability wheels sanitize lint types architecture tests docs browser browser-install benchmarks cold-import clean
 
 help:
 	@echo "make demo    preload, train, evaluate and report on the bundled task, into demo-output/"
-	@echo "make test    lint, types, architecture, tests, benchmarks as tests, cold import"
+	@echo "make test    lint, types, architecture, tests, benchmarks as tests, cold import, wheels"
 	@echo "make bench   benchmarks with numbers, into $(RESULTS)"
 	@echo "make figures the figures of README.md, measured anew"
 	@echo "make native  the C++ extension, built in place"
@@ -27,6 +28,8 @@ help:
 	@echo "make lint    ruff: rules and format      make types   mypy"
 	@echo "make device  what needs a GPU: tests, races, benchmarks, tuning (docs/gpu.md)"
 	@echo "make reliability  the long attack on the cache, counted in benchmarks/results/reliability.json"
+	@echo "make wheels  sdist and wheel, built, installed and used (WHEEL_OPTIONS=--under python...)"
+	@echo "make sanitize  the C++ extension under ASan, UBSan and TSan (csrc/README.md)"
 	@echo "make clean   remove build products, caches and demo-output/ (not the environment)"
 
 install: $(STAMP)
@@ -51,7 +54,7 @@ native: $(STAMP)
 demo: native
 	$(BIN)/fpt-fast demo --output demo-output
 
-test: native lint types architecture tests benchmarks cold-import
+test: native lint types architecture tests benchmarks cold-import wheels
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -105,6 +108,14 @@ device: $(STAMP)
 # The long form of tests/reliability; RELIABILITY_OPTIONS="--only fuzz --inputs 10000" for a part.
 reliability: native
 	$(BIN)/python tests/reliability/attack.py $(RELIABILITY_OPTIONS)
+
+# sdist and wheel, each installed in an environment of its own and used; also without a compiler.
+wheels: $(STAMP)
+	$(BIN)/python scripts/check_wheels.py $(WHEEL_OPTIONS)
+
+sanitize: $(STAMP)
+	$(BIN)/python scripts/sanitize.py address
+	$(BIN)/python scripts/sanitize.py thread
 
 clean:
 	rm -rf build dist python/fpt_fast/_native* demo-output .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis python/fpt_fast.egg-info

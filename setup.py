@@ -16,7 +16,7 @@ from setuptools.errors import BaseError, CCompilerError
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "csrc"))
-from native_build import find_torch, why_not  # noqa: E402
+from native_build import find_torch, platform_tag, why_not  # noqa: E402
 
 FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
 TORCH_2_10 = "0x020a000000000000"
@@ -55,7 +55,8 @@ class AnyPython(bdist_wheel):
     """The platform counts, Python's version does not."""
 
     def get_tag(self) -> tuple[str, str, str]:
-        return "py3", "none", super().get_tag()[2]
+        built = self.get_finalized_command("build_ext").get_ext_fullpath("fpt_fast._native")
+        return "py3", "none", platform_tag(Path(built), super().get_tag()[2])
 
 
 setup(

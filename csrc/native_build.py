@@ -2,6 +2,7 @@
 
 ``torch.stable`` needs headers at build time, and an isolated build sees no installed torch.  That
 of the environment that is installed into will do: its files are read, and it is not imported.
+Also names the platform of a wheel (``platform_tag``).
 """
 
 import re
@@ -29,12 +30,18 @@ __all__ = [
     "get_requires_for_build_editable",
     "get_requires_for_build_sdist",
     "get_requires_for_build_wheel",
+    "platform_tag",
     "prepare_metadata_for_build_editable",
     "prepare_metadata_for_build_wheel",
     "why_not",
 ]
 
 OLDEST_TORCH = (2, 10)
+# The first glibc whose manylinux policy has these versions of libstdc++'s symbols (PEP 600).
+LIBSTDCXX = {
+    "GLIBCXX_3.4": {19: 17, 22: 24, 24: 27, 28: 31, 29: 34, 30: 35, 33: 39},
+    "CXXABI_1.3": {7: 17, 10: 24, 11: 27, 12: 31, 13: 34, 15: 39},
+}
 
 
 def find_torch() -> Path | None:
@@ -73,3 +80,25 @@ def get_requires_for_build_wheel(config_settings: dict[str, object] | None = Non
 def get_requires_for_build_editable(config_settings: dict[str, object] | None = None) -> list[str]:
     """What setuptools needs, and torch where there are no headers."""
     return [*build_meta.get_requires_for_build_editable(config_settings), *_torch_if_needed()]
+
+
+def platform_tag(library: Path, platform: str) -> str:
+    """``linux_x86_64`` -> ``manylinux_2_34_x86_64``, the oldest that has all symbols which
+    ``library`` needs; unchanged where there is no library or none has them.
+
+    libtorch_cpu.so is left to torch, whose own wheels have their own tag.
+    """
+    system, _, machine = platform.partition("_")
+    if system != "linux" or not library.exists():
+        return platform
+    names = library.read_bytes()
+    minors = [17, *(int(minor) for minor in re.findall(rb"(?<=\0)GLIBC_2\.(\d+)(?=[.\0])", names))]
+    for name, first_glibc in LIBSTDCXX.items():
+        needed = max(
+            map(int, re.findall(rf"(?<=\0){name}\.(\d+)(?=\0)".encode(), names)), default=0
+        )
+        enough = [glibc for version, glibc in first_glibc.items() if version >= needed]
+        if not enough:
+            return platform
+        minors.append(min(enough))
+    return f"manylinux_2_{max(minors)}_{machine}"

@@ -149,3 +149,23 @@ fpt_fast.ops.select_tokens(x[..., 0], x, x, 2)
 assert len(torch.ops.loaded_libraries) == 1
 """
     assert run_fresh(code) == ""
+
+
+@pytest.mark.parametrize(
+    ("needs", "tag"),
+    [
+        (("GLIBC_2.2.5", "GLIBCXX_3.4", "CXXABI_1.3"), "manylinux_2_17_x86_64"),
+        (("GLIBC_2.2.5", "GLIBC_2.28", "GLIBC_2.14"), "manylinux_2_28_x86_64"),
+        (("GLIBC_2.17", "GLIBCXX_3.4.21", "GLIBCXX_3.4.29"), "manylinux_2_34_x86_64"),
+        (("GLIBC_2.36", "CXXABI_1.3.11"), "manylinux_2_36_x86_64"),
+        (("GLIBC_2.17", "GLIBCXX_3.4.99"), "linux_x86_64"),
+    ],
+)
+def test_a_wheel_is_tagged_by_the_symbols_it_needs(
+    tmp_path: Path, needs: tuple[str, ...], tag: str
+) -> None:
+    library = tmp_path / "_native.so"
+    library.write_bytes(b"\0" + b"\0".join(name.encode() for name in needs) + b"\0")
+    assert native_build().platform_tag(library, "linux_x86_64") == tag
+    assert native_build().platform_tag(tmp_path / "none.so", "linux_x86_64") == "linux_x86_64"
+    assert native_build().platform_tag(library, "macosx_11_0_arm64") == "macosx_11_0_arm64"
