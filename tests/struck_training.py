@@ -4,18 +4,18 @@ import os
 from typing import Any
 
 from fpt_fast.pipeline import TrainSettings, train
-from fpt_fast.trainer import epoch as training_epoch
+from fpt_fast.trainer import step as training_step
 
 
 def train_struck(settings: TrainSettings, calls: int, number: int) -> None:
     """Train, with signal ``number`` to this process within its ``calls``-th step."""
-    original, made = training_epoch._train_step, []
+    original, made = training_step.step_once, []
 
-    def step(*arguments: Any) -> Any:
+    def struck(*arguments: Any) -> Any:
         made.append(1)
         if len(made) == calls:
             os.kill(os.getpid(), number)
         return original(*arguments)
 
-    training_epoch._train_step = step
+    training_step.step_once = struck
     train(settings)

@@ -127,6 +127,27 @@ def test_stored_side_images_make_the_same_choices_and_decode_nothing(
         make(side_images=shrink_images((), SIDE, augmented=True))
 
 
+@pytest.mark.parametrize("augmented", [True, False])
+def test_the_side_input_made_later_is_the_one_made_at_once(
+    make_loader: Callable[..., FeatureLoader], items: tuple[ImageItem, ...], augmented: bool
+) -> None:
+    """Batches then bring which image and which seed; the bits are the same."""
+    stored = shrink_images(items, SIDE, augmented=augmented)
+    changes = {"side_images": stored, "augmentation": AugmentConfig() if augmented else None}
+    at_once, later = (
+        make_loader(**changes, side_device=device) for device in (None, torch.device("cpu"))
+    )
+    assert at_once.side_input is None and later.side_input is not None
+    for number in (0, 3):
+        expected, brought = epoch(at_once, number), epoch(later, number)
+        assert keys(brought) == keys(expected)
+        for batch, wanted in zip(brought, expected, strict=True):
+            assert batch.side_pixels.shape == (len(batch.keys), 2)
+            assert torch.equal(later.side_input(batch.side_pixels), wanted.side_pixels)
+    with pytest.raises(ValueError, match="side_device needs side_images"):
+        make_loader(side_device=torch.device("cpu"))
+
+
 def test_stored_images_are_exact_without_augmentation(
     make_loader: Callable[..., FeatureLoader], items: tuple[ImageItem, ...]
 ) -> None:

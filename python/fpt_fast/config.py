@@ -28,6 +28,8 @@ Loss = Literal[
 REGRESSION_LOSSES: tuple[Loss, ...] = ("mean_square_error", "mean_absolute_error", "smooth_l1")
 
 LossWeight = Literal["none", "balance", "dynamic", "given"]
+Precision = Literal["float32", "bfloat16", "float16"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
 
 
 class ConfigError(ValueError):
@@ -198,7 +200,8 @@ class TrainConfig:
     ``learning_rate`` per step follows a half cosine to 0 after ``warmup_epochs`` of linear
     warm-up.  ``loss_weights`` goes with ``loss_weight="given"``; ``loss_weight_decay`` with
     ``"dynamic"`` (weights move from balanced to equal by this factor per epoch).
-    ``monitor`` is the validation metric that picks the best epoch.
+    ``monitor`` is the validation metric that picks the best epoch.  ``precision`` is that of the
+    training step's matrix products; weights and optimiser are in f32 whatever it is.
     """
 
     epochs: int = 20
@@ -217,12 +220,15 @@ class TrainConfig:
     monitor: str = "auc"
     eval_interval: int = 1
     seed: int = 0
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "eval_interval"):
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("learning_rate", "clip_norm"):
             require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
+        known = f"one of {', '.join(PRECISIONS)}"
+        require(self.precision in PRECISIONS, "precision", known, self.precision)
         require(self.weight_decay >= 0, "weight_decay", "at least 0", self.weight_decay)
         require(self.warmup_epochs >= 0, "warmup_epochs", "at least 0", self.warmup_epochs)
         require(

@@ -206,6 +206,8 @@ class FeatureLoader:
     shrunk beforehand (``shrink_images``, augmented or not as here); without them every image is
     decoded for its batch, unless ``store`` has it.  ``order_seed`` is that of the order alone,
     where it is not ``seed``.  ``staging`` takes the batches to a device (``tiers.Staging``).
+    ``side_device``: the side images lie there, batches bring (row, seed) [B, 2] i64 for each image
+    in the place of its side input, and ``side_input`` makes that of them.
     """
 
     def __init__(
@@ -223,6 +225,7 @@ class FeatureLoader:
         order_seed: int | None = None,
         workers: int = 2,
         staging: Staging | None = None,
+        side_device: torch.device | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -240,6 +243,11 @@ class FeatureLoader:
         self._side_batches = (
             None if side_images is None else SideBatches(side_images, side, augmentation)
         )
+        self._side_input: Callable[[Tensor], Tensor] | None = None
+        if side_device is not None:
+            if self._side_batches is None:
+                raise ValueError("side_device needs side_images, to be put there")
+            self._side_input = _OnDevice(self._side_batches.to(side_device))
         self._batch_size = batch_size
         self._store = store
         self._shuffle = shuffle
@@ -257,6 +265,12 @@ class FeatureLoader:
     def items(self) -> tuple[ImageItem, ...]:
         """The images, in the order they have without shuffling."""
         return self._items
+
+    @property
+    def side_input(self) -> Callable[[Tensor], Tensor] | None:
+        """Makes the side input [B, 3, h, w] of what batches bring in its place, where they do; to
+        be called on the device, within the training step."""
+        return self._side_input
 
     @property
     def side_bytes(self) -> int:
@@ -322,7 +336,7 @@ class FeatureLoader:
         features = self._features(items, images, image_seeds)
         side_pixels = sides[0].unsqueeze(0) if len(sides) == 1 else torch.stack(sides)
         batch = SweepBatch(
-            side_pixels=side_pixels.expand(len(seeds), -1, -1, -1, -1),
+            side_pixels=side_pixels.expand(len(seeds), *sides[0].shape),
             shared=FeatureBatch(
                 side_pixels=sides[0],
                 kv=None if features is None else features.kv,
@@ -337,6 +351,8 @@ class FeatureLoader:
 
     def _make_side(self, rows: Tensor, images: Sequence[Tensor], seed: int) -> Tensor:
         """Side input [B, 3, h, w]; both ways make the same choices for the same image."""
+        if self._side_input is not None:
+            return torch.stack((rows, torch.full_like(rows, seed)), dim=1)
         if self._side_batches is not None:
             return self._side_batches(rows, seed)
         if self._augment is None:
@@ -348,6 +364,16 @@ class FeatureLoader:
         return torch.stack(
             [self._augment.apply(image, draws.of(i)) for i, image in enumerate(fitted)]
         )
+
+
+class _OnDevice:
+    """The side input of (row, seed) pairs [B, 2] i64."""
+
+    def __init__(self, batches: SideBatches) -> None:
+        self._batches = batches
+
+    def __call__(self, pairs: Tensor) -> Tensor:
+        return self._batches(pairs[:, 0], pairs[:, 1])
 
 
 class SweepLoader:

@@ -36,13 +36,15 @@ class CrossEntropyLoss(EpochLoss):
         super().__init__()
         self.decay = decay
         self.register_buffer("weight", weight, persistent=False)
-        self.register_buffer("current", weight, persistent=False)
+        current = None if weight is None else weight.clone()
+        self.register_buffer("current", current, persistent=False)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the weights of ``epoch``."""
-        if self.weight is not None:
+        if self.weight is not None and self.current is not None:
             factor = self.decay**epoch
-            self.current = factor * self.weight + (1.0 - factor)
+            # In place: a captured step reads them where they are.
+            self.current.copy_(factor * self.weight + (1.0 - factor))
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits [B, classes], labels [B] i64 -> scalar."""
@@ -104,8 +106,8 @@ class KappaLoss(EpochLoss):
         else:
             squared = logits.square()
             soft = squared / (self.eps + squared.sum(dim=1, keepdim=True))
-        truth = F.one_hot(labels, classes).to(soft.dtype)  # [B, classes]
         grades = torch.arange(classes, device=logits.device, dtype=soft.dtype)
+        truth = (labels[:, None] == grades).to(soft.dtype)  # [B, classes]
         weights = ((grades[:, None] - grades[None, :]) / max(classes - 1, 1)).square()
         observed = (weights * (soft.T @ truth)).sum()
         chance = torch.outer(soft.sum(dim=0), truth.sum(dim=0)) / logits.shape[0]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from fpt_fast.config import AnyMethod, Loss, LossWeight, Method
+from fpt_fast.config import AnyMethod, Loss, LossWeight, Method, Precision
 from fpt_fast.records import Attention, FeatureDtype, Fit, Importance, Split
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -333,6 +333,11 @@ class TrainSettings(RunSettings):
     each with its own seed, share one order."""
     checkpoint_steps: int = 0
     """Steps between checkpoints within an epoch (0: after each epoch, and on SIGTERM)."""
+    precision: Precision = "float32"
+    """Arithmetic of the training step's matrix products; weights and optimiser stay in float32."""
+    step: Literal["auto", "graph", "eager"] = "auto"
+    """graph: each training step is one launch on a GPU; eager: operation by operation; auto: the
+    former where it can be and is proven."""
     profile_steps: str | None = None
     """Steps to capture in Nsight, like 20:30 (see docs/profiling.md)."""
     tensorboard: bool = False

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from graph_tape import TapeCapture
+from safetensors.torch import load_file
 from tiers.simulation import AtOnce
 
 from fpt_fast.config import ConfigError
@@ -98,3 +100,35 @@ def test_tiers_that_cannot_be(
     live = train_settings(cache="none", backbone=str(tmp_path), features_on="disk")
     with pytest.raises(ConfigError, match="--features-on: goes with a cache only"):
         train(live)
+
+
+@pytest.mark.parametrize("tier", ["resident", "disk"])
+@pytest.mark.usefixtures("pretend_gpu")
+def test_a_captured_step_with_all_that_belongs_to_it(
+    preload_settings: MakePreload,
+    train_settings: MakeTrain,
+    tmp_path: Path,
+    tier: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Augmentation, forward, backward and optimiser written down once, then done again: the model
+    that the ordinary step gives, whichever memory its features come from."""
+    preload(preload_settings())
+    ordinary = train(train_settings(features_on=tier))
+    capture = TapeCapture()
+    for module in ("fpt_fast.trainer.loop", "fpt_fast.pipeline.training"):
+        monkeypatch.setattr(f"{module}.choose_capture", lambda *_: (capture, "it is a tape"))
+    with caplog.at_level(logging.INFO, logger="fpt_fast"):
+        captured = train(train_settings(run=tmp_path / "captured", features_on=tier))
+    # 12 images in batches of 5: two sizes, in one store or in two slots that take turns.
+    assert len(capture.tapes) == (2 if tier == "resident" else 4)
+    assert capture.replays == 2 * 3
+    assert "augmented on the device within the step" in caplog.text
+    for one, other in zip(ordinary.history.epochs, captured.history.epochs, strict=True):
+        assert other.loss == pytest.approx(one.loss, rel=1e-5)
+    weights = [
+        load_file(tmp_path / run / "last" / "model.safetensors") for run in ("run", "captured")
+    ]
+    for name, expected in weights[0].items():
+        torch.testing.assert_close(weights[1][name], expected, rtol=1e-4, atol=1e-5)

@@ -102,7 +102,8 @@ def _choose_crops(
     top = (attempts[:, :, 2] * (rows - h + 1)).floor()
     left = (attempts[:, :, 3] * (columns - w + 1)).floor()
     first = fits.to(torch.uint8).argmax(dim=1)  # argmax takes the first of equals
-    tried = torch.stack((top, left, h, w), dim=2)[torch.arange(len(first)), first]
+    image = torch.arange(len(first), device=first.device)
+    tried = torch.stack((top, left, h, w), dim=2)[image, first]
     crop = torch.where(fits.any(dim=1)[:, None], tried, _central_crops(height, width, ratios))
     return crop.long()
 
@@ -128,13 +129,15 @@ def mix(*numbers: int) -> int:
     return state >> 1
 
 
-def hashed_uniform(seed: int, positions: Tensor, count: int = UNIFORMS) -> Tensor:
+def hashed_uniform(seed: int | Tensor, positions: Tensor, count: int = UNIFORMS) -> Tensor:
     """``count`` numbers in [0, 1) for each of ``positions`` [B] i64: [B, count] f64.
 
-    Row *b* depends on ``seed`` and ``positions[b]`` alone: splitmix64 of a counter, 53 bits.
+    Row *b* depends on ``seed`` (one for all, or [B] i64) and ``positions[b]`` alone: splitmix64 of
+    a counter, 53 bits.
     """
+    first = seed[:, None] if isinstance(seed, Tensor) else _signed(seed)
     counter = positions[:, None] * count + torch.arange(count, device=positions.device)
-    state = counter * _signed(_STEP) + _signed(seed)  # i64 wraps around, as the hash wants
+    state = counter * _signed(_STEP) + first  # i64 wraps around, as the hash wants
     state = (state ^ _shift(state, 30)) * _signed(_FIRST)
     state = (state ^ _shift(state, 27)) * _signed(_SECOND)
     state = state ^ _shift(state, 31)

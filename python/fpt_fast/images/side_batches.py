@@ -9,6 +9,8 @@ The same choices as ``SideAugmentation`` makes of the full image, by operations 
   variance of both together that of the one filter of the exact path.
 """
 
+from copy import copy
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -63,14 +65,27 @@ class SideBatches:
         """Memory of the images."""
         return self._images.levels.nbytes
 
-    def __call__(self, rows: Tensor, seed: int) -> Tensor:
+    def to(self, device: torch.device) -> "SideBatches":
+        """The same with everything on ``device``, where ``rows`` must be then; nothing that it does
+        there waits for the device, or looks at a value of it."""
+        moved = copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(moved, name, value.to(device))
+        images = self._images
+        moved._images = SideImages(
+            images.levels.to(device), images.extents.to(device), images.originals.to(device)
+        )
+        return moved
+
+    def __call__(self, rows: Tensor, seed: int | Tensor) -> Tensor:
         """Inputs [B, 3, H, W] f32, normalised, of images ``rows`` [B] i64; each image's choices
-        depend on ``seed`` and its row alone."""
+        depend on ``seed`` (one for all, or [B] i64) and its row alone."""
         if self._augmentation is None:
             return self._normalise(self._levels(rows))
         return self.augment(rows, self.draw(rows, seed))
 
-    def draw(self, rows: Tensor, seed: int) -> AugmentationDraws:
+    def draw(self, rows: Tensor, seed: int | Tensor) -> AugmentationDraws:
         """The choices for images ``rows`` [B] under ``seed``."""
         if self._augmentation is None:
             raise ValueError("there is nothing to draw without an augmentation")
@@ -103,8 +118,7 @@ class SideBatches:
         return levels[rows]
 
     def _normalise(self, levels: Tensor) -> Tensor:
-        scale, shift = self._scale.to(levels.device), self._shift.to(levels.device)
-        return torch.mul(levels, scale).add_(shift)
+        return torch.mul(levels, self._scale).add_(self._shift)
 
     def _tones(self, rows: Tensor, draws: AugmentationDraws) -> tuple[Tensor, ...]:
         """Both colour maps as ``clamp(scale * level + shift, low, high)``, [B, 1, 1, 1] f32 each.
@@ -127,8 +141,7 @@ class SideBatches:
             outer_shift.clamp(0.0, top),
             (outer * top + outer_shift).clamp(0.0, top),
         )
-        device = self._images.levels.device
-        return tuple(value.float().view(-1, 1, 1, 1).to(device) for value in values)
+        return tuple(value.float().view(-1, 1, 1, 1) for value in values)
 
     def _resampling(
         self, rows: Tensor, draws: AugmentationDraws, axis: int
@@ -147,9 +160,11 @@ class SideBatches:
         # one's was a pixel as kept.
         narrowed = (step.square() - 1.0).clamp(min=1.0).sqrt()
         half = torch.where(kept < original, narrowed, step.clamp(min=1.0))[:, None, None]
-        centre = start[:, None] + (torch.arange(made) + 0.5) * step[:, None]  # [B, out]
+        device = rows.device
+        at = torch.arange(made, device=device) + 0.5
+        centre = start[:, None] + at * step[:, None]  # [B, out]
         first = (centre[:, :, None] - half + 0.5).floor().clamp(min=0.0)
-        index = first + torch.arange(taps)  # [B, out, taps]
+        index = first + torch.arange(taps, device=device)  # [B, out, taps]
         weight = (1.0 - (index + 0.5 - centre[:, :, None]).abs() / half).clamp(min=0.0)
         end = (start + length)[:, None, None]
         inside = torch.minimum(index + 1.0, end) - torch.maximum(index, start[:, None, None])
@@ -157,10 +172,9 @@ class SideBatches:
         weight = weight / weight.sum(dim=2, keepdim=True)
         index = torch.minimum(index, (kept - 1.0)[:, None, None])
         flip = (draws.flip_vertically, draws.flip_horizontally)[axis][:, None, None]
-        device = self._images.levels.device
         return (
-            torch.where(flip, index.flip(1), index).long().to(device),
-            torch.where(flip, weight.flip(1), weight).float().to(device),
+            torch.where(flip, index.flip(1), index).long(),
+            torch.where(flip, weight.flip(1), weight).float(),
         )
 
 

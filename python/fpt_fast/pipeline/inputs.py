@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fpt_fast.backbone import backbone_name
 from fpt_fast.cache import CacheMismatch, CacheReader
 from fpt_fast.config import (
@@ -37,7 +39,7 @@ from fpt_fast.pipeline.data import (
 )
 from fpt_fast.pipeline.features import FeaturePlan, load_recorded_backbone, make_plan
 from fpt_fast.pipeline.peer_plan import PeerPlan
-from fpt_fast.pipeline.placing import PlacedFeatures
+from fpt_fast.pipeline.placing import PlacedFeatures, has_room_for
 from fpt_fast.records import ImageSet, Preprocessing, Split
 from fpt_fast.setting_values import parse_size
 from fpt_fast.settings import TrainSettings
@@ -222,11 +224,17 @@ def _method(settings: TrainSettings, plan: FeaturePlan | None) -> FptConfig:
 
 
 def make_loader(
-    inputs: RunInputs, settings: TrainSettings, split: Split, *, repeated: bool = False
+    inputs: RunInputs,
+    settings: TrainSettings,
+    split: Split,
+    *,
+    repeated: bool = False,
+    side_device: torch.device | None = None,
 ) -> FeatureLoader:
     """The loader of one split; only that of training shuffles and augments.
 
     ``repeated``: it will be gone through in every epoch, so that its side images may be stored.
+    ``side_device``: where they are augmented within the step, if there is room for them.
     """
     training = split == "train"
     augmentation = AugmentConfig() if training and settings.augment else None
@@ -245,6 +253,8 @@ def make_loader(
             workers=settings.workers,
             directory=settings.side_cache,
         )
+    if side_images is None or not has_room_for(side_images, inputs.placed, side_device):
+        side_device = None
     return FeatureLoader(
         items,
         features,
@@ -258,6 +268,7 @@ def make_loader(
         order_seed=settings.order_seed,
         workers=settings.workers,
         staging=None if inputs.placed is None else inputs.placed.staging,
+        side_device=side_device,
     )
 
 

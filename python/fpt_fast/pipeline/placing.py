@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fpt_fast.cache import CacheReader
+from fpt_fast.images import SideImages
 from fpt_fast.loader import CachedFeatures, FeatureSource
 from fpt_fast.records import SPLITS, ImageSet, Split
 from fpt_fast.settings import RunSettings
@@ -21,7 +22,9 @@ from fpt_fast.tiers import (
     StoredFeatures,
     Streams,
     choose_tiers,
+    device_room,
     free_host_bytes,
+    gigabytes,
     record_bytes,
 )
 
@@ -59,6 +62,7 @@ class PlacedFeatures:
             host_free=free_host_bytes(),
             processes=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         )
+        self._device_room = sizes.device_room
         self.placements: dict[str, Placement] = {
             placement.split: placement
             for placement in choose_tiers(
@@ -68,6 +72,12 @@ class PlacedFeatures:
         self._streams = _open_streams(device)
         self.staging = None if self._streams is None else Staging(self._streams)
         self._sources: dict[str, FeatureSource] = {}
+
+    @property
+    def device_left(self) -> int:
+        """Device memory that the stores leave to others, in bytes."""
+        taken = sum(placement.device_bytes for placement in self.placements.values())
+        return self._device_room - taken
 
     def source(self, split: Split) -> FeatureSource:
         """The features of one split, whose store is filled now where it has one."""
@@ -108,6 +118,23 @@ class PlacedFeatures:
             },
             "staging_device_bytes": 0 if self.staging is None else self.staging.device_bytes,
         }
+
+
+def has_room_for(
+    images: SideImages, placed: PlacedFeatures | None, device: torch.device | None
+) -> bool:
+    """Whether side images can lie on ``device`` beside the features; says so in the log."""
+    if device is None:
+        return False
+    room = device_room(_free_device_bytes(device)) if placed is None else placed.device_left
+    fits = images.levels.nbytes <= room
+    log.info(
+        "side images: %s GB, %s, since %s GB of GPU memory are left for them",
+        gigabytes(images.levels.nbytes),
+        "augmented on the device within the step" if fits else "augmented on the host",
+        gigabytes(room),
+    )
+    return fits
 
 
 def _open_streams(device: torch.device) -> Streams | None:

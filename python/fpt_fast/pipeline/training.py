@@ -33,7 +33,13 @@ from fpt_fast.pipeline.run_folder import (
 from fpt_fast.records import Split, TrainingHistory
 from fpt_fast.setting_values import build_settings, parse_steps
 from fpt_fast.settings import RunSettings, TrainSettings
-from fpt_fast.trainer import deterministic_algorithms, fit, load_weights
+from fpt_fast.trainer import (
+    choose_capture,
+    deterministic_algorithms,
+    fit,
+    load_weights,
+    resolve_device,
+)
 from fpt_fast.trainer import predict as predict_batches
 from fpt_fast.trust import Assessment, assess
 
@@ -76,7 +82,11 @@ def train(settings: TrainSettings | None = None, **values: Any) -> TrainResult:
         classes = inputs.images.classes
         torch.manual_seed(settings.seed)
         model = make_model(1 if recipe.is_regression else len(classes))
-        train_loader = make_loader(inputs, settings, "train", repeated=True)
+        device = resolve_device(settings.device)
+        captured = choose_capture(settings.step, device)[0] is not None
+        train_loader = make_loader(
+            inputs, settings, "train", repeated=True, side_device=device if captured else None
+        )
         val_items = inputs.images.of_split("val")
         val_loader = make_loader(inputs, settings, "val", repeated=True) if val_items else None
         with open_run_folder(settings.run, resume=settings.resume):
@@ -97,6 +107,7 @@ def train(settings: TrainSettings | None = None, **values: Any) -> TrainResult:
                 inputs=run_identity(settings, inputs, method),
                 checkpoint_steps=settings.checkpoint_steps,
                 profile_steps=profiled,
+                step=settings.step,
             )
         report_memory(settings.run, inputs, (train_loader, val_loader), model)
         load_weights(model, settings.run / BEST)

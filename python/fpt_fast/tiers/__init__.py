@@ -7,6 +7,7 @@ from fpt_fast.tiers.choice import (
     SplitSize,
     Tier,
     choose_tiers,
+    device_room,
     gigabytes,
 )
 from fpt_fast.tiers.sources import ReadFeatures, StoredFeatures, free_host_bytes, record_bytes
@@ -26,6 +27,7 @@ __all__ = [
     "Streams",
     "Tier",
     "choose_tiers",
+    "device_room",
     "free_host_bytes",
     "gigabytes",
     "record_bytes",

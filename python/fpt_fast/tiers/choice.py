@@ -61,7 +61,7 @@ class Sizes:
     @property
     def device_room(self) -> int:
         """Device memory that stores may take."""
-        return int(_DEVICE_SHARE * self.device_free) - _DEVICE_RESERVE - self.staging
+        return device_room(self.device_free) - self.staging
 
     @property
     def host_room(self) -> int:
@@ -147,6 +147,11 @@ def _require(wanted: FeaturesOn, store: int, room: int, told: str) -> None:
             f"--features-on {wanted}: the features take {told}, which is "
             f"{gigabytes(store - room)} GB too little; use {other}"
         )
+
+
+def device_room(free: int) -> int:
+    """Of so many free bytes, those that are left beside model, activations and CUDA's own."""
+    return int(_DEVICE_SHARE * free) - _DEVICE_RESERVE
 
 
 def gigabytes(count: int) -> str:

@@ -1,6 +1,7 @@
 """Training and prediction of any module called as ``model(batch: FeatureBatch) -> logits``."""
 
 from fpt_fast.trainer.batches import EpochBatches, resolve_device
+from fpt_fast.trainer.capture import Capture, StepChoice, choose_capture
 from fpt_fast.trainer.checkpoint import CheckpointError, load_weights
 from fpt_fast.trainer.determinism import deterministic_algorithms
 from fpt_fast.trainer.epoch import TrainingError
@@ -11,9 +12,12 @@ from fpt_fast.trainer.validation import monitor_names
 
 __all__ = [
     "Callback",
+    "Capture",
     "CheckpointError",
     "EpochBatches",
+    "StepChoice",
     "TrainingError",
+    "choose_capture",
     "deterministic_algorithms",
     "fit",
     "learning_rate_at",

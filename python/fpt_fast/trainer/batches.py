@@ -18,7 +18,9 @@ class EpochBatches(Protocol):
     ``set_epoch(e)`` makes the next iteration that of epoch ``e``: order and augmentation must
     depend on nothing else but the source's own seed, or a resumed run cannot equal an
     uninterrupted one.  A source with ``iterate_from(step)``, which yields the batches from that
-    step on, spares a resumed run making the ones before.
+    step on, spares a resumed run making the ones before.  A source with a ``side_input`` that is
+    not None brings something smaller in the place of ``side_pixels``, of which that makes them on
+    the device, within the training step.
     """
 
     def __iter__(self) -> Iterator[FeatureBatch]: ...
@@ -64,8 +66,8 @@ def move_batch(batch: FeatureBatch, device: torch.device) -> FeatureBatch:
         return tensor.to(device, non_blocking=True)
 
     with span("copy"):
-        if batch.kv is not None and batch.rows is not None and not _is_on(batch.kv, device):
-            batch = _picked(batch, batch.kv, batch.rows)
+        if batch.kv is not None and not is_on(batch.kv, device):
+            batch = pick_rows(batch)
         return FeatureBatch(
             side_pixels=move(batch.side_pixels),
             kv=None if batch.kv is None else move(batch.kv),
@@ -77,18 +79,21 @@ def move_batch(batch: FeatureBatch, device: torch.device) -> FeatureBatch:
         )
 
 
-def _is_on(tensor: Tensor, device: torch.device) -> bool:
+def is_on(tensor: Tensor, device: torch.device) -> bool:
     """True where moving changes nothing; ``cuda`` without a number is the current device."""
     return tensor.device.type == device.type and device.index in (None, tensor.device.index)
 
 
-def _picked(batch: FeatureBatch, kv: Tensor, rows: Tensor) -> FeatureBatch:
+def pick_rows(batch: FeatureBatch) -> FeatureBatch:
+    """The batch with its own records alone, where it points into a larger store."""
+    if batch.kv is None or batch.rows is None:
+        return batch
     return replace(
         batch,
-        kv=kv[rows],
+        kv=batch.kv[batch.rows],
         rows=None,
-        k_scales=None if batch.k_scales is None else batch.k_scales[rows],
-        v_scales=None if batch.v_scales is None else batch.v_scales[rows],
+        k_scales=None if batch.k_scales is None else batch.k_scales[batch.rows],
+        v_scales=None if batch.v_scales is None else batch.v_scales[batch.rows],
     )
 
 

@@ -5,27 +5,16 @@ import time
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
 
 from fpt_fast.config import TrainConfig
-from fpt_fast.profiling import span
 from fpt_fast.records import EpochRecord, FeatureBatch
-from fpt_fast.trainer.batches import (
-    EpochBatches,
-    batches_from,
-    check_labels,
-    check_logits,
-    move_batch,
-)
+from fpt_fast.trainer.batches import EpochBatches, batches_from
 from fpt_fast.trainer.checkpoint import save_best
 from fpt_fast.trainer.progress import Progress
 from fpt_fast.trainer.run import Run, leave_if_asked, save_run
 from fpt_fast.trainer.schedule import learning_rate_at
 from fpt_fast.trainer.state import BegunEpoch
 from fpt_fast.trainer.validation import is_better, validate
-
-# Reading a loss waits for the device; once in so many steps costs nothing.
-_STEPS_BETWEEN_CHECKS = 64
 
 
 class TrainingError(RuntimeError):
@@ -52,7 +41,7 @@ def run_epoch(run: Run, epoch: int, bar: Progress) -> EpochRecord:
     record = EpochRecord(
         epoch,
         float((losses * sizes).sum() / sizes.sum()),
-        _learning_rate(run, epoch, len(trained.losses) - 1),
+        learning_rate_at(epoch + (len(trained.losses) - 1) / len(run.train_batches), run.config),
         trained.seconds + time.monotonic() - start,
         val,
     )
@@ -74,17 +63,16 @@ def _interruptible(batches: EpochBatches, run: Run, trained: BegunEpoch) -> Iter
 
 def _train_epoch(run: Run, epoch: int, bar: Progress) -> BegunEpoch:
     """One pass over the training batches, or the rest of it where the run was put down in one."""
-    steps = len(run.train_batches)
+    steps, make_step = len(run.train_batches), run.train_step
     begun, run.begun = run.begun or BegunEpoch(epoch, [], [], 0.0), None
-    losses = torch.zeros(steps, device=run.device)
-    losses[: len(begun.losses)] = torch.tensor(begun.losses)
+    make_step.begin(epoch, begun.losses)
     sizes = list(begun.sizes)
     first = checked = len(sizes)
     start, detail = time.monotonic() - begun.seconds, ""
 
     def so_far() -> BegunEpoch:
         """What was done up to here; its losses are finite."""
-        values = losses[: len(sizes)].tolist()
+        values = make_step.losses()
         _check_losses(values[checked:], epoch, checked, run.config)
         return BegunEpoch(epoch, values, list(sizes), time.monotonic() - start)
 
@@ -95,12 +83,12 @@ def _train_epoch(run: Run, epoch: int, bar: Progress) -> BegunEpoch:
         if step == steps:
             break
         with run.profiler.step():
-            losses[step] = _train_step(run, batch, _learning_rate(run, epoch, step))
+            make_step(batch)
         sizes.append(len(batch.keys))
         if run.stop.requested:
             leave_if_asked(run, so_far())
-        if step + 1 - checked == _STEPS_BETWEEN_CHECKS or step + 1 == steps:
-            mean = _check_losses(losses[checked : step + 1].tolist(), epoch, checked, run.config)
+        if step + 1 - checked == make_step.looks or step + 1 == steps:
+            mean = _check_losses(make_step.losses(checked), epoch, checked, run.config)
             checked, detail = step + 1, f"epoch {epoch + 1}, loss {mean:.4f}"
         if run.checkpoint_steps and (epoch * steps + step + 1) % run.checkpoint_steps == 0:
             save_run(run, so_far())
@@ -112,31 +100,6 @@ def _train_epoch(run: Run, epoch: int, bar: Progress) -> BegunEpoch:
         )
     run.labels_checked = True
     return so_far()
-
-
-def _learning_rate(run: Run, epoch: int, step: int) -> float:
-    return learning_rate_at(epoch + step / len(run.train_batches), run.config)
-
-
-def _train_step(run: Run, batch: FeatureBatch, learning_rate: float) -> Tensor:
-    """Forward, backward and one step of the optimiser; returns the loss, still on the device."""
-    # Labels on an accelerator are looked at in the first epoch only: looking waits for it.
-    if batch.labels.device.type == "cpu" or not run.labels_checked:
-        check_labels(batch, run.num_classes)
-    batch = move_batch(batch, run.device)
-    for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate
-    run.optimizer.zero_grad(set_to_none=True)
-    logits: Tensor = run.model(batch).float()
-    outputs = 1 if run.config.is_regression else run.num_classes
-    check_logits(logits, len(batch.keys), outputs)
-    loss: Tensor = run.loss(logits, batch.labels)
-    with span("backward"):
-        loss.backward()  # type: ignore[no-untyped-call]
-    with span("optimiser"):
-        nn.utils.clip_grad_norm_(run.parameters, run.config.clip_norm)
-        run.optimizer.step()
-    return loss.detach()
 
 
 def _check_losses(

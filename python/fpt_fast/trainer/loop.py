@@ -15,11 +15,14 @@ from fpt_fast.losses import build_loss
 from fpt_fast.profiling import StepProfiler
 from fpt_fast.records import EpochRecord, TrainingHistory
 from fpt_fast.trainer.batches import EpochBatches, resolve_device
+from fpt_fast.trainer.capture import Capture, StepChoice, choose_capture
 from fpt_fast.trainer.checkpoint import save_best
 from fpt_fast.trainer.epoch import run_epoch
 from fpt_fast.trainer.progress import format_seconds, open_progress
 from fpt_fast.trainer.run import Run, resume_run
 from fpt_fast.trainer.schedule import build_optimizer, check_schedule
+from fpt_fast.trainer.static_step import StaticStep
+from fpt_fast.trainer.step import OrdinaryStep
 from fpt_fast.trainer.validation import check_monitor
 
 LOGGER = logging.getLogger("fpt_fast")
@@ -52,6 +55,7 @@ def fit(
     inputs: Mapping[str, Any] | None = None,
     checkpoint_steps: int = 0,
     profile_steps: range | None = None,
+    step: StepChoice | Capture = "auto",
 ) -> TrainingHistory:
     """Train ``model``, called as ``model(batch: FeatureBatch) -> logits [B, outputs]``.
 
@@ -70,7 +74,9 @@ def fit(
     every ``checkpoint_steps``-th step (0: none); after a kill, the last of these counts.
     ``resume`` goes on from there, if there is anything; on a CPU the result equals that of an
     uninterrupted run bit for bit (with as many threads).  ``profile_steps``: steps of this call
-    that are bracketed by cudaProfilerStart and Stop.  Dropout is seeded by ``config.seed``; the
+    that are bracketed by cudaProfilerStart and Stop.  ``step``: ``"graph"`` launches each step as
+    one CUDA graph, ``"eager"`` operation by operation, ``"auto"`` chooses and says why (a
+    ``Capture`` of one's own captures with that).  Dropout is seeded by ``config.seed``; the
     caller's random state is left as it was.
 
     Raises ``ConfigError`` for settings that cannot work, ``CheckpointError`` where ``run_dir``
@@ -79,15 +85,14 @@ def fit(
     finite, naming epoch and step.
     """
     target = resolve_device(device)
-    _check_setup(train_batches, config, num_classes)
-    if checkpoint_steps < 0:
-        raise ConfigError(f"checkpoint_steps must be at least 0, got {checkpoint_steps}")
+    capture, why = choose_capture(step, target)
+    _check_setup(train_batches, config, num_classes, checkpoint_steps)
     parameters = _trainable(model.to(target))
     run = Run(
         model=model,
         parameters=parameters,
         loss=build_loss(config, class_counts, num_classes=num_classes).to(target),
-        optimizer=build_optimizer(parameters, config, target),
+        optimizer=build_optimizer(parameters, config, target, static=capture is not None),
         train_batches=train_batches,
         val_batches=None if val_batches is None or len(val_batches) == 0 else val_batches,
         config=config,
@@ -105,12 +110,23 @@ def fit(
     )
     with torch.random.fork_rng(devices=_cuda_devices(target)):
         torch.manual_seed(config.seed)
-        resume_run(run, resume)
+        _set_step(run, resume_run(run, resume), capture, required=step == "graph")
+        LOGGER.info("step: %s, since %s", "eager" if capture is None else "graph", why)
         _run_epochs(run, callbacks, progress)
         history = _finish(run)
     for callback in callbacks:
         callback.on_end(history)
     return history
+
+
+def _set_step(
+    run: Run, state: Mapping[str, Any], capture: Capture | None, *, required: bool
+) -> None:
+    """How ``run`` makes its steps, over its restored optimiser, from ``state`` on."""
+    run.train_step = (
+        OrdinaryStep(run) if capture is None else StaticStep(run, capture, required=required)
+    )
+    run.train_step.restore(state)
 
 
 def _run_epochs(run: Run, callbacks: Sequence[Callback], progress: bool) -> None:
@@ -129,8 +145,12 @@ def _run_epochs(run: Run, callbacks: Sequence[Callback], progress: bool) -> None
                 callback.on_epoch_end(record)
 
 
-def _check_setup(train_batches: EpochBatches, config: TrainConfig, num_classes: int) -> None:
+def _check_setup(
+    train_batches: EpochBatches, config: TrainConfig, num_classes: int, checkpoint_steps: int
+) -> None:
     """Raise ``ConfigError`` for what can be known to fail before the first step."""
+    if checkpoint_steps < 0:
+        raise ConfigError(f"checkpoint_steps must be at least 0, got {checkpoint_steps}")
     check_schedule(config)
     check_monitor(config)
     if num_classes < 2:

@@ -35,6 +35,7 @@ from fpt_fast.trainer.state import (
     record_from_json,
     record_to_json,
 )
+from fpt_fast.trainer.step import TrainStep
 
 LOGGER = logging.getLogger("fpt_fast")
 
@@ -43,7 +44,8 @@ LOGGER = logging.getLogger("fpt_fast")
 class Run:
     """A run under way: what does not change, then what each epoch changes.
 
-    ``begun`` is the epoch that a resumed run finds itself in the middle of.
+    ``begun`` is the epoch that a resumed run finds itself in the middle of; ``train_step`` is set
+    once the run is resumed.
     """
 
     model: nn.Module
@@ -64,6 +66,7 @@ class Run:
     best_epoch: int | None = None
     best_value: float | None = None
     begun: BegunEpoch | None = None
+    train_step: TrainStep = field(init=False)
     labels_checked: bool = False
     stop: StopRequest = field(default_factory=StopRequest)
 
@@ -77,6 +80,7 @@ def save_run(run: Run, begun: BegunEpoch | None = None) -> None:
         "best_value": run.best_value,
         "begun": None if begun is None else begun_to_json(begun),
         "random": random_state(run.device),
+        "step": run.train_step.state(),
     }
     save_last(
         run.run_dir, Checkpoint(cpu_state(run.model), optimizer_tensors(run.optimizer), state)
@@ -95,11 +99,12 @@ def leave_if_asked(run: Run, begun: BegunEpoch) -> None:
     )
 
 
-def resume_run(run: Run, resume: bool) -> None:
-    """Take up the state of ``last``, or make sure that there is none to overwrite."""
+def resume_run(run: Run, resume: bool) -> dict[str, Any]:
+    """Take up the state of ``last``, or make sure that there is none to overwrite; returns what
+    ``run.train_step`` is to take up."""
     checkpoint = load_last(run.run_dir)
     if checkpoint is None:
-        return
+        return {}
     if not resume:
         raise CheckpointError(
             f"{run.run_dir} holds a run already; pass resume=True to go on with it, or choose "
@@ -125,3 +130,5 @@ def resume_run(run: Run, resume: bool) -> None:
         len(run.records),
         f" and {steps} steps of the next" if steps else "",
     )
+    taken: dict[str, Any] = state.get("step", {})
+    return taken

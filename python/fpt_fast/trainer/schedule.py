@@ -29,25 +29,37 @@ def check_schedule(config: TrainConfig) -> None:
 
 
 def build_optimizer(
-    parameters: Iterable[nn.Parameter], config: TrainConfig, device: torch.device
+    parameters: Iterable[nn.Parameter],
+    config: TrainConfig,
+    device: torch.device,
+    *,
+    static: bool = False,
 ) -> torch.optim.Optimizer:
-    """Build the optimiser over ``parameters``, all with the same weight decay, as published."""
+    """Build the optimiser over ``parameters``, all with the same weight decay, as published.
+
+    ``static``: its learning rate is a tensor, its step waits for no device and can be captured.
+    """
     params = list(parameters)
+    # A step of this small model is bound by launches; fused is one launch for all parameters.
+    fused = device.type == "cuda" or static
+    rate = torch.tensor(config.learning_rate, device=device) if static else config.learning_rate
     if config.optimizer == "sgd":
         return torch.optim.SGD(
             params,
-            lr=config.learning_rate,
+            lr=rate,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
+            # Without this the step is what it was before it could be static.
+            fused=True if static else None,
         )
     adam: type[torch.optim.Adam] | type[torch.optim.AdamW] = (
         torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     )
     return adam(
         params,
-        lr=config.learning_rate,
+        lr=rate,
         betas=config.betas,
         weight_decay=config.weight_decay,
-        # A step of this small model is bound by launches; fused is one launch for all parameters.
-        fused=device.type == "cuda",
+        fused=fused,
+        capturable=static and device.type == "cuda",
     )
