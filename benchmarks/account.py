@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.account`` counts one training step of each on fake tensors (no GPU, no
 weights, no data) and prints the table; ``--write`` puts it into docs/methods.md, ``--json FILE``
-writes the counts.
+writes the counts.  ``--device cuda`` runs the steps and prints what the allocator gave out as well.
 """
 
 import argparse
@@ -46,17 +46,20 @@ def vit_b(image: int) -> BackboneSpec:
     )
 
 
-def blank_backbone(spec: BackboneSpec) -> FrozenBackbone:
-    """A frozen model of that shape without values, on the meta device."""
+# The published shares of the other methods are those of the positions of 224 px.
+PEERS_ON, FPT_ON = vit_b(224), vit_b(384)
+
+
+def blank_backbone(spec: BackboneSpec, device: str = "meta") -> FrozenBackbone:
+    """A frozen model of that shape, random, or without values on the meta device."""
     width = spec.hidden_size
     grid = (spec.image_size[0] // spec.patch_size[0], spec.image_size[1] // spec.patch_size[1])
-    device = torch.device("meta")
-    with device:
+    with torch.device(device):
         embedding = Embedding(
             nn.Conv2d(3, width, spec.patch_size, spec.patch_size),
             nn.Identity(),
-            torch.empty(1, spec.prefix_tokens, width),
-            torch.empty(1, spec.prefix_tokens + grid[0] * grid[1], width),
+            torch.zeros(1, spec.prefix_tokens, width),
+            torch.zeros(1, spec.prefix_tokens + grid[0] * grid[1], width),
             grid,
             nn.Identity(),
         )
@@ -73,43 +76,69 @@ def blank_backbone(spec: BackboneSpec) -> FrozenBackbone:
         ]
         vit = FrozenVit(embedding, blocks, nn.LayerNorm(width))
         return FrozenBackbone(
-            vit, spec, device=device, dtype=torch.float32, position_interpolation="timm"
+            vit,
+            spec,
+            device=torch.device(device),
+            dtype=torch.float32,
+            position_interpolation="timm",
         )
 
 
-def peer_account(method: str, attention: str = "plain", **changes: object) -> Account:
-    """A peer on ViT-B at 512 px, with the positions of 224 px, which the published shares have."""
-    config = PeerConfig.from_json({"method": method, "attention": attention, **changes})
-    with torch.device("meta"):
-        model = PeerModel(config, blank_backbone(vit_b(224)), CLASSES)
-    return account(model, batch_of((INPUT, INPUT)))
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is counted, and where: ``fake`` counts without values, ``cuda`` measures as well."""
+
+    peers: BackboneSpec = PEERS_ON
+    fpt: BackboneSpec = FPT_ON
+    size: int = INPUT
+    images: int = BATCH
+    device: str = "fake"
+
+    @property
+    def place(self) -> str:
+        """Where models and batches are made."""
+        return "meta" if self.device == "fake" else self.device
 
 
-def fpt_account(method: str) -> Account:
-    """FPT or FPT+ on ViT-B at 512 px, from preloaded features in f16."""
-    with torch.device("meta"):
-        model = FptModel(preset(method), vit_b(384), CLASSES)
+AS_PUBLISHED = Setting()
+
+
+def peer_account(method: str, attention: str = "plain", setting: Setting = AS_PUBLISHED) -> Account:
+    """A peer; ViT-B has the positions of 224 px, which the published shares have."""
+    config = PeerConfig.from_json({"method": method, "attention": attention})
+    with torch.device(setting.place):
+        model = PeerModel(config, blank_backbone(setting.peers, setting.place), CLASSES)
+    batch = batch_of((setting.size, setting.size), setting)
+    return account(model, batch, device=setting.device)
+
+
+def fpt_account(method: str, setting: Setting = AS_PUBLISHED) -> Account:
+    """FPT or FPT+, from preloaded features in f16."""
+    with torch.device(setting.place):
+        model = FptModel(preset(method), setting.fpt, CLASSES)
     spec, config = model.spec, model.config
-    kept = keep_count(config.token_ratio, spec.num_tokens((INPUT, INPUT)))
-    shape = (BATCH, len(model.layers), 2, spec.num_heads, kept, spec.head_width)
-    kv = torch.empty(shape, dtype=torch.float16, device="meta")
-    return account(model, dataclasses.replace(batch_of(config.side_size), kv=kv))
+    kept = keep_count(config.token_ratio, spec.num_tokens((setting.size, setting.size)))
+    shape = (setting.images, len(model.layers), 2, spec.num_heads, kept, spec.head_width)
+    kv = torch.zeros(shape, dtype=torch.float16, device=setting.place)
+    batch = dataclasses.replace(batch_of(config.side_size, setting), kv=kv)
+    return account(model, batch, device=setting.device)
 
 
-def batch_of(size: tuple[int, int]) -> FeatureBatch:
-    """A batch of images of that size, without values."""
-    pixels = torch.empty(BATCH, 3, *size, device="meta")
-    labels = torch.empty(BATCH, dtype=torch.int64, device="meta")
-    return FeatureBatch(pixels, None, None, labels, ("",) * BATCH)
+def batch_of(size: tuple[int, int], setting: Setting) -> FeatureBatch:
+    """A batch of black images of that size."""
+    pixels = torch.zeros(setting.images, 3, *size, device=setting.place)
+    labels = torch.zeros(setting.images, dtype=torch.int64, device=setting.place)
+    return FeatureBatch(pixels, None, None, labels, ("",) * setting.images)
 
 
-def accounts() -> Iterator[tuple[str, Account, Account]]:
+def accounts(setting: Setting) -> Iterator[tuple[str, Account, Account]]:
     """Each method, most memory first as published: with plain attention, and with fused."""
     order = ("full", "lora", "attention", "prompt", "bitfit", "adapter", "linear")
     for method in (*order, *sorted(set(PEERS) - set(order))):
-        yield method, peer_account(method), peer_account(method, "fused")
+        plain, fused = (peer_account(method, kind, setting) for kind in ("plain", "fused"))
+        yield method, plain, fused
     for method in reversed(METHODS):
-        counted = fpt_account(method)
+        counted = fpt_account(method, setting)
         yield method, counted, counted
 
 
@@ -141,6 +170,24 @@ def table(rows: list[tuple[str, Account, Account]]) -> str:
     return "\n".join(lines)
 
 
+def measured(rows: list[tuple[str, Account, Account]]) -> str:
+    """Markdown of what a GPU's allocator gave out."""
+    lines = [
+        "| method | allocated, MB | reserved, MB | published | fused: allocated | reserved |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for method, plain, fused in rows:
+        peaks = [
+            "" if peak is None else megabytes(peak)
+            for counted in (plain, fused)
+            for peak in (counted.peak_allocated, counted.peak_reserved)
+        ]
+        lines.append(
+            "| " + " | ".join([f"`{method}`", *peaks[:2], published(method)[1], *peaks[2:]]) + " |"
+        )
+    return "\n".join(lines)
+
+
 def megabytes(count: int) -> str:
     """In units of 2^20 bytes, as PyTorch and nvidia-smi count them."""
     return f"{count / 2**20:,.0f}" if count >= 2**20 else f"{count / 2**20:.2f}"
@@ -151,9 +198,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="put the table into docs/methods.md")
     parser.add_argument("--json", type=Path, help="file for the counts")
+    parser.add_argument("--device", choices=("fake", "cuda"), default="fake")
     given = parser.parse_args()
-    rows = list(accounts())
+    rows = list(accounts(Setting(device=given.device)))
     print(table(rows))
+    if given.device == "cuda":
+        print(f"\nMeasured on {torch.cuda.get_device_name()}:\n\n{measured(rows)}")
     if given.write:
         write_block(ROOT / "docs" / "methods.md", START, END, "\n" + table(rows) + "\n")
     if given.json is not None:

@@ -66,13 +66,17 @@ ALLOWED_ROOMS: dict[str, frozenset[str]] = {
     **{name: frozenset(rooms) for name, rooms in HELPERS.items()},
     "compat": frozenset(BELOW_PIPELINE),
     "settings": frozenset({"records", "config"}),
+    "cache_settings": frozenset({"records", "settings"}),
     "setting_values": frozenset({"config"}),
-    "pipeline": frozenset(BELOW_PIPELINE | {"compat", "settings", "setting_values"}),
+    "pipeline": frozenset(
+        BELOW_PIPELINE | {"compat", "settings", "cache_settings", "setting_values"}
+    ),
     "demo": frozenset(BELOW_PIPELINE | {"pipeline", "settings"}),
     "info": frozenset({"ops", "backbone"}),
     "cli": frozenset(
         {
-            *("config", "interrupts", "settings", "setting_values", "pipeline", "demo", "info"),
+            *("config", "interrupts", "settings", "cache_settings", "setting_values"),
+            *("pipeline", "demo", "info"),
             *("distributed", "records"),
         }
     ),
@@ -268,7 +272,7 @@ def banned(node: ast.AST, *, in_compat: bool) -> str | None:
 
 def records(root: Path) -> Iterator[str]:
     """Records, configurations and settings are frozen; no field is a dict or choice of tensors."""
-    for name in ("records", "config", "settings"):
+    for name in ("records", "config", "settings", "cache_settings"):
         path = root / "python" / "fpt_fast" / f"{name}.py"
         if not path.exists():
             continue

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.account import fpt_account, peer_account
+from benchmarks.account import Setting, accounts, fpt_account, measured, peer_account, table
 from fpt_fast.accounting import Account, account, memory_efficiency, parameter_efficiency
 from fpt_fast.backbone import load_backbone
 from fpt_fast.model import create_model
@@ -104,6 +104,16 @@ def test_published_efficiencies() -> None:
         assert math.isclose(ppe, row["ppe"], abs_tol=0.02), name
         pme = memory_efficiency(row["mean_auc"], row["memory_mb"], full)
         assert math.isclose(pme, row["pme"], abs_tol=0.02), name
+
+
+def test_the_script_counts_on_a_device_what_it_counts_without() -> None:
+    changes = {"hidden_size": 64, "num_heads": 2, "depth": 2}
+    small = dataclasses.replace(TINY_SPEC, **changes)
+    settings = [Setting(small, small, 32, 2, device) for device in ("fake", "cpu")]
+    fake, real = ([*accounts(setting)] for setting in settings)
+    assert fake == real
+    assert len(fake) == 10
+    assert table(fake).count("\n") == measured(fake).count("\n") == 11
 
 
 @pytest.fixture(scope="module")

@@ -12,18 +12,16 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
+from fpt_fast.cache_settings import EightBitDtype, ImportSettings, RepairSettings
 from fpt_fast.interrupts import Stopped
 from fpt_fast.records import Split
 from fpt_fast.setting_values import read_yaml
 from fpt_fast.settings import (
     DoctorSettings,
-    EightBitDtype,
     EvaluateSettings,
     ExplainSettings,
-    ImportSettings,
     PredictSettings,
     PreloadSettings,
-    RepairSettings,
     ShareSettings,
     SweepSettings,
     TrainSettings,

@@ -15,7 +15,6 @@ from fpt_fast.records import Attention, FeatureDtype, Fit, Importance, Split
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-EightBitDtype = Literal["int8", "float8_e4m3fn"]
 
 
 def _default_workers() -> int:
@@ -143,22 +142,6 @@ class PreloadSettings(FrozenSettings):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RepairSettings(BackboneSettings):
-    """Rebuild only the bad records of a feature cache; how they were made, the cache knows."""
-
-    cache: Path
-    """Directory of the cache."""
-    backbone: str
-    """The frozen model that made it: timm name or directory (its weights are checked)."""
-    attention: Attention = "auto"
-    """Implementation of its attention (fpt-fast info lists them); they differ by rounding only."""
-    device: Device = "auto"
-    """Where the frozen pass runs."""
-    batch_size: int = 8
-    """Images per frozen pass."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class ShareSettings:
     """Hand a run's best model on: a folder with model, metrics and card, and the hub."""
 
@@ -180,44 +163,6 @@ class ShareSettings:
     """What the model is for, in your words."""
     contact: str = ""
     """Whom to ask."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImportSettings(InputSettings):
-    """Turn features preloaded by the authors' code into a cache; what differs is said."""
-
-    features: Path
-    """Folder with the authors' NAME.safetensors files."""
-    cache: Path
-    """Directory of the cache to write."""
-    backbone: str
-    """The frozen model that made them: timm name, or Hugging Face directory."""
-    method: Literal["fpt_plus", "fpt"] = "fpt_plus"
-    """Method whose layers were extracted."""
-    layers: str | None = None
-    """Layers that were extracted, as layers_to_extract had them, if not the method's own."""
-    token_ratio: float = 0.2
-    """Token ratio that they were made with."""
-    importance: Importance = "global"
-    """Token importance that they were made with."""
-    input_size: str = "512"
-    """Input of the frozen model that they were made at."""
-    dtype: FeatureDtype = "float16"
-    """What the cache keeps them in; 8 bits (int8, float8_e4m3fn) halve it."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ConvertSettings:
-    """Write the features of a float16 cache into a new cache of 8 bits, half as large."""
-
-    source: Path
-    """Directory of the cache to read; it stays as it is."""
-    target: Path
-    """Directory of the cache to write; an unfinished one is resumed."""
-    dtype: EightBitDtype = "int8"
-    """What the new cache keeps keys and values in."""
-    batch_size: int = 16
-    """Records that are converted at a time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

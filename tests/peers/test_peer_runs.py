@@ -15,7 +15,7 @@ from fpt_fast.cli import main
 from fpt_fast.config import PEER_METHODS, ConfigError, PeerMethod
 from fpt_fast.model_files import ModelFileError
 from fpt_fast.peers import PEERS
-from fpt_fast.pipeline import TrainSettings, evaluate, predict, train
+from fpt_fast.pipeline import TrainSettings, evaluate, predict, share, train
 from fpt_fast.trainer import epoch as trainer_epoch
 
 # What keeps the golden model's side network as small as its heads allow.
@@ -137,5 +137,7 @@ def test_another_frozen_model_is_refused(
     other = write_backbone(tmp_path / "other", lambda w: w["vit.embeddings.cls_token"].add_(1.0))
     with pytest.raises(ModelFileError, match="other weights"):
         evaluate(run=settings.run, backbone=str(other))
+    with pytest.raises(ConfigError, match="only models of FPT"):
+        share(run=settings.run, output=tmp_path / "shared")
     described = json.loads((settings.run / "best" / "config.json").read_text())
     assert described["format"] == "fpt-fast peer 1"

@@ -5,6 +5,7 @@ dataclass or as keyword arguments of the same names, which are also the command 
 """
 
 from fpt_fast.cache import inspect_cache, verify_cache
+from fpt_fast.cache_settings import ConvertSettings, ImportSettings, RepairSettings
 from fpt_fast.interrupts import Stopped
 from fpt_fast.pipeline.comparing import compare
 from fpt_fast.pipeline.converting import ConvertResult, convert
@@ -21,15 +22,12 @@ from fpt_fast.pipeline.sharing import ShareResult, share
 from fpt_fast.pipeline.sweep import SweepResult, sweep
 from fpt_fast.pipeline.training import TrainResult, train
 from fpt_fast.settings import (
-    ConvertSettings,
     DataSettings,
     DoctorSettings,
     EvaluateSettings,
     ExplainSettings,
-    ImportSettings,
     PredictSettings,
     PreloadSettings,
-    RepairSettings,
     ShareSettings,
     SweepSettings,
     TrainSettings,

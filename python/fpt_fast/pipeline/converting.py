@@ -10,12 +10,12 @@ from tqdm import tqdm
 
 from fpt_fast.cache import CacheReader, CacheWriter, forecast
 from fpt_fast.cache.format import DIGESTS
+from fpt_fast.cache_settings import ConvertSettings
 from fpt_fast.config import ConfigError
 from fpt_fast.distributed import refuse_several
 from fpt_fast.interrupts import stop_on_signals
 from fpt_fast.pipeline.features import quantiser
 from fpt_fast.setting_values import build_settings
-from fpt_fast.settings import ConvertSettings
 
 log = logging.getLogger("fpt_fast")
 

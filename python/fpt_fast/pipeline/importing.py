@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from fpt_fast.cache import CacheWriter
+from fpt_fast.cache_settings import ImportSettings
 from fpt_fast.compat.features import REFERENCE_DIFFERENCES, read_reference_features
 from fpt_fast.config import preset
 from fpt_fast.distributed import refuse_several
 from fpt_fast.pipeline.data import open_image_set
 from fpt_fast.pipeline.features import make_plan, parse_optional_layers
 from fpt_fast.setting_values import build_settings
-from fpt_fast.settings import ImportSettings, PreloadSettings
+from fpt_fast.settings import PreloadSettings
 
 
 @dataclass(frozen=True, slots=True)

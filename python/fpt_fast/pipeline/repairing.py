@@ -5,12 +5,12 @@ import logging
 from typing import Any
 
 from fpt_fast.cache import CacheReport, drop_bad_records, inspect_cache, verify_cache
+from fpt_fast.cache_settings import RepairSettings
 from fpt_fast.config import format_layers
 from fpt_fast.distributed import refuse_several
 from fpt_fast.pipeline.features import FeaturePlan, load_recorded_backbone
 from fpt_fast.pipeline.preloading import preload, recorded_plan
 from fpt_fast.setting_values import build_settings
-from fpt_fast.settings import RepairSettings
 
 log = logging.getLogger("fpt_fast")
 

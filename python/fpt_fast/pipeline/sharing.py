@@ -14,6 +14,7 @@ from fpt_fast.config import ConfigError
 from fpt_fast.files import write_atomically
 from fpt_fast.hub import push_folder
 from fpt_fast.model import FptModel
+from fpt_fast.pipeline.peers import is_peer_folder
 from fpt_fast.pipeline.run_folder import BEST, CONFIG_FILE
 from fpt_fast.report import CardFacts, model_card
 from fpt_fast.setting_values import build_settings
@@ -72,6 +73,11 @@ def _read_run(run: Path) -> tuple[FptModel, dict[str, Any], dict[str, Any]]:
         raise ConfigError(
             f"{run} is not a finished run of fpt-fast ({error}); train it to its end first"
         ) from error
+    if is_peer_folder(run / BEST):
+        raise ConfigError(
+            f"{run} was trained by --method {config['method']['method']}; only models of FPT and "
+            "FPT+ are shared"
+        )
     return FptModel.from_pretrained(run / BEST), metrics, config
 
 
