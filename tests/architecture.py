@@ -31,7 +31,8 @@ STAGES = (
     "report",
 )
 HELPERS = {
-    "metrics": {"records"},
+    "metrics": {"records", "finding_metrics"},
+    "finding_metrics": {"records", "metrics"},
     "losses": {"records", "config"},
     "interrupts": set[str](),
     "tracking": {"records"},
@@ -95,6 +96,7 @@ ALLOWED_PACKAGES = {
     "ops": {"torch"},
     "cache": {"torch", "numpy", "xxhash"},
     "metrics": {"torch", "numpy", "sklearn"},
+    "finding_metrics": {"torch", "numpy", "sklearn"},
     "trust": {"torch", "numpy"},
     "losses": {"torch"},
     "fusion": {"torch"},

@@ -24,8 +24,13 @@ Loss = Literal[
     "mean_square_error",
     "mean_absolute_error",
     "smooth_l1",
+    "binary_cross_entropy",
+    "binary_focal",
 ]
 REGRESSION_LOSSES: tuple[Loss, ...] = ("mean_square_error", "mean_absolute_error", "smooth_l1")
+
+# Of several findings per image, each with an output of its own.
+FINDING_LOSSES: tuple[Loss, ...] = ("binary_cross_entropy", "binary_focal")
 
 LossWeight = Literal["none", "balance", "dynamic", "given"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -237,7 +242,8 @@ class TrainConfig:
             "one weight per class together with loss_weight='given', and none otherwise",
             self.loss_weights,
         )
-        if self.loss_weight != "none" and self.loss != "cross_entropy":
+        weighted = ("cross_entropy", "binary_cross_entropy")
+        if self.loss_weight != "none" and self.loss not in weighted:
             raise ConfigError(
                 f"loss_weight={self.loss_weight!r} goes with loss='cross_entropy', "
                 f"got loss={self.loss!r}"
@@ -247,6 +253,11 @@ class TrainConfig:
     def is_regression(self) -> bool:
         """True where the model has one output and the label is a grade."""
         return self.loss in REGRESSION_LOSSES
+
+    @property
+    def has_findings(self) -> bool:
+        """True where an image may have several findings, each with an output of its own."""
+        return self.loss in FINDING_LOSSES
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; ``from_json`` gives an equal configuration back."""

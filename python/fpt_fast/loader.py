@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -26,7 +26,9 @@ from fpt_fast.images import (
     choose,
     fit_image,
     hashed_uniform,
+    labels_of,
     mix,
+    sampling_weights,
     to_network_input,
 )
 from fpt_fast.ops import quantise_kv
@@ -202,10 +204,11 @@ class FeatureLoader:
 
     ``side`` says how the side input is made; with ``augmentation`` it is augmented, with numbers
     that depend only on (seed, epoch, image).  The last batch may be smaller: no image is ever
-    dropped.  ``shuffle`` permutes the images anew in every epoch.  ``side_images`` are ``items``
-    shrunk beforehand (``shrink_images``, augmented or not as here); without them every image is
-    decoded for its batch, unless ``store`` has it.  ``order_seed`` is that of the order alone,
-    where it is not ``seed``.  ``staging`` takes the batches to a device (``tiers.Staging``).
+    dropped.  ``shuffle`` permutes the images anew in every epoch, or with ``sampling="balanced"``
+    draws as many with repeats, each class (finding, or none) alike often.  ``side_images`` are
+    ``items`` shrunk beforehand (``shrink_images``, augmented or not as here); without them every
+    image is decoded for its batch, unless ``store`` has it.  ``order_seed`` is that of the order
+    alone, where it is not ``seed``.  ``staging`` takes the batches to a device (``tiers.Staging``).
     ``side_device``: the side images lie there, batches bring (row, seed) [B, 2] i64 for each image
     in the place of its side input, and ``side_input`` makes that of them.
     """
@@ -223,6 +226,7 @@ class FeatureLoader:
         shuffle: bool = False,
         seed: int = 0,
         order_seed: int | None = None,
+        sampling: Literal["shuffled", "balanced"] = "shuffled",
         workers: int = 2,
         staging: Staging | None = None,
         side_device: torch.device | None = None,
@@ -236,7 +240,8 @@ class FeatureLoader:
                 f"side_images must be those of the {len(items)} items, got {len(side_images)}"
             )
         self._items = tuple(items)
-        self._labels = torch.tensor([item.label for item in items], dtype=torch.int64)
+        self._labels = labels_of(items)
+        self._weights = sampling_weights(self._labels) if sampling == "balanced" else None
         self._features = features
         self._side = side
         self._augment = None if augmentation is None else SideAugmentation(augmentation, side)
@@ -312,7 +317,13 @@ class FeatureLoader:
         if not self._shuffle:
             return list(range(len(self._items)))
         generator = _generator(mix(self._order_seed, epoch), _ORDER_STREAM)
-        order: list[int] = torch.randperm(len(self._items), generator=generator).tolist()
+        if self._weights is not None:
+            drawn = torch.multinomial(
+                self._weights, len(self._items), replacement=True, generator=generator
+            )
+        else:
+            drawn = torch.randperm(len(self._items), generator=generator)
+        order: list[int] = drawn.tolist()
         return order
 
     def _make(
@@ -341,7 +352,7 @@ class FeatureLoader:
                 side_pixels=sides[0],
                 kv=None if features is None else features.kv,
                 rows=None if features is None else features.rows,
-                labels=self._labels[rows],  # [B]
+                labels=self._labels[rows],  # [B], of findings [B, findings]
                 keys=tuple(item.key for item in items),
                 k_scales=None if features is None else features.k_scales,
                 v_scales=None if features is None else features.v_scales,

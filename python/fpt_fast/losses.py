@@ -1,6 +1,8 @@
-"""Training losses: cross-entropy with four weightings, focal, kappa, and three regressions.
+"""Training losses: cross-entropy with four weightings, focal, kappa, three regressions, and two of
+several findings per image.
 
-All take logits [B, outputs] and labels [B] i64, and return a scalar f32, the batch's mean.
+All take logits [B, outputs] and labels [B] i64 (of findings [B, findings], -1 where unknown), and
+return a scalar f32, the batch's mean.
 """
 
 import math
@@ -138,6 +140,49 @@ class RegressionLoss(EpochLoss):
         return F.smooth_l1_loss(grades, target)
 
 
+class FindingLoss(EpochLoss):
+    """Binary cross-entropy of each finding, or its focal form; the mean over all that are known.
+
+    ``weight`` [findings] f32 multiplies the loss of the images that have a finding (None: 1), and
+    moves towards 1 as that of ``CrossEntropyLoss``.  With ``gamma`` above 0 each term is multiplied
+    by ``alpha * (1 - p)**gamma``, ``p`` being the probability of what is true.
+    """
+
+    weight: Tensor | None
+    current: Tensor | None
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        decay: float = 1.0,
+        *,
+        alpha: float = 1.0,
+        gamma: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.decay, self.alpha, self.gamma = decay, alpha, gamma
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("current", weight, persistent=False)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the weights of ``epoch``."""
+        if self.weight is not None:
+            factor = self.decay**epoch
+            self.current = factor * self.weight + (1.0 - factor)
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits [B, findings], labels [B, findings] of 1, 0, -1 -> scalar; 0 if none is known."""
+        known = labels >= 0
+        truth = labels.clamp(min=0).to(logits.dtype)
+        losses = F.binary_cross_entropy_with_logits(
+            logits, truth, pos_weight=self.current, reduction="none"
+        )
+        if self.gamma:
+            p = torch.sigmoid(torch.where(labels == 1, logits, -logits))
+            losses = self.alpha * (1.0 - p).pow(self.gamma) * losses
+        return torch.where(known, losses, 0.0).sum() / known.sum().clamp(min=1)
+
+
 def balanced_weights(class_counts: Sequence[int]) -> Tensor:
     """Weights [classes] f32 inverse to the number of training images, the largest class at 1.
 
@@ -162,7 +207,8 @@ def build_loss(
 ) -> EpochLoss:
     """Build the loss that ``config`` names.
 
-    ``class_counts``: training images per class in label order, needed for balanced weights.
+    ``class_counts``: training images per class in label order, needed for balanced weights (of
+    findings: the images with each, then those without each).
     ``num_classes`` checks the number of given weights, and defaults to ``len(class_counts)``.
     Raises ``ConfigError`` where counts or weights are missing or do not fit.
     """
@@ -172,6 +218,8 @@ def build_loss(
         return FocalLoss()
     if config.loss == "kappa":
         return KappaLoss()
+    if config.has_findings:
+        return _finding_loss(config, class_counts, num_classes)
     if config.loss_weight == "none":
         return CrossEntropyLoss()
     if num_classes is None and class_counts is not None:
@@ -193,6 +241,31 @@ def build_loss(
     if not 0.0 <= config.loss_weight_decay <= 1.0:
         raise ConfigError(f"loss_weight_decay must be in [0, 1], got {config.loss_weight_decay}")
     return CrossEntropyLoss(balanced_weights(class_counts), config.loss_weight_decay)
+
+
+def _finding_loss(
+    config: TrainConfig, counts: Sequence[int] | None, findings: int | None
+) -> FindingLoss:
+    if config.loss == "binary_focal":
+        # gamma as of the focal loss above; alpha is a matter of the learning rate.
+        return FindingLoss(gamma=2.0)
+    if config.loss_weight == "none":
+        return FindingLoss()
+    if config.loss_weight == "given":
+        return FindingLoss(_given_weights(config.loss_weights, findings))
+    if counts is None or findings is None or len(counts) != 2 * findings:
+        raise ConfigError(
+            f"loss_weight={config.loss_weight!r} of findings needs class_counts, the training "
+            "images with each finding, then those without each"
+        )
+    having, lacking = counts[:findings], counts[findings:]
+    if min(having) < 1:
+        raise ConfigError(
+            "balanced loss weights need at least one training image with every finding, got none "
+            f"with finding {[place for place, count in enumerate(having) if count < 1]}"
+        )
+    weight = torch.tensor([max(no, 1) / yes for yes, no in zip(having, lacking, strict=True)])
+    return FindingLoss(weight, config.loss_weight_decay if config.loss_weight == "dynamic" else 1.0)
 
 
 def _given_weights(weights: Sequence[float], num_classes: int | None) -> Tensor:

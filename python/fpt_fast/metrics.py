@@ -35,7 +35,10 @@ LOWER_IS_BETTER = frozenset({"loss", "mae", "mse"})
 
 @dataclass(frozen=True, slots=True)
 class ClassMetrics:
-    """One class against the rest; ``auc`` is NaN unless the split has images of both."""
+    """One class against the rest; ``auc`` is NaN unless the split has images of both.
+
+    ``ap``, the average precision, is computed of findings only.
+    """
 
     support: int
     precision: float
@@ -43,6 +46,7 @@ class ClassMetrics:
     specificity: float
     f1: float
     auc: float
+    ap: float = math.nan
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,8 +108,12 @@ def finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def metric_names(*, regression: bool = False) -> tuple[str, ...]:
+def metric_names(*, regression: bool = False, findings: bool = False) -> tuple[str, ...]:
     """Names in ``compute_metrics(...).values``, in order."""
+    if findings:
+        from fpt_fast.finding_metrics import FINDING_METRICS
+
+        return FINDING_METRICS
     return REGRESSION_METRICS if regression else CLASSIFICATION_METRICS
 
 
@@ -117,12 +125,17 @@ def compute_metrics(predictions: Predictions, num_classes: int) -> Metrics:
     ``auc_raw_logits`` is what the authors' code reports: one-vs-rest areas over the columns of
     the logits as they are (with two classes too: the mean over both columns), which ranks
     images on an unnormalised scale; it is here to be compared with published numbers only.
+    Labels [images, findings] are of several findings per image: see ``finding_metrics``.
     Without probabilities the predictions are of a regression: rounded (halves up) and clipped
     to a class for ``accuracy``, ``f1``, ``precision``, ``recall``, ``kappa``; no AUC.
 
     Raises ``ValueError`` for fewer than two classes, shapes that do not fit, labels out of range,
     logits that are not finite (named by image), or when no image has a label.
     """
+    if predictions.labels.dim() == 2:
+        from fpt_fast.finding_metrics import compute_finding_metrics
+
+        return compute_finding_metrics(predictions, num_classes)
     labels, logits, probabilities = _checked_arrays(predictions, num_classes)
     notes: list[str] = []
     predicted = (
@@ -185,7 +198,12 @@ def compute_metrics(predictions: Predictions, num_classes: int) -> Metrics:
 
 
 def predicted_classes(predictions: Predictions, num_classes: int) -> Tensor:
-    """Predicted label of each image, [images] i64: most probable class, or rounded grade."""
+    """Predicted label of each image, [images] i64: most probable class, or rounded grade.
+
+    Of several findings per image: 1 where one is called, at a probability of 0.5, [images, F].
+    """
+    if predictions.labels.dim() == 2 and predictions.probabilities is not None:
+        return (predictions.probabilities >= 0.5).long()
     if predictions.probabilities is not None:
         return predictions.probabilities.argmax(dim=1)
     grades = predictions.logits[:, 0].numpy()

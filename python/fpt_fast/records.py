@@ -48,6 +48,7 @@ Attention = Literal[
 Importance = Literal["global", "class_token"]
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+Task = Literal["multiclass", "multilabel"]
 FeatureDtype = Literal["float16", "int8", "float8_e4m3fn"]
 
 # Whether an image is stretched to the input's shape, or padded to it with black.
@@ -80,6 +81,8 @@ class ImageItem:
     only name by which features are ever looked up (never the file's stem).
     ``label`` indexes ``ImageSet.classes``, or is ``UNLABELLED``.  ``patient`` names whom the image
     is of, where that is known: the images of one never stand on two sides of a split.
+    Of several findings per image, ``findings`` has 1, 0 or ``UNLABELLED`` for each of
+    ``ImageSet.classes``, and ``label`` is ``UNLABELLED``.
     """
 
     key: str
@@ -88,15 +91,21 @@ class ImageItem:
     split: Split
     reading: Reading = AS_THE_FILE_SAYS
     patient: str | None = None
+    findings: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSet:
-    """A data set: its root, its class names in label order, and its images in key order."""
+    """A data set: its root, its class names in label order, and its images in key order.
+
+    ``task`` is ``multiclass`` (one class per image) or ``multilabel`` (any of ``classes``, which
+    are findings).
+    """
 
     root: Path
     classes: tuple[str, ...]
     items: tuple[ImageItem, ...]
+    task: Task = "multiclass"
 
     def of_split(self, split: Split) -> tuple[ImageItem, ...]:
         """Return the images of one split, in key order."""
@@ -207,7 +216,8 @@ class FeatureBatch:
 
     ``side_pixels`` [B, 3, h, w] f32; ``kv`` [M, L, 2, H, K, D], or None for a side network
     alone; ``rows`` [B] i64 picks the batch's images out of ``kv``, or None when M is B and
-    the order is the same; ``labels`` [B] i64.  8-bit ``kv`` (int8 or fp8) comes with ``k_scales``
+    the order is the same; ``labels`` [B] i64, or [B, findings] i64 of 1, 0 or ``UNLABELLED`` where
+    an image may have several findings.  8-bit ``kv`` (int8 or fp8) comes with ``k_scales``
     [M, L, H, D] f32, per channel of K, and ``v_scales`` [M, L, H, K] f32, per token of V; both are
     None with any other.
     """
@@ -235,7 +245,9 @@ class Predictions:
     """Model output on a split: ``logits`` and ``probabilities`` [images, classes] f32 on the CPU,
     ``labels`` [images] i64 (``UNLABELLED`` where unknown).
 
-    Of a regression model, ``logits`` is [images, 1] and ``probabilities`` is None.
+    Of a regression model, ``logits`` is [images, 1] and ``probabilities`` is None.  Of several
+    findings per image, ``labels`` is [images, findings] of 1, 0 or ``UNLABELLED``, and each
+    probability its own.
     """
 
     keys: tuple[str, ...]
@@ -285,3 +297,4 @@ class TokenExample:
     label: int
     probabilities: Tensor
     weights: Tensor | None = None
+    findings: tuple[int, ...] = ()

@@ -33,6 +33,10 @@ class ListingSettings:
     """CSV column of the image path, relative to the CSV file."""
     label_column: str = "label"
     """CSV column of the class."""
+    label_columns: tuple[str, ...] = ()
+    """Instead of a class, several findings per image: CSV columns of 1 and 0 (-1: unknown)."""
+    blank_findings: Literal["unknown", "absent"] = "unknown"
+    """What an empty cell of these columns means; what is unknown counts in no loss or metric."""
     split_column: str = "split"
     """CSV column of the split (train, val, test), if there is one."""
     patient_column: str | None = None
@@ -213,11 +217,14 @@ class RunSettings(FrozenSettings):
     warmup_epochs: int = 0
     """Epochs of linear warm-up."""
     loss: Loss = "cross_entropy"
-    """Loss; the last three treat the label as a grade with one output."""
+    """Loss; the square, absolute and smooth ones treat the label as a grade with one output; with
+    several findings per image cross_entropy and focal are those of each finding."""
     loss_weight: LossWeight = "none"
-    """Class weights of the cross-entropy."""
+    """Class weights of the cross-entropy (of findings: weights of the images that have them)."""
     loss_weights: tuple[float, ...] = ()
     """One weight per class, with --loss-weight given."""
+    sampling: Literal["shuffled", "balanced"] = "shuffled"
+    """balanced: an epoch draws as many images as there are, each class (finding) alike often."""
     loss_weight_decay: float = 0.9
     """Factor per epoch from balanced to equal weights, with --loss-weight dynamic."""
     monitor: str | None = None

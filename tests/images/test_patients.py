@@ -209,5 +209,5 @@ def test_folders_have_no_patient_column(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.png").touch()
-    with pytest.raises(ImageSetError, match="needs a CSV list"):
+    with pytest.raises(ImageSetError, match="need a CSV list"):
         load_image_set(tmp_path, patient_column="who")

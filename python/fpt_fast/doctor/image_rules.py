@@ -55,7 +55,7 @@ def _same_pictures(facts: Facts, classes: Sequence[str]) -> Iterator[Finding]:
         if not fact.blank:
             groups[fact.digest].append(fact)
     repeated = [group for group in groups.values() if len(group) > 1]
-    contradictory = [g for g in repeated if len({fact.item.label for fact in g}) > 1]
+    contradictory = [g for g in repeated if len({_labels(fact) for fact in g}) > 1]
     leaks = [g for g in repeated if len({fact.item.split for fact in g}) > 1]
     rest = [g for g in repeated if g not in contradictory and g not in leaks]
     if leaks:
@@ -71,7 +71,7 @@ def _same_pictures(facts: Facts, classes: Sequence[str]) -> Iterator[Finding]:
             f"{len(contradictory)} pictures stand under more than one label",
             "find out which label is right and remove the others",
             tuple(
-                " = ".join(f"{fact.item.key} ({classes[fact.item.label]})" for fact in group)
+                " = ".join(f"{fact.item.key} ({_named(fact, classes)})" for fact in group)
                 for group in contradictory
             ),
         )
@@ -166,8 +166,19 @@ def _depths(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def _labels(fact: ImageFacts) -> tuple[int, ...]:
+    """The class of an image, or the findings that it has."""
+    if fact.item.findings:
+        return tuple(place for place, has in enumerate(fact.item.findings) if has == 1)
+    return (fact.item.label,)
+
+
+def _named(fact: ImageFacts, classes: Sequence[str]) -> str:
+    return ", ".join(classes[label] for label in _labels(fact)) or "no finding"
+
+
 def _balance(facts: Facts, classes: Sequence[str]) -> Iterator[Finding]:
-    counts = Counter((fact.item.split, fact.item.label) for fact in facts)
+    counts = Counter((fact.item.split, label) for fact in facts for label in _labels(fact))
     labels = range(len(classes))
     train = [counts["train", label] for label in labels]
     least, most = min(train, default=0), max(train, default=0)

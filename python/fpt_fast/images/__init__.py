@@ -8,6 +8,7 @@ from fpt_fast.images.decode import ImageError, read_image, read_item
 from fpt_fast.images.dicom import has_dicom_name
 from fpt_fast.images.digests import digest_images
 from fpt_fast.images.draws import AugmentationDraw, AugmentationDraws, choose, hashed_uniform, mix
+from fpt_fast.images.labels import labels_of, sampling_weights
 from fpt_fast.images.presets import DatasetPreset, dataset_preset, preset_names
 from fpt_fast.images.side_batches import SideBatches
 from fpt_fast.images.side_images import SideImages, shrink_images
@@ -36,6 +37,7 @@ __all__ = [
     "has_dicom_name",
     "hashed_uniform",
     "iter_image_batches",
+    "labels_of",
     "list_images",
     "load_image_set",
     "measure_statistics",
@@ -44,6 +46,7 @@ __all__ = [
     "preset_names",
     "read_image",
     "read_item",
+    "sampling_weights",
     "shrink_images",
     "to_network_input",
 ]

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from fpt_fast.records import SPLITS, Split
+from fpt_fast.records import SPLITS, UNLABELLED, Split
 
 _DELIMITERS = ",;\t"
 _LISTED = 20
+_FINDINGS = {"1": 1, "true": 1, "yes": 1, "0": 0, "false": 0, "no": 0, "-1": UNLABELLED}
 
 _T = TypeVar("_T")
 
@@ -26,15 +27,22 @@ class Row(NamedTuple):
     label: str
     split: Split | None
     patient: str | None = None
+    findings: tuple[int, ...] = ()
 
 
 class Columns(NamedTuple):
-    """Names of a list's columns; that of the split may be absent unless ``split_required``."""
+    """Names of a list's columns; that of the split may be absent unless ``split_required``.
+
+    With ``findings`` there is no ``label``: each is a column of 1 and 0, and ``blank`` is what an
+    empty cell means.
+    """
 
     path: str = "path"
     label: str = "label"
     split: str = "split"
     patient: str | None = None
+    findings: tuple[str, ...] = ()
+    blank: int = UNLABELLED
 
     @property
     def split_required(self) -> bool:
@@ -51,7 +59,7 @@ def read_labelled_rows(path: Path, columns: Columns) -> tuple[list[Row], tuple[s
 
     Raises ``ImageSetError`` naming all bad rows by their line numbers (20 at most).
     """
-    wanted = [columns.path, columns.label]
+    wanted = [columns.path, *(columns.findings or [columns.label])]
     wanted += [columns.split] if columns.split_required else []
     wanted += [] if columns.patient is None else [columns.patient]
     lines: dict[str, int] = {}
@@ -61,15 +69,18 @@ def read_labelled_rows(path: Path, columns: Columns) -> tuple[list[Row], tuple[s
         if key in lines:
             raise _RowError(f"{key} is already in row {lines[key]}")
         lines[key] = line
-        label = cells[columns.label]
-        if not label:
+        label = "" if columns.findings else cells[columns.label]
+        if not label and not columns.findings:
             raise _RowError(f"{key} has no {columns.label}")
+        findings = tuple(_parse_finding(name, cells[name], columns) for name in columns.findings)
         patient = None if columns.patient is None else cells[columns.patient]
         if patient == "":
             raise _RowError(f"{key} has no {columns.patient}")
-        return Row(key, label, _parse_split(cells.get(columns.split)), patient)
+        return Row(key, label, _parse_split(cells.get(columns.split)), patient, findings)
 
     rows = _parse_rows(path, wanted, parse)
+    if columns.findings:
+        return rows, columns.findings
     labels = {row.label for row in rows}
     if all(re.fullmatch(r"[+-]?\d+", label) for label in labels):
         # "01" and "1" are one class.
@@ -158,6 +169,16 @@ def _key_inside(root: Path, written: str) -> str:
     if not full.is_file():
         raise _RowError(f"{written} is a directory" if full.is_dir() else f"no file {written}")
     return full.relative_to(root).as_posix()
+
+
+def _parse_finding(name: str, written: str, columns: Columns) -> int:
+    """1, 0, or ``UNLABELLED`` for -1 and for an empty cell unless that is told otherwise."""
+    if written == "":
+        return columns.blank
+    value = _FINDINGS.get(written.lower().removesuffix(".0"))
+    if value is None:
+        raise _RowError(f"{name} must be 1, 0, -1 (unknown) or empty, got {written!r}")
+    return value
 
 
 def _parse_split(written: str | None) -> Split | None:

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from fpt_fast.images.csv_list import (
     Columns,
@@ -16,7 +17,7 @@ from fpt_fast.images.dicom import EXTENSIONS as DICOM_EXTENSIONS
 from fpt_fast.images.dicom import MAGIC_BYTES, has_dicom_name, is_dicom
 from fpt_fast.images.patients import complete_splits, require_whole_patients, with_patients
 from fpt_fast.images.splits import Ratios, check_ratios
-from fpt_fast.records import SPLITS, ImageItem, ImageSet, Split
+from fpt_fast.records import SPLITS, UNLABELLED, ImageItem, ImageSet, Split
 
 log = logging.getLogger("fpt_fast")
 
@@ -45,6 +46,8 @@ def load_image_set(
     split_column: str = "split",
     patient_column: str | None = None,
     patient_pattern: str | None = None,
+    label_columns: Sequence[str] = (),
+    blank_findings: Literal["unknown", "absent"] = "unknown",
 ) -> ImageSet:
     """List the images of a data set with their classes and splits; nothing is decoded.
 
@@ -69,6 +72,9 @@ def load_image_set(
     classes as near to the ratios as they allow, and given splits that a patient stands on two
     sides of are an error.
 
+    ``label_columns`` of a list are findings, of which an image may have several: cells of 1, 0, or
+    -1 (unknown); an empty one is unknown too, or 0 with ``blank_findings="absent"``.
+
     Raises ``ImageSetError`` naming what is wrong: an empty class, a single class, a class that
     train lacks, missing or repeated files, paths outside the folder, unknown split names.
     """
@@ -82,13 +88,23 @@ def load_image_set(
         rows = _list_splits(root, splits) if "train" in splits else _list_classes(root)
         classes = tuple(sorted({row.label for row in rows}))
     elif root.is_file():
-        columns = Columns(path_column, label_column, split_column, patient_column)
+        columns = Columns(
+            path_column,
+            label_column,
+            split_column,
+            patient_column,
+            tuple(label_columns),
+            0 if blank_findings == "absent" else UNLABELLED,
+        )
         rows, classes = read_labelled_rows(root, columns)
         root = root.parent
     else:
         raise ImageSetError(f"no such file or directory: {data}")
-    if patient_column is not None and Path(data).is_dir():
-        raise ImageSetError("a patient column needs a CSV list; folders take a patient pattern")
+    if Path(data).is_dir() and (patient_column is not None or label_columns):
+        raise ImageSetError(
+            "patient_column and label_columns need a CSV list, folders have one class each "
+            "(and take a patient_pattern)"
+        )
     if patient_pattern is not None:
         rows = with_patients(rows, patient_pattern)
     return _make_set(root, rows, classes, shares, seed)
@@ -120,13 +136,16 @@ def list_images(paths: Sequence[str | Path], *, path_column: str = "path") -> li
 def _make_set(
     root: Path, rows: Sequence[Row], classes: tuple[str, ...], ratios: Ratios, seed: int
 ) -> ImageSet:
-    if len(classes) < 2:
+    several = bool(rows and rows[0].findings)
+    if len(classes) < 2 and not several:
         raise ImageSetError(
             f"{root} has one class only ({', '.join(classes)}); a classifier needs at least two"
         )
     splits = complete_splits(rows, ratios, seed)
     require_whole_patients(rows, splits)
-    trained = {row.label for row in rows if splits[row.key] == "train"}
+    in_train = [row for row in rows if splits[row.key] == "train"]
+    trained = {row.label for row in in_train}
+    trained |= {classes[f] for row in in_train for f, has in enumerate(row.findings) if has == 1}
     for name in classes:
         if name not in trained:
             raise ImageSetError(
@@ -135,12 +154,19 @@ def _make_set(
             )
     labels = {name: label for label, name in enumerate(classes)}
     items = tuple(
-        ImageItem(row.key, root / row.key, labels[row.label], splits[row.key], patient=row.patient)
+        ImageItem(
+            row.key,
+            root / row.key,
+            UNLABELLED if several else labels[row.label],
+            splits[row.key],
+            patient=row.patient,
+            findings=row.findings,
+        )
         for row in sorted(rows, key=lambda row: row.key)
     )
     counts = {split: sum(item.split == split for item in items) for split in SPLITS}
     log.debug("%s: %d classes, images by split %s", root, len(classes), counts)
-    return ImageSet(root, classes, items)
+    return ImageSet(root, classes, items, "multilabel" if several else "multiclass")
 
 
 def _list_splits(root: Path, splits: Sequence[Split]) -> list[Row]:

@@ -76,7 +76,7 @@ def complete_splits(rows: Sequence[Row], ratios: Ratios, seed: int) -> dict[str,
 
 def divide_rows(rows: Sequence[Row], ratios: Ratios, seed: int) -> dict[str, Split]:
     """Splits by ratio and seed: of images class by class, or of whole patients."""
-    if all(row.patient is None for row in rows):
+    if all(row.patient is None and not row.findings for row in rows):
         keys: dict[str, list[str]] = defaultdict(list)
         for row in rows:
             keys[row.label].append(row.key)
@@ -91,7 +91,16 @@ def group_of(row: Row) -> str:
 
 
 def group_contents(rows: Sequence[Row]) -> dict[str, list[float]]:
-    """Images of each class, by group."""
+    """Images of each class (with each finding), by group."""
+    if rows and rows[0].findings:
+        found: dict[str, list[float]] = {}
+        for row in rows:
+            # A finding can be told or not; images without any count in the number of all.
+            here = found.setdefault(group_of(row), [0.0] * (len(row.findings) + 1))
+            for place, has in enumerate(row.findings):
+                here[place] += has == 1
+            here[-1] += not any(has == 1 for has in row.findings)
+        return found
     kinds = {label: place for place, label in enumerate(sorted({row.label for row in rows}))}
     contents: dict[str, list[float]] = {}
     for row in rows:

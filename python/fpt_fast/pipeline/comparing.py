@@ -36,6 +36,11 @@ def compare(
         values = json.loads((run / metrics_name).read_text(encoding="utf-8"))
         tables.append(read_predictions(path, values["classes"]))
     (ours, classes), (theirs, other_classes) = tables
+    if ours.labels.dim() == 2 or theirs.labels.dim() == 2:
+        raise ConfigError(
+            "compare is of one class per image; of several findings look at the intervals in each "
+            "run's metrics.json"
+        )
     if classes != other_classes:
         raise ConfigError(
             f"{first} has the classes {', '.join(classes)}, {second} has "

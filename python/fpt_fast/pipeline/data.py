@@ -66,6 +66,8 @@ def list_image_set(how: ListingSettings, data: Path) -> ImageSet:
         split_column=how.split_column,
         patient_column=how.patient_column,
         patient_pattern=how.patient_pattern,
+        label_columns=how.label_columns,
+        blank_findings=how.blank_findings,
     )
 
 
@@ -106,7 +108,9 @@ def reading_of(settings: ReadingSettings) -> Reading:
 
 def require_training_images(images: ImageSet) -> None:
     """Raise where a class has no training image (left), naming the classes."""
-    trained = {item.label for item in images.of_split("train")}
+    train = images.of_split("train")
+    trained = {item.label for item in train}
+    trained |= {f for item in train for f, has in enumerate(item.findings) if has == 1}
     empty = [name for label, name in enumerate(images.classes) if label not in trained]
     if empty:
         raise UnreadableImages(

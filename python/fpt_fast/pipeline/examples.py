@@ -84,6 +84,7 @@ def make_examples(
             label=item.label,
             probabilities=probabilities[i],
             weights=weights[i],
+            findings=item.findings,
         )
         for i, item in enumerate(items)
     ]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fpt_fast.config import ConfigError
 from fpt_fast.files import write_atomically
-from fpt_fast.images import DecodedStore, to_network_input
+from fpt_fast.images import DecodedStore, labels_of, to_network_input
 from fpt_fast.model import FptModel
 from fpt_fast.ops import quantise_kv
 from fpt_fast.pipeline.examples import make_examples
@@ -54,6 +54,7 @@ def explain(settings: ExplainSettings | None = None, **values: Any) -> ExplainRe
         settings.images,
         run.classes,
         run.plan.reading,
+        several=run.several,
         skip_unreadable=settings.skip_unreadable,
         workers=settings.workers,
     )
@@ -134,13 +135,15 @@ def _probabilities(
         side_pixels=pixels.to(selected.kv.device),
         kv=selected.kv,
         rows=None,
-        labels=torch.tensor([item.label for item in items]),
+        labels=labels_of(items),
         keys=tuple(item.key for item in items),
         k_scales=selected.k_scales,
         v_scales=selected.v_scales,
     )
     logits: Tensor = model(batch).float().cpu()
-    return torch.empty(len(items), 0) if run.regression else logits.softmax(dim=1)
+    if run.regression:
+        return torch.empty(len(items), 0)
+    return logits.sigmoid() if run.several else logits.softmax(dim=1)
 
 
 _LOOKED_AT = ("top", "left", "height", "width", "attention")

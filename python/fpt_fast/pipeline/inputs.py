@@ -13,10 +13,12 @@ import torch
 from fpt_fast.backbone import backbone_name
 from fpt_fast.cache import CacheMismatch, CacheReader
 from fpt_fast.config import (
+    FINDING_LOSSES,
     REGRESSION_LOSSES,
     AugmentConfig,
     ConfigError,
     FptConfig,
+    Loss,
     TrainConfig,
     format_layers,
     parse_layers,
@@ -40,7 +42,7 @@ from fpt_fast.pipeline.data import (
 from fpt_fast.pipeline.features import FeaturePlan, load_recorded_backbone, make_plan
 from fpt_fast.pipeline.peer_plan import PeerPlan
 from fpt_fast.pipeline.placing import PlacedFeatures, has_room_for
-from fpt_fast.records import ImageSet, Preprocessing, Split
+from fpt_fast.records import ImageSet, Preprocessing, Split, Task
 from fpt_fast.setting_values import parse_size
 from fpt_fast.settings import TrainSettings
 from fpt_fast.trainer import resolve_device
@@ -266,6 +268,7 @@ def make_loader(
         shuffle=training,
         seed=settings.seed,
         order_seed=settings.order_seed,
+        sampling=settings.sampling if training else "shuffled",
         workers=settings.workers,
         staging=None if inputs.placed is None else inputs.placed.staging,
         side_device=side_device,
@@ -289,8 +292,9 @@ def _optional_size(name: str, text: str | None) -> tuple[int, int] | None:
     return None if text is None else parse_size(name, text)
 
 
-def make_recipe(settings: TrainSettings) -> TrainConfig:
-    """The training recipe: learning rate from the preset, monitor from the loss, unless said."""
+def make_recipe(settings: TrainSettings, task: Task) -> TrainConfig:
+    """The training recipe: learning rate from the preset, monitor from the loss, unless said;
+    of several findings per image, the loss of each."""
     rate = settings.learning_rate
     if rate is None:
         rate = 1e-4 if settings.preset is None else dataset_preset(settings.preset).learning_rate
@@ -301,9 +305,28 @@ def make_recipe(settings: TrainSettings) -> TrainConfig:
     return TrainConfig(
         learning_rate=rate,
         monitor=monitor,
+        loss=_loss_of(settings.loss, task),
         **{
             field.name: getattr(settings, field.name)
             for field in dataclasses.fields(TrainConfig)
-            if field.name not in ("learning_rate", "monitor") and hasattr(settings, field.name)
+            if field.name not in ("learning_rate", "monitor", "loss")
+            and hasattr(settings, field.name)
         },
     )
+
+
+def _loss_of(loss: Loss, task: Task) -> Loss:
+    """The loss that ``loss`` means for ``task``; ``ConfigError`` where it has no meaning there."""
+    of_findings: dict[Loss, Loss] = {
+        "cross_entropy": "binary_cross_entropy",
+        "focal": "binary_focal",
+    }
+    if task == "multilabel":
+        loss = of_findings.get(loss, loss)
+    if (loss in FINDING_LOSSES) != (task == "multilabel"):
+        raise ConfigError(
+            f"loss {loss!r} is for {'one class' if task == 'multilabel' else 'several findings'} "
+            f"per image, and the data has {'findings' if task == 'multilabel' else 'classes'}; use "
+            f"{'cross_entropy or focal' if task == 'multilabel' else 'another, or --label-columns'}"
+        )
+    return loss

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fpt_fast.config import ConfigError
 from fpt_fast.distributed import refuse_several
 from fpt_fast.files import write_atomically
@@ -57,6 +55,7 @@ def predict(settings: PredictSettings | None = None, **values: Any) -> PredictRe
         settings.images,
         classes,
         reading,
+        several=model.extra.get("task") == "multilabel",
         skip_unreadable=settings.skip_unreadable,
         workers=settings.workers,
     )
@@ -109,7 +108,8 @@ def _open_model(
 def _write_csv(
     output: Path, items: Sequence[ImageItem], predictions: Predictions, classes: tuple[str, ...]
 ) -> None:
-    """Write path, predicted class and one probability per class (a grade for a regression)."""
+    """Write path, predicted class and one probability per class (a grade for a regression);
+    of several findings those called, with semicolons between them."""
     probabilities = predictions.probabilities
     rows: list[list[str]] = []
     if probabilities is None:
@@ -120,9 +120,14 @@ def _write_csv(
             rows.append([str(item.path), classes[grade], f"{logit:.6f}"])
     else:
         header = ["path", "predicted", *(f"probability_{name}" for name in classes)]
-        best = torch.argmax(probabilities, dim=1).tolist()
+        best = predicted_classes(predictions, len(classes)).tolist()
         for item, winner, values in zip(items, best, probabilities.tolist(), strict=True):
-            rows.append([str(item.path), classes[winner], *(f"{value:.6f}" for value in values)])
+            called = (
+                classes[winner]
+                if isinstance(winner, int)
+                else ";".join(name for name, is_so in zip(classes, winner, strict=True) if is_so)
+            )
+            rows.append([str(item.path), called, *(f"{value:.6f}" for value in values)])
     with write_atomically(output) as file:
         writer = csv.writer(file)
         writer.writerow(header)

@@ -16,12 +16,14 @@ from fpt_fast.records import UNLABELLED, ImageItem, ImageSet, Reading
 
 @dataclass(frozen=True, slots=True)
 class RecordedRun:
-    """A trained model, how its features are made, its class names, and whether it grades."""
+    """A trained model, how its features are made, its class names, whether it grades, and whether
+    an image may have several of the classes."""
 
     model: FptModel
     plan: FeaturePlan
     classes: tuple[str, ...]
     regression: bool
+    several: bool = False
 
 
 def read_recorded_run(run: Path) -> RecordedRun:
@@ -40,6 +42,7 @@ def read_recorded_run(run: Path) -> RecordedRun:
             FeaturePlan.from_json(model.extra["features"]),
             tuple(model.extra["classes"]),
             bool(model.extra.get("regression", False)),
+            model.extra.get("task") == "multilabel",
         )
     except KeyError as error:
         raise ConfigError(
@@ -52,11 +55,19 @@ def open_images(
     classes: tuple[str, ...],
     reading: Reading,
     *,
+    several: bool,
     skip_unreadable: bool,
     workers: int,
 ) -> tuple[ImageItem, ...]:
-    """Images, folders and CSV lists as unlabelled images, all of which can be decoded."""
+    """Images, folders and CSV lists as unlabelled images, all of which can be decoded.
+
+    ``several``: each may have any of ``classes``, none of which is known.
+    """
     found = list_images(paths)
-    items = tuple(ImageItem(path.as_posix(), path, UNLABELLED, "test", reading) for path in found)
+    unknown = (UNLABELLED,) * len(classes) if several else ()
+    items = tuple(
+        ImageItem(path.as_posix(), path, UNLABELLED, "test", reading, findings=unknown)
+        for path in found
+    )
     images = ImageSet(root=Path(), classes=classes, items=items)
     return without_unreadable(images, skip=skip_unreadable, workers=workers).items

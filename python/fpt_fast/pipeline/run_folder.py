@@ -12,6 +12,7 @@ import yaml
 
 from fpt_fast.config import ConfigError, FptConfig, TrainConfig
 from fpt_fast.hub import is_repository
+from fpt_fast.images import labels_of
 from fpt_fast.model import FptModel
 from fpt_fast.model_files import CONFIG_FILE as MODEL_CONFIG
 from fpt_fast.peers import PeerConfig, PeerModel
@@ -104,7 +105,10 @@ def run_identity(
     settings: RunSettings, inputs: RunInputs, method: FptConfig | PeerConfig
 ) -> dict[str, Any]:
     """What must be the same for a run to be resumed, beside the recipe."""
-    images = [(item.key, item.label, item.split) for item in inputs.images.items]
+    images = [
+        (item.key, item.label, item.split, *([item.findings] if item.findings else []))
+        for item in inputs.images.items
+    ]
     return {
         "method": method.to_json(),
         "features": inputs.plan.fingerprint(),
@@ -113,11 +117,16 @@ def run_identity(
         "augment_input": settings.augment_input,
         "side_images": settings.side_images,
         "deterministic": settings.deterministic,
+        "sampling": settings.sampling,
     }
 
 
 def class_counts(images: ImageSet) -> list[int]:
-    """Training images of each class."""
+    """Training images of each class; of findings, those with each, then those without each."""
+    if images.task == "multilabel":
+        labels = labels_of(images.of_split("train"))
+        having, lacking = (labels == 1).sum(dim=0), (labels == 0).sum(dim=0)
+        return [*having.tolist(), *lacking.tolist()]
     counts = [0] * len(images.classes)
     for item in images.of_split("train"):
         counts[item.label] += 1
@@ -130,6 +139,7 @@ def model_extra(inputs: RunInputs, recipe: TrainConfig) -> dict[str, Any]:
         "classes": list(inputs.images.classes),
         "features": inputs.plan.to_json(),
         "regression": recipe.is_regression,
+        **({"task": inputs.images.task} if inputs.images.task != "multiclass" else {}),
     }
 
 

@@ -91,7 +91,7 @@ def sweep(settings: SweepSettings | None = None, **values: Any) -> SweepResult:
     with ExitStack() as stack:
         stack.enter_context(deterministic_algorithms(settings.deterministic))
         inputs, method = open_inputs(base, stack)
-        recipe = make_recipe(base)
+        recipe = make_recipe(base, inputs.images.task)
         if settings.learning_rate is None:
             axes = {"learning_rate": (recipe.learning_rate,), **axes}
         trials = make_trials(method, recipe, axes)

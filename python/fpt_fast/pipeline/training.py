@@ -78,7 +78,7 @@ def train(settings: TrainSettings | None = None, **values: Any) -> TrainResult:
     with ExitStack() as stack:
         stack.enter_context(deterministic_algorithms(settings.deterministic))
         inputs, method, make_model = _open(settings, stack)
-        recipe = make_recipe(settings)
+        recipe = make_recipe(settings, inputs.images.task)
         classes = inputs.images.classes
         torch.manual_seed(settings.seed)
         model = make_model(1 if recipe.is_regression else len(classes))

@@ -78,10 +78,9 @@ def roc_curves(predictions: Predictions, classes: Sequence[str], metrics: Metric
 
     if predictions.probabilities is None:
         raise ValueError("ROC curves need probabilities; a regression has none")
-    labelled = predictions.labels >= 0
-    labels = predictions.labels[labelled].numpy()
-    scores = predictions.probabilities[labelled].numpy()
-    columns = (1,) if len(classes) == 2 else tuple(range(len(classes)))
+    labels, scores = predictions.labels.numpy(), predictions.probabilities.numpy()
+    several = labels.ndim == 2
+    columns = (1,) if len(classes) == 2 and not several else tuple(range(len(classes)))
 
     def draw(figure: Any) -> None:
         axis = figure.subplots()
@@ -90,7 +89,10 @@ def roc_curves(predictions: Predictions, classes: Sequence[str], metrics: Metric
             area = metrics.per_class[column].auc
             if math.isnan(area):
                 continue
-            false_positive, true_positive, _ = roc_curve(labels == column, scores[:, column])
+            told = labels[:, column] if several else labels
+            known = told >= 0
+            positive = told[known] == (1 if several else column)
+            false_positive, true_positive, _ = roc_curve(positive, scores[known, column])
             label = f"{_short(classes[column])}  {area:.3f}"
             line(axis, false_positive, true_positive, number, label, marker=False)
         axis.set_xlabel("false positive rate")

@@ -14,6 +14,9 @@ from fpt_fast.metrics import Metrics, predicted_classes
 from fpt_fast.records import UNLABELLED, Predictions, TrainingHistory
 from fpt_fast.trust import Assessment
 
+_LABEL = "label_"
+_KINDS = (_LABEL, "predicted_", "probability_")
+
 
 def write_run_files(
     run_dir: str | Path,
@@ -94,7 +97,14 @@ def _write_history(path: Path, history: TrainingHistory) -> None:
 
 
 def write_predictions(path: Path, predictions: Predictions, classes: Sequence[str]) -> None:
-    """One row an image: key, label and prediction by name, probabilities or the predicted grade."""
+    """One row an image: key, label and prediction by name, probabilities or the predicted grade.
+
+    Of several findings per image: for each finding a label (empty where unknown), whether it is
+    called, and its probability.
+    """
+    if predictions.labels.dim() == 2:
+        _write_findings(path, predictions, classes)
+        return
     predicted = predicted_classes(predictions, len(classes)).tolist()
     if predictions.probabilities is None:
         columns, numbers = ["grade"], predictions.logits
@@ -132,6 +142,8 @@ def read_predictions(
         raise ValueError(f"cannot read predictions from {path}: {error.strerror}") from error
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{path} is empty, or no CSV file: {error}") from error
+    if len(header) > 1 and header[1].startswith(_LABEL):
+        return _read_findings(path, header, rows)
     columns = header[3:]
     if header[:3] != ["key", "label", "predicted"] or not columns or not rows:
         raise ValueError(f"{path} holds no predictions of fpt-fast, its columns are {header}")
@@ -151,6 +163,42 @@ def read_predictions(
         return Predictions(keys, labels, numbers, None), tuple(classes)
     smallest = torch.finfo(torch.float32).tiny
     return Predictions(keys, labels, numbers.clamp(min=smallest).log(), numbers), tuple(classes)
+
+
+def _write_findings(path: Path, predictions: Predictions, findings: Sequence[str]) -> None:
+    assert predictions.probabilities is not None
+    called = predicted_classes(predictions, len(findings))
+    with write_atomically(path) as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["key", *(kind + name for kind in _KINDS for name in findings)])
+        for key, labels, calls, values in zip(
+            predictions.keys,
+            predictions.labels.tolist(),
+            called.tolist(),
+            predictions.probabilities.tolist(),
+            strict=True,
+        ):
+            told = ["" if label == UNLABELLED else label for label in labels]
+            rows.writerow([key, *told, *calls, *(f"{value:.9g}" for value in values)])
+
+
+def _read_findings(
+    path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[Predictions, tuple[str, ...]]:
+    """What ``_write_findings`` wrote; logits are those of the probabilities."""
+    findings = tuple(name.removeprefix(_LABEL) for name in header if name.startswith(_LABEL))
+    count = len(findings)
+    if list(header) != ["key", *(kind + name for kind in _KINDS for name in findings)] or not rows:
+        raise ValueError(f"{path} holds no predictions of fpt-fast, its columns are {header}")
+    try:
+        labels = [[int(cell or UNLABELLED) for cell in row[1 : count + 1]] for row in rows]
+        numbers = torch.tensor([[float(cell) for cell in row[2 * count + 1 :]] for row in rows])
+    except ValueError as error:
+        raise ValueError(f"{path} holds a row that does not fit its columns: {error}") from error
+    # A probability of 1 is one that f32 could not tell from it.
+    logits = torch.logit(numbers.double(), eps=1e-9).float()
+    keys = tuple(row[0] for row in rows)
+    return Predictions(keys, torch.tensor(labels), logits, numbers), findings
 
 
 def _write_yaml(path: Path, config: Mapping[str, Any]) -> None:

@@ -22,6 +22,8 @@ from fpt_fast.trust import Assessment
 _TITLES = {
     "auc": "AUC",
     "auc_raw_logits": "AUC (raw logits)",
+    "ap": "Average precision",
+    "exact_match": "All findings right",
     "accuracy": "Accuracy",
     "f1": "Macro F1",
     "precision": "Macro precision",
@@ -129,6 +131,8 @@ def _roc(predictions: Predictions, classes: Sequence[str], metrics: Metrics) -> 
         return ""
     picture = _image(roc_curves(predictions, classes, metrics), "svg+xml", "ROC curves")
     versus = "" if len(classes) == 2 else ", each class against the rest"
+    if predictions.labels.dim() == 2:
+        versus = " of each finding"
     return f"<h2>ROC{versus}</h2><figure>{picture}</figure>"
 
 
@@ -141,6 +145,8 @@ def _calibration(assessment: Assessment) -> str:
 
 
 def _confusion(metrics: Metrics, classes: Sequence[str]) -> str:
+    if metrics.confusion.dim() == 3:
+        return _calls(metrics, classes)
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in classes)
     rows = []
     for name, counts in zip(classes, metrics.confusion.tolist(), strict=True):
@@ -152,6 +158,25 @@ def _confusion(metrics: Metrics, classes: Sequence[str]) -> str:
         f'<thead><tr><th class="left soft">true ↓ predicted →</th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
         '<p class="soft">Images; the shade is the share of the row.</p>'
+    )
+
+
+def _calls(metrics: Metrics, findings: Sequence[str]) -> str:
+    """Of several findings per image: how often each is called, with and without it."""
+    head = "".join(
+        f'<th scope="col">{title}</th>'
+        for title in ("with, called", "with, not called", "without, called", "without, not called")
+    )
+    rows = []
+    for name, ((calm, alarms), (missed, hits)) in zip(
+        findings, metrics.confusion.tolist(), strict=True
+    ):
+        cells = "".join(f"<td>{count}</td>" for count in (hits, missed, alarms, calm))
+        rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
+    return (
+        '<h2>Calls at a probability of 0.5</h2><div class="scroll"><table><thead><tr>'
+        f'<th class="left">finding</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+        '</div><p class="soft">Images of which the finding is known.</p>'
     )
 
 
@@ -203,6 +228,8 @@ def _examples(examples: Sequence[TokenExample], classes: Sequence[str], split: s
 
 def _verdict(example: TokenExample, classes: Sequence[str]) -> str:
     """Truth and prediction of an example, as HTML."""
+    if example.findings:
+        return _findings_verdict(example, classes)
     guess = int(example.probabilities.argmax())
     sure = f"{float(example.probabilities[guess]):.1%}"
     predicted = f"predicted {escape(classes[guess])} ({sure})"
@@ -211,6 +238,16 @@ def _verdict(example: TokenExample, classes: Sequence[str]) -> str:
     mark = "right" if guess == example.label else "wrong"
     truth = "" if guess == example.label else f"; it is {escape(classes[example.label])}"
     return f'<strong class="{mark}">{predicted}: {mark}</strong>{truth}.'
+
+
+def _findings_verdict(example: TokenExample, findings: Sequence[str]) -> str:
+    rows = zip(findings, example.findings, example.probabilities.tolist(), strict=True)
+    said = []
+    for name, label, probability in rows:
+        if label == 1 or probability >= 0.5:
+            truth = {1: "present", 0: "absent"}.get(label, "unknown")
+            said.append(f"{escape(name)} {probability:.1%} ({truth})")
+    return f"<strong>{'; '.join(said) or 'no finding, and none called'}</strong>."
 
 
 def _settings(settings: Mapping[str, Any]) -> str:

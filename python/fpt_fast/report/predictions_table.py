@@ -66,13 +66,14 @@ def predictions_table(
 
 
 def worst_first(predictions: Predictions) -> list[str]:
-    """Keys in the order of the table; empty for a regression model, which has no table."""
+    """Keys in the order of the table; empty for regressions and findings, which have no table."""
     return [row.key for row in _ranked(predictions)]
 
 
 def _ranked(predictions: Predictions) -> list[_Row]:
     """Wrong ones first, the surest of them before; then right ones, the least sure before."""
-    if predictions.probabilities is None:
+    # Of several findings per image no single one is right or wrong.
+    if predictions.probabilities is None or predictions.labels.dim() == 2:
         return []
     rows = []
     for key, label, values in zip(

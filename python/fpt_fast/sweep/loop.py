@@ -29,6 +29,7 @@ from fpt_fast.sweep.prediction import attend_all, forward_all
 from fpt_fast.sweep.trials import Trial, distinct_seeds
 from fpt_fast.trainer import learning_rate_at, monitor_names, resolve_device
 from fpt_fast.trainer.batches import check_labels, move_batch
+from fpt_fast.trainer.prediction import probabilities_of
 from fpt_fast.trainer.progress import Progress, format_seconds, open_progress
 from fpt_fast.trainer.validation import is_better, validation_loss
 
@@ -258,7 +259,7 @@ def _metrics_of(
 ) -> dict[str, float]:
     if not bool(logits.isfinite().all()):
         return {}
-    probabilities = None if sweep.recipe.is_regression else logits.softmax(dim=1)
+    probabilities = None if sweep.recipe.is_regression else probabilities_of(logits, labels)
     predictions = Predictions(keys, labels, logits, probabilities)
     loss = validation_loss(predictions, sweep.recipe)
     return {"loss": loss, **compute_metrics(predictions, sweep.num_classes).values}

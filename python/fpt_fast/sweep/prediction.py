@@ -11,6 +11,7 @@ from fpt_fast.records import FeatureBatch, Predictions, SweepBatch
 from fpt_fast.sweep.stack import ModelStack
 from fpt_fast.trainer import resolve_device
 from fpt_fast.trainer.batches import move_batch
+from fpt_fast.trainer.prediction import probabilities_of
 
 
 def attend_all(stacks: Sequence[ModelStack], batch: FeatureBatch) -> list[Tensor | None]:
@@ -64,13 +65,13 @@ def predict_sweep(
     for stack in stacks:
         stack.to(target)
     logits, keys, labels = forward_all(stacks, batches, target)
-    regression = models[0].num_outputs == 1
+    regression = models[0].num_outputs == 1 and labels.dim() == 1
     of_row = {
         row: part[i]
         for of, part in zip(rows.values(), logits, strict=True)
         for i, row in enumerate(of)
     }
     return [
-        Predictions(keys, labels, own, None if regression else own.softmax(dim=1))
+        Predictions(keys, labels, own, None if regression else probabilities_of(own, labels))
         for own in (of_row[row] for row in range(len(models)))
     ]

@@ -98,7 +98,19 @@ def pick_rows(batch: FeatureBatch) -> FeatureBatch:
 
 
 def check_labels(batch: FeatureBatch, num_classes: int) -> None:
-    """Raise ``ValueError`` naming the first image whose label is not in 0..num_classes - 1."""
+    """Raise ``ValueError`` naming the first image whose label is not in 0..num_classes - 1.
+
+    Of several findings per image: unless there are ``num_classes`` of them, each 1, 0 or -1.
+    """
+    if batch.labels.dim() == 2:
+        wrong = (batch.labels < -1) | (batch.labels > 1)
+        if batch.labels.shape[1] != num_classes or bool(wrong.any()):
+            raise ValueError(
+                f"labels must be [B, {num_classes}] of 1, 0 or -1 (unknown), got "
+                f"{tuple(batch.labels.shape)} from {int(batch.labels.min())} to "
+                f"{int(batch.labels.max())}"
+            )
+        return
     bad = (batch.labels < 0) | (batch.labels >= num_classes)
     if bool(bad.any()):
         first = int(bad.nonzero()[0, 0])

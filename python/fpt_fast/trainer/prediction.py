@@ -20,7 +20,8 @@ def predict(
 ) -> Predictions:
     """Run ``model`` in evaluation mode over ``batches`` and collect what it says, on the CPU.
 
-    ``probabilities`` are the softmax of the logits, or None with ``regression``.  Keys stand in
+    ``probabilities`` are the softmax of the logits (of several findings per image their sigmoid),
+    or None with ``regression``.  Keys stand in
     the order of the batches.  The model moves to ``device`` and keeps its training mode.
     Raises ``ValueError`` where there is no batch, or logits are not [B, outputs].
     """
@@ -52,9 +53,15 @@ def predict(
     all_logits = torch.cat(logits).cpu()
     if regression and all_logits.shape[1] != 1:
         raise ValueError(f"a regression has one output, got logits {tuple(all_logits.shape)}")
+    all_labels = torch.cat([part.cpu() for part in labels])
     return Predictions(
         keys=tuple(keys),
-        labels=torch.cat([part.cpu() for part in labels]),
+        labels=all_labels,
         logits=all_logits,
-        probabilities=None if regression else all_logits.softmax(dim=1),
+        probabilities=None if regression else probabilities_of(all_logits, all_labels),
     )
+
+
+def probabilities_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Softmax over classes; with ``labels`` [images, findings], each finding's own sigmoid."""
+    return logits.sigmoid() if labels.dim() == 2 else logits.softmax(dim=1)

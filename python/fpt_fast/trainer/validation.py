@@ -18,7 +18,7 @@ LOGGER = logging.getLogger("fpt_fast")
 
 def monitor_names(config: TrainConfig) -> tuple[str, ...]:
     """Metrics that ``config.monitor`` may name, ``loss`` (of the validation images) included."""
-    return ("loss", *metric_names(regression=config.is_regression))
+    return ("loss", *metric_names(regression=config.is_regression, findings=config.has_findings))
 
 
 def check_monitor(config: TrainConfig) -> None:
@@ -66,5 +66,7 @@ def validation_loss(predictions: Predictions, config: TrainConfig) -> float:
     Without, so that epochs compare although dynamic weights change from one to the next.
     """
     labelled = predictions.labels != UNLABELLED
+    if labelled.dim() == 2:
+        labelled = labelled.any(dim=1)
     loss = build_loss(TrainConfig(loss=config.loss))
     return float(loss(predictions.logits[labelled], predictions.labels[labelled]))

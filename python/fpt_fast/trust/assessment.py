@@ -107,6 +107,15 @@ def assess(
         bootstrap = Bootstrap(predictions, **options)
     if predictions.probabilities is None:
         return Assessment(metrics, intervals)
+    if predictions.labels.dim() == 2:
+        # Of several findings per image, each has thresholds, and no class is the most probable.
+        if validation is None or not bool((validation.labels != UNLABELLED).any()):
+            return Assessment(metrics, intervals)
+        thresholds = choose_thresholds(
+            validation, at_sensitivity=at_sensitivity, at_specificity=at_specificity
+        )
+        points = operating_points(predictions, thresholds, bootstrap=bootstrap)
+        return Assessment(metrics, intervals, None, points)
     plain = calibration_errors(predictions, bootstrap=bootstrap)
     if validation is None or not bool((validation.labels != UNLABELLED).any()):
         return Assessment(metrics, intervals, Calibration(plain, None, None))

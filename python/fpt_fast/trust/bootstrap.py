@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fpt_fast.metrics import finite_or_none
 from fpt_fast.records import UNLABELLED, Predictions
-from fpt_fast.trust.resampled import Floats, Resampler
+from fpt_fast.trust.resampled import Floats, make_resampler
 
 IntervalMethod = Literal["percentile", "bca"]
 # A metric that fewer resamples define has no interval.
@@ -61,6 +61,7 @@ class Intervals:
     seed: int
     units: str
     undefined: dict[str, int]
+    stratified: bool = True
 
     def __getitem__(self, name: str) -> Interval:
         return self.values[name]
@@ -70,7 +71,7 @@ class Intervals:
         kind = "percentile" if self.method == "percentile" else "BCa"
         return (
             f"{self.level:.0%} confidence intervals: {kind} bootstrap, {self.resamples} resamples "
-            f"of {self.units}, stratified by class, seed {self.seed}"
+            f"of {self.units}{', stratified by class' * self.stratified}, seed {self.seed}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -81,7 +82,7 @@ class Intervals:
             "resamples": self.resamples,
             "seed": self.seed,
             "units": self.units,
-            "stratified": True,
+            "stratified": self.stratified,
             "values": {name: interval.to_json() for name, interval in self.values.items()},
             "per_class": {
                 name: [interval.to_json() for interval in row]
@@ -111,7 +112,7 @@ def bootstrap_intervals(
     Raises ``ValueError`` for what ``compute_metrics`` refuses, a level outside (0, 1), fewer than
     two resamples, another method, or groups that are not one name for each image.
     """
-    resampler = Resampler(predictions, num_classes)
+    resampler = make_resampler(predictions, num_classes)
     bootstrap = Bootstrap(
         predictions, level=level, resamples=resamples, method=method, seed=seed, groups=groups
     )
@@ -133,6 +134,7 @@ def bootstrap_intervals(
         seed=seed,
         units=bootstrap.units,
         undefined={name: n for name, n in zip(values, undefined, strict=False) if n},
+        stratified=bootstrap.stratified,
     )
 
 
@@ -160,7 +162,13 @@ class Bootstrap:
         if method not in get_args(IntervalMethod):
             raise ValueError(f"method must be percentile or bca, got {method!r}")
         labelled = (predictions.labels != UNLABELLED).numpy()
-        labels = predictions.labels.numpy()[labelled]
+        labels = predictions.labels.numpy()
+        self.stratified = labels.ndim == 1
+        if not self.stratified:
+            # Several findings per image: images are drawn as they are, whatever they show.
+            labelled = np.ones(len(labels), dtype=np.bool_)
+            labels = np.zeros(len(labels), dtype=np.int64)
+        labels = labels[labelled]
         self.units = "images" if groups is None else "patients"
         self._unit_of = _units(groups, labelled, len(predictions.keys))
         self._strata = _strata(self._unit_of, labels)

@@ -89,17 +89,20 @@ def choose_thresholds(
         if not 0 < rate <= 1:
             raise ValueError(f"a sensitivity or specificity must be in (0, 1], got {rate}")
     labels, probabilities = _labelled(predictions)
+    several = labels.ndim == 2
     wanted: list[tuple[Given, float]] = [
         *((_SPECIFICITY, rate) for rate in at_specificity),
         *((_SENSITIVITY, rate) for rate in at_sensitivity),
     ]
     chosen = []
-    for label in _columns(probabilities):
-        positive = labels == label
-        if positive.all() or not positive.any():
+    for label in range(probabilities.shape[1]) if several else _columns(probabilities):
+        positive, negative = _truth(labels, label)
+        if not negative.any() or not positive.any():
             continue
+        known = positive | negative
+        scores = probabilities[known, label]
         for given, rate in wanted:
-            chosen.append(_choose(label, positive, probabilities[:, label], given, rate))
+            chosen.append(_choose(label, positive[known], scores, given, rate))
     return tuple(chosen)
 
 
@@ -114,12 +117,15 @@ def operating_points(
         return ()
     labels, probabilities = _labelled(predictions)
     called = np.stack([probabilities[:, t.label] >= t.threshold for t in thresholds], axis=1)
-    positive = np.stack([labels == t.label for t in thresholds], axis=1)
+    truth = [_truth(labels, t.label) for t in thresholds]
+    positive = np.stack([yes for yes, _ in truth], axis=1)
+    negative = np.stack([no for _, no in truth], axis=1)
+    known = positive | negative
     truths = {
         "sensitivity": (called & positive, positive),
-        "specificity": (~called & ~positive, ~positive),
-        "ppv": (called & positive, called),
-        "npv": (~called & ~positive, ~called),
+        "specificity": (~called & negative, negative),
+        "ppv": (called & positive, called & known),
+        "npv": (~called & negative, ~called & known),
     }
 
     def rates(counts: NDArray[np.int64]) -> Floats:  # [R, 4 · thresholds]
@@ -167,6 +173,13 @@ def _choose(
     )
 
 
+def _truth(labels: NDArray[np.int64], label: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Images of class ``label`` and of the others; with it and without it, of a finding."""
+    if labels.ndim == 2:
+        return labels[:, label] == 1, labels[:, label] == 0
+    return labels == label, labels != label
+
+
 def _columns(probabilities: NDArray[Any]) -> Sequence[int]:
     return (1,) if probabilities.shape[1] == 2 else range(probabilities.shape[1])
 
@@ -174,6 +187,8 @@ def _columns(probabilities: NDArray[Any]) -> Sequence[int]:
 def _labelled(predictions: Predictions) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     if predictions.probabilities is None:
         raise ValueError("operating points are of probabilities; a regression has none")
+    if predictions.labels.dim() == 2:
+        return predictions.labels.numpy(), predictions.probabilities.numpy()
     labelled = predictions.labels != UNLABELLED
     return predictions.labels[labelled].numpy(), predictions.probabilities[labelled].numpy()
 

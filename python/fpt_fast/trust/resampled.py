@@ -3,12 +3,16 @@ every image.  A row of ones gives what ``fpt_fast.metrics.compute_metrics`` give
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fpt_fast.metrics import compute_metrics, predicted_classes
 from fpt_fast.records import UNLABELLED, Predictions
+
+if TYPE_CHECKING:
+    from fpt_fast.trust.resampled_findings import FindingResampler
 
 Floats = NDArray[np.float64]
 
@@ -47,15 +51,15 @@ class Resampler:
         )
         logits = predictions.logits[labelled].numpy()
         self._error: Floats | None = None
-        self._areas: list[_Area] = []
-        self._raw_areas: list[_Area] = []
+        self._areas: list[Area] = []
+        self._raw_areas: list[Area] = []
         if predictions.probabilities is None:
             self._error = logits[:, 0].astype(np.float64) - self.labels
         else:
             probabilities = predictions.probabilities[labelled].numpy()
             classes = range(num_classes)
-            self._areas = [_Area(self.labels == c, probabilities[:, c]) for c in classes]
-            self._raw_areas = [_Area(self.labels == c, logits[:, c]) for c in classes]
+            self._areas = [Area(self.labels == c, probabilities[:, c]) for c in classes]
+            self._raw_areas = [Area(self.labels == c, logits[:, c]) for c in classes]
 
     def __call__(self, counts: NDArray[np.int64]) -> ResampledMetrics:
         """Metrics of the resamples ``counts`` [R, labelled images]."""
@@ -72,10 +76,10 @@ class Resampler:
         total = support.sum(axis=1)
         negatives = total[:, None] - support
         per_class = {
-            "precision": _ratio(diagonal, predicted),
-            "recall": _ratio(diagonal, support),
-            "specificity": _ratio(negatives - predicted + diagonal, negatives),
-            "f1": _ratio(2 * diagonal, predicted + support),
+            "precision": quotient(diagonal, predicted),
+            "recall": quotient(diagonal, support),
+            "specificity": quotient(negatives - predicted + diagonal, negatives),
+            "f1": quotient(2 * diagonal, predicted + support),
             "auc": np.full(support.shape, np.nan),
         }
         values: dict[str, Floats] = {}
@@ -86,11 +90,11 @@ class Resampler:
             areas = np.stack([area(weights) for area in self._areas], axis=1)
             raw = np.stack([area(weights) for area in self._raw_areas], axis=1)
             per_class["auc"] = areas
-            values["auc"] = areas[:, 1] if self._classes == 2 else _mean_where_defined(areas)
-            values["auc_raw_logits"] = _mean_where_defined(raw)
+            values["auc"] = areas[:, 1] if self._classes == 2 else mean_where_defined(areas)
+            values["auc_raw_logits"] = mean_where_defined(raw)
         values["accuracy"] = diagonal.sum(axis=1) / total
         for name in ("f1", "precision", "recall"):
-            values[name] = _mean_where_defined(np.where(support > 0, per_class[name], np.nan))
+            values[name] = mean_where_defined(np.where(support > 0, per_class[name], np.nan))
         values["kappa"] = _quadratic_kappa(confusion)
         return ResampledMetrics(values, per_class)
 
@@ -102,6 +106,15 @@ class Resampler:
         return (weights @ one_hot).reshape(-1, self._classes, self._classes)
 
 
+def make_resampler(predictions: Predictions, num_classes: int) -> "Resampler | FindingResampler":
+    """What computes the metrics of resamples, of one class per image or of several findings."""
+    if predictions.labels.dim() == 2:
+        from fpt_fast.trust.resampled_findings import FindingResampler
+
+        return FindingResampler(predictions, num_classes)
+    return Resampler(predictions, num_classes)
+
+
 def resampled_metrics(
     predictions: Predictions, num_classes: int, counts: NDArray[np.int64]
 ) -> ResampledMetrics:
@@ -109,7 +122,7 @@ def resampled_metrics(
     return Resampler(predictions, num_classes)(counts)
 
 
-class _Area:
+class Area:
     """Area under the ROC curve of ``scores`` for the images that are ``positive``, by counts.
 
     Mann and Whitney: the share of pairs of a positive and a negative image that the scores put
@@ -137,13 +150,13 @@ class _Area:
         return area
 
 
-def _ratio(above: Floats, below: Floats) -> Floats:
+def quotient(above: Floats, below: Floats) -> Floats:
     """A ratio with nothing below the line counts as 0, as in ``metrics``."""
     ratio: Floats = np.where(below > 0, above / np.maximum(below, 1.0), 0.0)
     return ratio
 
 
-def _mean_where_defined(values: Floats) -> Floats:
+def mean_where_defined(values: Floats) -> Floats:
     """Mean over classes [R, classes] without the NaN; NaN where all are."""
     defined = np.isfinite(values)
     count = defined.sum(axis=1)
