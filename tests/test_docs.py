@@ -15,8 +15,9 @@ from helpers import write_image_set
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(path.relative_to(ROOT) for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")])
-# Their examples start from files of the authors' code; tests/compat makes such and calls the same.
-NEED_FILES = {Path("docs/drop-in.md")}
+# Their examples start from files of the authors' code, which tests/compat makes and calls, or from
+# finished runs, with which tests/pipeline/test_docs.py runs code and commands.
+NEED_FILES = {Path(f"docs/{name}.md") for name in ("drop-in", "explanation", "prediction")}
 # Examples name a published frozen model at its size; here a tiny one stands in for it.
 STAND_INS = {
     'backbone="vit_base_patch16_384"': 'backbone="VIT"',

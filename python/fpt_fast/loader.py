@@ -165,12 +165,16 @@ class LiveFeatures:
                 for i, image in enumerate(images)
             ]
         )  # [B, 3, h, w]
+        return self.of_pixels([item.key for item in items], pixels)
+
+    def of_pixels(self, keys: Sequence[str], pixels: Tensor) -> KeptFeatures:
+        """Features of ``pixels`` [B, 3, h, w] f32, the frozen model's input of images ``keys``."""
         # One pass at a time: each fills the machine, and several would take its memory.
         with self._lock:
             kv = self._frozen(pixels)
         finite = torch.isfinite(kv).flatten(1).all(dim=1)
         if not bool(finite.all()):
-            names = ", ".join(item.key for item, ok in zip(items, finite, strict=True) if not ok)
+            names = ", ".join(key for key, ok in zip(keys, finite, strict=True) if not ok)
             raise ValueError(
                 f"the frozen model gave NaN, infinity or values beyond f16 for {names}; check its "
                 "weights and these images, or run it with --dtype float32"

@@ -54,6 +54,9 @@ FeatureDtype = Literal["float16", "int8", "float8_e4m3fn"]
 # Whether an image is stretched to the input's shape, or padded to it with black.
 Fit = Literal["stretch", "pad"]
 
+# One view of an image, or its mirror image too: of the side input alone, or of both inputs.
+Views = Literal["one", "side", "both"]
+
 UNLABELLED = -1
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from fpt_fast.config import AnyMethod, Loss, LossWeight, Method, Precision
-from fpt_fast.records import Attention, FeatureDtype, Fit, Importance, Split
+from fpt_fast.records import Attention, FeatureDtype, Fit, Importance, Split, Views
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -383,6 +383,14 @@ class PredictSettings(OnlineSettings):
     """Directory of the run."""
     output: Path
     """CSV file to write: path, predicted class, one probability per class."""
+    ensemble: tuple[Path, ...] = ()
+    """More runs, whose probabilities are averaged with the first one's; a sweep's folder stands
+    for all its models. One frozen pass serves them all."""
+    tta: Views = "one"
+    """Views averaged: one, side (the side input mirrored too, without another frozen pass), or
+    both (the whole image mirrored too)."""
+    calibrated: bool = False
+    """Scale logits by the temperature of the run's validation images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

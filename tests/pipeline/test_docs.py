@@ -44,7 +44,7 @@ def blocks(document: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.S)
 
 
-DOCUMENTS = ("trust.md", "explanation.md")
+DOCUMENTS = ("trust.md", "explanation.md", "prediction.md")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

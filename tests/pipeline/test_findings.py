@@ -12,6 +12,7 @@ from PIL import Image
 from fpt_fast.config import ConfigError
 from fpt_fast.images import ImageSetError, load_image_set
 from fpt_fast.pipeline import (
+    Predictor,
     PreloadSettings,
     TrainSettings,
     compare,
@@ -72,6 +73,8 @@ def test_findings_from_a_list_to_predictions(
     [row] = csv.DictReader((tmp_path / "p.csv").open())
     called = [name for name in FINDINGS if float(row[f"probability_{name}"]) >= 0.5]
     assert row["predicted"] == ";".join(called)
+    with pytest.raises(ConfigError, match="calibrated is for one class per image"):
+        Predictor(tmp_path / "run", calibrated=True)
     assert doctor(run=tmp_path / "run", workers=2).ok
     with pytest.raises(ConfigError, match="one class per image"):
         compare(tmp_path / "run", tmp_path / "run")

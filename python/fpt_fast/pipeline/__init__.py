@@ -15,6 +15,7 @@ from fpt_fast.pipeline.evaluation import evaluate
 from fpt_fast.pipeline.explaining import ExplainResult, explain, explanation_arrays
 from fpt_fast.pipeline.importing import ImportResult, import_reference
 from fpt_fast.pipeline.prediction import PredictResult, predict
+from fpt_fast.pipeline.predictor import Predictor
 from fpt_fast.pipeline.preloading import PreloadResult, preload
 from fpt_fast.pipeline.repairing import repair
 from fpt_fast.pipeline.run_folder import RunExists
@@ -45,6 +46,7 @@ __all__ = [
     "ImportSettings",
     "PredictResult",
     "PredictSettings",
+    "Predictor",
     "PreloadResult",
     "PreloadSettings",
     "RepairSettings",

@@ -1,7 +1,6 @@
 """Prediction: images in, classes and probabilities out, with no cache."""
 
 import csv
-import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,15 +11,13 @@ from fpt_fast.config import ConfigError
 from fpt_fast.distributed import refuse_several
 from fpt_fast.files import write_atomically
 from fpt_fast.images import DecodedStore
-from fpt_fast.loader import FeatureLoader, FeatureSource, LiveFeatures, NoFeatures
+from fpt_fast.loader import FeatureLoader, NoFeatures
 from fpt_fast.metrics import predicted_classes
-from fpt_fast.model import FptModel
-from fpt_fast.peers import PeerModel
-from fpt_fast.pipeline.features import FeaturePlan, load_recorded_backbone
 from fpt_fast.pipeline.peers import is_peer_folder, load_peer
+from fpt_fast.pipeline.predictor import Predictor
 from fpt_fast.pipeline.recorded import open_images
-from fpt_fast.pipeline.run_folder import model_folder, read_best_model
-from fpt_fast.records import ImageItem, Predictions, Preprocessing, Reading
+from fpt_fast.pipeline.run_folder import model_folder
+from fpt_fast.records import ImageItem, Predictions, Reading
 from fpt_fast.setting_values import build_settings
 from fpt_fast.settings import PredictSettings
 from fpt_fast.trainer import predict as predict_batches
@@ -40,34 +37,72 @@ class PredictResult:
 def predict(settings: PredictSettings | None = None, **values: Any) -> PredictResult:
     """Classify images with a trained run; see ``PredictSettings`` for the arguments.
 
-    Raises ``CacheMismatch`` where the frozen model found has other weights than the run's.
+    ``Predictor`` does the same for images in memory, and stays loaded.  Raises ``CacheMismatch``
+    where the frozen model found has other weights than the run's.
     """
     refuse_several("prediction")
     settings = settings or build_settings(PredictSettings, values)
+    if is_peer_folder(model_folder(settings.run)):
+        items, predictions, classes = _predict_peer(settings)
+    else:
+        items, predictions, classes = _predict(settings)
+    _write_csv(settings.output, items, predictions, classes)
+    return PredictResult(predictions, classes, settings.output)
+
+
+Predicted = tuple[tuple[ImageItem, ...], Predictions, tuple[str, ...]]
+
+
+def _predict(settings: PredictSettings) -> Predicted:
+    predictor = Predictor(
+        [settings.run, *settings.ensemble],
+        backbone=settings.backbone,
+        checkpoint_path=settings.checkpoint_path,
+        dtype=settings.dtype,
+        attention=settings.attention,
+        device=settings.device,
+        views=settings.tta,
+        calibrated=settings.calibrated,
+    )
+    items = _open_images(settings, predictor.classes, predictor.reading, predictor.several)
+    predictions = predictor(
+        [item.path for item in items],
+        batch_size=settings.batch_size,
+        workers=settings.workers,
+        progress=True,
+    )
+    return items, predictions, predictor.classes
+
+
+def _predict_peer(settings: PredictSettings) -> Predicted:
+    """The same for a run of another method, which sees no features."""
+    unused = [name for name in ("ensemble", "calibrated") if getattr(settings, name)]
+    if unused or settings.tta != "one":
+        raise ConfigError(
+            f"{settings.run} was trained by another method than FPT and FPT+: leave out "
+            "--ensemble, --tta and --calibrated"
+        )
+    model, plan = load_peer(
+        model_folder(settings.run),
+        backbone=settings.backbone,
+        checkpoint_path=settings.checkpoint_path,
+    )
     try:
-        model, features, side, reading = _open_model(settings)
         classes = tuple(model.extra["classes"])
     except KeyError as error:
         raise ConfigError(
             f"{settings.run} lacks {error.args[0]!r}; it was not written by fpt-fast train"
         ) from error
-    items = open_images(
-        settings.images,
-        classes,
-        reading,
-        several=model.extra.get("task") == "multilabel",
-        skip_unreadable=settings.skip_unreadable,
-        workers=settings.workers,
-    )
+    several = model.extra.get("task") == "multilabel"
+    items = _open_images(settings, classes, plan.reading, several)
     loader = FeatureLoader(
         items,
-        features,
-        side,
+        NoFeatures(),
+        plan.preprocessing,
         batch_size=settings.batch_size,
         # Every image is looked at once: nothing is worth keeping.
         store=DecodedStore(limit_bytes=0),
-        # The frozen pass uses every core itself; a second thread decodes meanwhile.
-        workers=1 if features.needs_images else settings.workers,
+        workers=settings.workers,
     )
     predictions = predict_batches(
         model,
@@ -76,33 +111,20 @@ def predict(settings: PredictSettings | None = None, **values: Any) -> PredictRe
         regression=bool(model.extra.get("regression", False)),
         progress=True,
     )
-    _write_csv(settings.output, items, predictions, classes)
-    return PredictResult(predictions, classes, settings.output)
+    return items, predictions, classes
 
 
-def _open_model(
-    settings: PredictSettings,
-) -> tuple[FptModel | PeerModel, FeatureSource, Preprocessing, Reading]:
-    """The run's best model, where its features come from, and how images are prepared for it."""
-    folder = model_folder(settings.run)
-    backbone, weights = settings.backbone, settings.checkpoint_path
-    if is_peer_folder(folder):
-        peer, peer_plan = load_peer(folder, backbone=backbone, checkpoint_path=weights)
-        return peer, NoFeatures(), peer_plan.preprocessing, peer_plan.reading
-    model = read_best_model(settings.run)
-    plan = FeaturePlan.from_json(model.extra["features"])
-    side = dataclasses.replace(plan.preprocessing, size=model.config.side_size)
-    if not model.config.fusion:
-        return model, NoFeatures(), side, plan.reading
-    frozen = load_recorded_backbone(
-        plan,
-        backbone=backbone,
-        checkpoint_path=weights,
-        dtype=settings.dtype,
-        device=settings.device,
-        attention=settings.attention,
+def _open_images(
+    settings: PredictSettings, classes: tuple[str, ...], reading: Reading, several: bool
+) -> tuple[ImageItem, ...]:
+    return open_images(
+        settings.images,
+        classes,
+        reading,
+        several=several,
+        skip_unreadable=settings.skip_unreadable,
+        workers=settings.workers,
     )
-    return model, LiveFeatures(plan.frozen_pass(frozen)), side, plan.reading
 
 
 def _write_csv(

@@ -7,6 +7,7 @@ from fpt_fast.trainer.determinism import deterministic_algorithms
 from fpt_fast.trainer.epoch import TrainingError
 from fpt_fast.trainer.loop import Callback, fit
 from fpt_fast.trainer.prediction import predict
+from fpt_fast.trainer.progress import open_progress
 from fpt_fast.trainer.schedule import learning_rate_at
 from fpt_fast.trainer.validation import monitor_names
 
@@ -23,6 +24,7 @@ __all__ = [
     "learning_rate_at",
     "load_weights",
     "monitor_names",
+    "open_progress",
     "predict",
     "resolve_device",
 ]
