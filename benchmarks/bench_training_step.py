@@ -17,11 +17,13 @@ from benchmarks.beside import alternate
 from benchmarks.counts import Count
 from benchmarks.plain.model import PlainFpt, PlainSizes
 from fpt_fast.compat.checkpoints import to_reference
-from fpt_fast.config import FptConfig, preset
+from fpt_fast.config import FptConfig, Precision, preset
 from fpt_fast.model import FptModel, create_model
 from fpt_fast.records import BackboneSpec, FeatureBatch
+from fpt_fast.trainer.arithmetic import Arithmetic
 
 METHODS = ("fpt_plus", "fpt")
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")  # that a CPU multiplies
 BATCH, OUTPUTS = 16, 5
 
 
@@ -48,18 +50,27 @@ def method_config(method: str, full: bool) -> FptConfig:
     return preset(method, side_size=(32, 32), num_prompts=4)
 
 
-def optimizer_of(module: torch.nn.Module) -> torch.optim.AdamW:
-    return torch.optim.AdamW(module.parameters(), lr=1e-4, weight_decay=0.1)
+def optimizer_of(module: torch.nn.Module, fused: bool = False) -> torch.optim.AdamW:
+    """As published; ``fused`` as the trainer has it."""
+    return torch.optim.AdamW(module.parameters(), lr=1e-4, weight_decay=0.1, fused=fused)
 
 
 def make_step(
-    module: torch.nn.Module, logits: Callable[[], Tensor], labels: Tensor
+    module: torch.nn.Module,
+    logits: Callable[[], Tensor],
+    labels: Tensor,
+    *,
+    fused: bool = False,
+    precision: Precision = "float32",
 ) -> Callable[[], Tensor]:
     """One step as the published recipe does it; returns the loss before it."""
-    optimizer = optimizer_of(module)
+    optimizer = optimizer_of(module, fused)
+    arithmetic = Arithmetic(precision, labels.device)
 
     def step() -> Tensor:
-        loss = functional.cross_entropy(logits(), labels)
+        with arithmetic.forward():
+            out = logits()
+        loss = functional.cross_entropy(out.float(), labels)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
@@ -100,7 +111,12 @@ def plain_model(model: FptModel) -> PlainFpt:
 
 
 def steps_of(
-    method: str, full: bool, device: str = "cpu", kept: int | None = None, count: int = BATCH
+    method: str,
+    full: bool,
+    device: str = "cpu",
+    kept: int | None = None,
+    count: int = BATCH,
+    precision: Precision = "float32",
 ) -> tuple[Callable[[], Tensor], Callable[[], Tensor], int]:
     """Our step, the plain step on the same data and weights, and the bytes of features read, with
     ``kept`` tokens (205, or 9 of the tiny model) of ``count`` images."""
@@ -112,7 +128,7 @@ def steps_of(
     assert batch.kv is not None
     plain = plain_model(model).eval().to(device)
     keys, values = (batch.kv[:, :, i].transpose(0, 1).float().contiguous() for i in (0, 1))
-    ours = make_step(model, lambda: model(batch), batch.labels)
+    ours = make_step(model, lambda: model(batch), batch.labels, fused=True, precision=precision)
     theirs = make_step(plain, lambda: plain(batch.side_pixels, keys, values), batch.labels)
     return ours, theirs, batch.kv.nbytes
 
@@ -132,21 +148,24 @@ def step_flops(method: str, full: bool) -> int:
     return BATCH * (layers * (per_layer + fusion) + embedding)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("method", METHODS)
-def bench_training_step(benchmark: Any, method: str, full: bool) -> None:
+def bench_training_step(benchmark: Any, method: str, precision: Precision, full: bool) -> None:
     torch.manual_seed(0)
-    ours, theirs, feature_bytes = steps_of(method, full)
+    ours, theirs, feature_bytes = steps_of(method, full, precision=precision)
+    rtol = 1e-4 if precision == "float32" else 1e-2
     for _ in range(3):  # they agree as they learn
-        torch.testing.assert_close(ours(), theirs(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours(), theirs(), rtol=rtol, atol=1e-5)
 
     loss = alternate(
         benchmark,
         ours,
         theirs,
-        dtype="float32",
+        dtype=precision,
         count=Count(3 * step_flops(method, full), feature_bytes),
         rounds=9 if full else 5,
     )
     assert bool(loss.isfinite())
     benchmark.group = "training step"
-    benchmark.extra_info |= {"method": method, "feature_bytes": feature_bytes}
+    benchmark.extra_info |= {"method": method, "precision": precision}
+    benchmark.extra_info["feature_bytes"] = feature_bytes

@@ -38,7 +38,8 @@ def test_fit_is_the_published_recipe(tmp_path: Path) -> None:
 
     model = toy_model()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-2, betas=(0.9, 0.999), weight_decay=0.1)
+    recipe = {"betas": (0.9, 0.999), "weight_decay": 0.1}
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2, fused=True, **recipe)
     batches = ToyBatches()
     torch.manual_seed(11)
     losses: list[list[float]] = [[], []]

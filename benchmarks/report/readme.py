@@ -60,7 +60,8 @@ def _cells(row: Row) -> Iterator[_Cells]:
         yield what, _megabytes(info["added"]), "" if plain is None else _megabytes(plain), ratio
     elif name.startswith("bench_training_step") and row.ratio is not None:
         method = info["method"].replace("fpt_plus", "FPT+").replace("fpt", "FPT")
-        yield _beside(f"training step, {method}, batch 16", row)
+        how = ", products in bf16" if info.get("precision") == "bfloat16" else ""
+        yield _beside(f"training step, {method}, batch 16{how}", row)
     elif name.startswith("bench_epoch") and row.ratio is not None:
         yield from _epoch(row)
 

@@ -74,7 +74,8 @@ class PromptFusion(nn.Module):
         """Return the queries ``[L, H, P, D]``, the same for every image of a step."""
         q: Tensor = self.prompt_proj(self.layer_norm(self.prompts))  # [L, 1, P, C]
         shape = (self.num_layers, self.num_prompts, self.num_heads, -1)
-        return q.view(shape).transpose(1, 2)
+        # Of the prompts' own dtype under autocast, too: the features cost more than the products.
+        return q.to(self.prompts.dtype).view(shape).transpose(1, 2)
 
     def forward(
         self, kv: Tensor, rows: Tensor | None = None, scales: tuple[Tensor, Tensor] | None = None

@@ -44,17 +44,21 @@ def attention_with_scores(
 
 
 def side_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Output [B, H, Q, D], in memory [B, Q, H, D], and the softmax's rows [2, B, H, Q]."""
-    out, softmax = _ops.side_attention(q, k, v, level())
-    return out.transpose(1, 2), softmax
+    """Output [B, H, Q, D], in memory [B, Q, H, D], and the softmax's rows [2, B, H, Q].
+
+    Half-precision tensors are computed in f32, which is what the kernels know.
+    """
+    out, softmax = _ops.side_attention(q.float(), k.float(), v.float(), level())
+    return out.transpose(1, 2).to(q.dtype), softmax
 
 
 def side_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, softmax: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to q, k and v; no attention map exists as a whole."""
-    grads = _ops.side_attention_backward(grad, q, k, v, out, softmax.contiguous(), level())
-    grad_q, grad_k, grad_v = (x.transpose(1, 2) for x in grads)
+    wide = (x.float() for x in (grad, q, k, v, out))
+    grads = _ops.side_attention_backward(*wide, softmax.contiguous(), level())
+    grad_q, grad_k, grad_v = (x.transpose(1, 2).to(q.dtype) for x in grads)
     return grad_q, grad_k, grad_v
 
 

@@ -67,11 +67,9 @@ def native_prompt_reasons(args: Sequence[object]) -> list[str]:
 
 
 def native_narrow_reasons(args: Sequence[object]) -> list[str]:
-    """``native_reasons`` of the side network's attention: f32, and D of at most 16."""
-    reasons = native_reasons(args)
+    """``native_floats_reasons`` of the side network's attention: D of at most 16."""
+    reasons = native_floats_reasons(args)
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
-    if any(tensor.dtype != torch.float32 for tensor in tensors):
-        reasons.append("it has a float32 form only")
     if tensors and tensors[0].shape[-1] > _WIDEST:
         reasons.append(f"it takes heads of at most {_WIDEST} channels")
     return reasons

@@ -40,8 +40,8 @@ def build_optimizer(
     ``static``: its learning rate is a tensor, its step waits for no device and can be captured.
     """
     params = list(parameters)
-    # A step of this small model is bound by launches; fused is one launch for all parameters.
-    fused = device.type == "cuda" or static
+    # A step of this small model is bound by launches; fused is one call for all parameters.
+    fused = device.type in ("cuda", "cpu") or static
     rate = torch.tensor(config.learning_rate, device=device) if static else config.learning_rate
     if config.optimizer == "sgd":
         return torch.optim.SGD(
