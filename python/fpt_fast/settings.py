@@ -270,8 +270,6 @@ class TrainSettings(RunSettings):
     """With --method side: where its weights begin (default: as the frozen model's, pruned)."""
     gradient_checkpointing: bool = False
     """With the methods other than FPT: compute activations again instead of keeping them."""
-    mixed_precision: bool = False
-    """With the methods other than FPT: multiply in bf16, with weights in float32."""
     num_prompts: int | None = None
     """Prompts per layer (default 16)."""
     learning_rate: float | None = None

@@ -15,8 +15,9 @@ from fpt_fast.cli import main
 from fpt_fast.config import PEER_METHODS, ConfigError, PeerMethod
 from fpt_fast.model_files import ModelFileError
 from fpt_fast.peers import PEERS
+from fpt_fast.peers.encoder import Encoder
 from fpt_fast.pipeline import TrainSettings, evaluate, predict, share, train
-from fpt_fast.trainer import epoch as trainer_epoch
+from fpt_fast.trainer import step as training_step
 
 # What keeps the golden model's side network as small as its heads allow.
 CHANGES = {"side": {"side_reduction": 4}}
@@ -76,7 +77,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_bits(
     expected = load_file(settings.run / "last" / "model.safetensors")
     other = dataclasses.replace(settings, run=tmp_path / "stopped")
     with pytest.MonkeyPatch.context() as patch:
-        step, count = trainer_epoch._train_step, [0]
+        step, count = training_step.step_once, [0]
 
         def stopping(*arguments):  # type: ignore[no-untyped-def]
             count[0] += 1
@@ -84,7 +85,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_bits(
                 raise Killed
             return step(*arguments)
 
-        patch.setattr(trainer_epoch, "_train_step", stopping)
+        patch.setattr(training_step, "step_once", stopping)
         with pytest.raises(Killed):
             train(other)
     train(dataclasses.replace(other, resume=True))
@@ -102,12 +103,16 @@ NONSENSE = [
     ("linear", {"token_ratio": 0.5}, "--token-ratio: belongs to FPT"),
     ("full", {"side_size": "24"}, "--side-size: belongs to FPT"),
     ("full", {"preset": "ddr"}, "give --learning-rate"),
-    ("full", {"dtype": "bfloat16"}, "--mixed-precision"),
+    ("full", {"dtype": "bfloat16"}, "that of training is --precision"),
     ("full", {"rank": 4}, "rank belongs to method='lora'"),
     ("full", {"num_prompts": 4}, "num_prompts belongs to method='prompt'"),
     ("linear", {"gradient_checkpointing": True}, "saves nothing"),
     ("linear", {"input_size": "50"}, "multiple of the patch size"),
-    ("fpt_plus", {"cache": "none", "mixed_precision": True}, "--mixed-precision: belongs to"),
+    (
+        "fpt_plus",
+        {"cache": "none", "gradient_checkpointing": True},
+        "--gradient-checkpointing: bel",
+    ),
     ("fpt_plus", {}, "needs --cache"),
 ]
 
@@ -123,6 +128,25 @@ def test_settings_that_would_do_nothing_are_refused(
     with pytest.raises(ConfigError, match=message):
         train(settings)
     assert not settings.run.exists()
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_reaches_the_blocks(
+    precision: str, peer_settings: Callable[..., TrainSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set()
+    run_block = Encoder.run_block
+
+    def noting(encoder, block, x):  # type: ignore[no-untyped-def]
+        out = run_block(encoder, block, x)
+        seen.add((torch.is_grad_enabled(), x.dtype, block.qkv(block.norm1(x)).dtype))
+        return out
+
+    monkeypatch.setattr(Encoder, "run_block", noting)
+    result = train(peer_settings("adapter", precision=precision, gradient_checkpointing=True))
+    assert (True, torch.float32, getattr(torch, precision)) in seen
+    saved = load_file(result.run / "best" / "model.safetensors")
+    assert {value.dtype for value in saved.values()} == {torch.float32}
 
 
 def test_every_named_method_is_there() -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -75,9 +76,9 @@ class PeerModel(nn.Module):
     def forward(self, batch: FeatureBatch) -> Tensor:
         """Return logits ``[B, num_outputs]`` of the images of a batch."""
         pixels = batch.side_pixels
-        with torch.autocast(
-            pixels.device.type, torch.bfloat16, enabled=self.config.mixed_precision
-        ):
+        # Without it, whoever calls decides: the trainer has a precision of its own.
+        mixed = self.config.mixed_precision
+        with torch.autocast(pixels.device.type, torch.bfloat16) if mixed else nullcontext():
             logits: Tensor = self.head(self.network(pixels))
         return logits.float()
 

@@ -31,13 +31,10 @@ _FPT_ONLY = {
     ),
     "side_cache": "the images are needed at full resolution, and decoded in every epoch",
     "attention": "chooses among implementations without a derivative",
-    "dtype": "is that of a frozen pass; here --mixed-precision multiplies in bf16",
+    "dtype": "is that of a frozen pass; that of training is --precision",
     "preset": "names a learning rate published for FPT; give --learning-rate",
 }
-_PEER_ONLY = (
-    *("rank", "bottleneck", "prompt_depth", "side_init"),
-    *("gradient_checkpointing", "mixed_precision"),
-)
+_PEER_ONLY = (*("rank", "bottleneck", "prompt_depth", "side_init", "gradient_checkpointing"),)
 _CONFIG_FIELDS = (*_PEER_ONLY, "num_prompts", "side_reduction", "position_interpolation")
 
 
