@@ -14,17 +14,17 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from small_run import write_backbone
 
 from benchmarks.tables import __main__ as tables
-from benchmarks.tables.memory import Memory, saved_bytes
+from benchmarks.tables.memory import Memory
+from benchmarks.tables.publish import publish
 from benchmarks.tables.published import READERS, write_list
 from benchmarks.tables.runs import Run
-from benchmarks.tables.summary import draw, efficiency, mean_interval
+from benchmarks.tables.summary import draw, mean_interval
 from benchmarks.tables.variants import TABLES, Options, Variant
+from fpt_fast.accounting import Account
 from fpt_fast.config import PEER_METHODS
 from fpt_fast.images import load_image_set, preset_names
 from fpt_fast.records import Predictions
 from helpers import ROOT
-
-PUBLISHED = json.loads((ROOT / "tests" / "facts" / "published_results.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -122,35 +122,11 @@ def test_draws_keep_the_number_of_each_class() -> None:
         assert (counts[:, labels == label].sum(1) == count).all()
 
 
-def test_efficiencies_as_published() -> None:
-    """PPE and PME of every row of table 1, from its own score, parameters and memory."""
-    full = PUBLISHED["table1"]["full_fine_tuning"][1]
-    columns = PUBLISHED["table1"]["columns"]
-    for name, row in PUBLISHED["table1"].items():
-        if name == "columns":
-            continue
-        values = dict(zip(columns, row, strict=True))
-        ppe = efficiency(values["mean_auc"], values["params_percent"] / 100)
-        assert ppe == pytest.approx(values["ppe"], abs=0.02), name
-        pme = efficiency(values["mean_auc"], values["memory_mb"] / full)
-        assert pme == pytest.approx(values["pme"], abs=0.02), name
-
-
-def test_saved_bytes_are_those_of_the_graph() -> None:
-    layer = torch.nn.Linear(8, 8)
-    x = torch.randn(16, 8)
-    # The input once although two layers keep it; tanh keeps its result.
-    count = saved_bytes(layer, lambda: (layer(x) + layer(x)).tanh().sum())
-    assert count == 2 * 16 * 8 * 4
-
-
 def test_peak_is_the_worse_of_step_and_frozen_pass() -> None:
-    def peak(step: int, frozen: int) -> int:
-        return Memory(10, 100, 40, 40, 80, 0, 7, step, 1000, frozen).peak
-
-    assert peak(50, 0) == 160 + 1000 + 7 + 50
-    assert peak(50, 500) == 160 + 1000 + 500
-    assert math.isclose(Memory(10, 100, 0, 0, 0, 0, 0, 0, 0, 0).share, 10)
+    step = Account(10, 100, 40, 40, 80, 7, 0, 0, peak_bytes=300)
+    assert Memory(step).peak == 300 and math.isclose(Memory(step).share, 10)
+    assert Memory(step, frozen_bytes=1000, frozen_peak=100).peak == 1300
+    assert Memory(step, frozen_bytes=1000, frozen_peak=500).peak == 1000 + 40 + 80 + 500
 
 
 def picture(path: Path, serial: int) -> None:
@@ -286,7 +262,7 @@ def test_from_a_download_to_a_row_in_one_command(tmp_path: Path, backbone: Path)
     assert tables.main(command) == 0
     text = (output / "methods.md").read_text()
     assert "# Methods, chncxr" in text and "| FPT+ |" in text
-    assert "learning_rate 0.0005" in text and str(tmp_path) not in text
+    assert "learning rate 0.0005" in text and str(tmp_path) not in text
 
 
 @pytest.mark.parametrize(
@@ -308,3 +284,31 @@ def test_a_label_without_its_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "DR_grading" / "test" / "test-3.jpg").unlink()
     with pytest.raises(ValueError, match=r"no image test-3\.jpg, which the labels name"):
         write_list("ddr", tmp_path)
+
+
+def test_published_tables_reach_the_document(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs" / "evidence.md"
+    page.write_text("# E\n<!-- ratios-x: begin -->\nold\n<!-- ratios-x: end -->\nkept\n")
+    made = tmp_path / "out"
+    made.mkdir()
+    for ending, text in (("md", "# Title\n\nnew\n"), ("csv", "a"), ("json", "[]"), ("svg", "s")):
+        (made / f"ratios.{ending}").write_text(text)
+    assert publish(made, "x", tmp_path) == ["ratios-x"]
+    text = page.read_text()
+    assert "old" not in text and "new\n\n![AUC against memory](figures/ratios-x.svg)" in text
+    assert text.endswith("<!-- ratios-x: end -->\nkept\n") and "# Title" not in text
+    assert (tmp_path / "benchmarks" / "results" / "tables" / "ratios-x.csv").read_text() == "a"
+
+
+def test_the_evidence_is_that_of_the_committed_results() -> None:
+    text = (ROOT / "docs" / "evidence.md").read_text()
+    files = sorted((ROOT / "benchmarks" / "results" / "tables").glob("*.json"))
+    assert {path.stem for path in files} >= {"components-digits", "ratios-digits"}
+    for path in files:
+        for row in json.loads(path.read_text()):
+            auc = 100 * sum(row["aucs"]) / len(row["aucs"])
+            line = next(
+                line for line in text.splitlines() if line.startswith(f"| {row['label']} |")
+            )
+            assert f"| {auc:.2f} |" in line

@@ -10,7 +10,6 @@ import dataclasses
 import logging
 import platform
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -36,7 +35,6 @@ def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     options, about = settle(given)
-    started = time.monotonic()
     variants = list(TABLES[given.table](options))
     if given.rows:
         variants = [variant for variant in variants if variant.name in given.rows]
@@ -47,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     for variant in variants:
         mine = runs[variant.name]
         rows.append(row_of(mine, memory_of(variant, options, mine[0].folder)))
-    about = [*about, f"Made in {time.monotonic() - started:.0f} s by: {command(arguments)}"]
+    about = [*about, f"Made by {command(arguments)}"]
     title = f"{TITLES[given.table]}, {given.task or given.published or options.data.name}"
     paths = write(options.output, given.table, title, rows, [" ".join(about)])
     print(paths[0].read_text(encoding="utf-8"))
@@ -97,8 +95,10 @@ def settle(given: argparse.Namespace) -> tuple[Options, list[str]]:
     )
     where = f"{platform.machine()}, torch {torch.__version__}"
     values = dataclasses.asdict(options)
-    kept = ("input_size", "epochs", "batch_size", "learning_rate", "seeds")
-    said = ", ".join(f"{name} {values[name]}" for name in kept)
+    kept = ("input_size", "side_size", "epochs", "batch_size", "learning_rate", "seeds")
+    said = ", ".join(
+        f"{name.replace('_', ' ')} {values[name]}" for name in kept if values[name] is not None
+    )
     return options, [about, f"Frozen model: {model}; {said}; {where}."]
 
 

@@ -1,20 +1,18 @@
-"""What training a row holds in memory, counted exactly on a CPU.
+"""What training a row holds in memory, counted exactly on any machine (``fpt_fast.accounting``).
 
-``peak`` is what a GPU's allocator would have to hand out, but for its rounding and for scratch
-memory of kernels: weights, gradients and AdamW's state, and the larger of what PyTorch allocates
-in one training step with the batch's features, and in the frozen pass where there is one.
+Rows that run the frozen model with every batch also hold its weights, and what its pass allocates
+while it runs, which is measured on the CPU.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from benchmarks.beside import peak_added
 from benchmarks.tables.variants import Options, Variant
+from fpt_fast.accounting import Account, account
 from fpt_fast.backbone import FrozenBackbone, load_backbone
 from fpt_fast.config import PEER_METHODS
 from fpt_fast.model import FptModel
@@ -25,77 +23,39 @@ from fpt_fast.selection import keep_count, select_features
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes, and counts of parameters; ``all_parameters`` has the frozen model's."""
+    """A training step's account; bytes of a frozen model beside it, and at its pass's peak."""
 
-    trained_parameters: int
-    all_parameters: int
-    parameter_bytes: int
-    gradient_bytes: int
-    optimizer_bytes: int
-    saved_bytes: int
-    feature_bytes: int
-    step_peak: int
-    frozen_bytes: int
-    frozen_peak: int
+    step: Account
+    frozen_bytes: int = 0
+    frozen_peak: int = 0
 
     @property
     def share(self) -> float:
         """Trained parameters of all, in percent."""
-        return 100 * self.trained_parameters / self.all_parameters
+        return 100 * self.step.share
 
     @property
     def peak(self) -> int:
-        """Bytes at the worst moment of training."""
-        static = self.parameter_bytes + self.gradient_bytes + self.optimizer_bytes
-        return (
-            static
-            + self.frozen_bytes
-            + self.feature_bytes
-            + max(self.step_peak, self.frozen_peak - self.feature_bytes)
-        )
+        """Bytes at the worst moment of training: in the step, or in the frozen pass before it."""
+        waiting = self.step.parameter_bytes + self.step.optimizer_bytes
+        return self.frozen_bytes + max(self.step.peak_bytes, waiting + self.frozen_peak)
 
 
 def memory_of(variant: Variant, options: Options, run: Path) -> Memory:
-    """Count one training step of the model that ``run`` holds, on random input of its sizes."""
+    """Count one training step of the model that ``run`` holds, on a batch of its sizes."""
     if variant.method in PEER_METHODS:
-        peer = PeerModel.from_pretrained(run / "best", backbone=options.backbone).train()
-        return counted(peer, images_of(options, options.input_size, peer.num_outputs))
+        peer = PeerModel.from_pretrained(run / "best", backbone=options.backbone)
+        return Memory(account(peer, images_of(options, options.input_size, peer.num_outputs)))
+    model = FptModel.from_pretrained(run / "best")
     backbone = load_backbone(options.backbone, device="cpu")
-    model = FptModel.from_pretrained(run / "best").train()
-    weights = list(backbone.vit.parameters())
-    memory = counted(model, batch_of(model, backbone, options))
-    if not model.config.fusion:
-        return memory
-    memory = replace(
-        memory, all_parameters=memory.trained_parameters + sum(p.numel() for p in weights)
-    )
+    step = account(model, batch_of(model, backbone, options))
     if variant.token_ratio is not None:
-        return memory
+        return Memory(step)
     pixels = torch.randn(options.batch_size, 3, options.input_size, options.input_size)
-    return replace(
-        memory,
-        frozen_bytes=sum(p.nbytes for p in weights),
-        frozen_peak=peak_added(lambda: features(model, backbone, pixels)),
-    )
-
-
-def counted(model: nn.Module, batch: FeatureBatch) -> Memory:
-    """One training step; the model's own frozen weights count as parameters in memory."""
-    sizes = [(p.numel(), p.nbytes) for p in model.parameters()]
-    trained = [p for p in model.parameters() if p.requires_grad]
-    step = step_of(model, batch)
-    step()  # makes gradients and AdamW's state, which are counted by themselves
     return Memory(
-        trained_parameters=sum(p.numel() for p in trained),
-        all_parameters=sum(count for count, _ in sizes),
-        parameter_bytes=sum(size for _, size in sizes),
-        gradient_bytes=sum(p.nbytes for p in trained),
-        optimizer_bytes=2 * sum(p.nbytes for p in trained),
-        saved_bytes=saved_bytes(model, lambda: loss_of(model, batch)),
-        feature_bytes=0 if batch.kv is None else batch.kv.nbytes,
-        step_peak=peak_added(step),
-        frozen_bytes=0,
-        frozen_peak=0,
+        step,
+        frozen_bytes=sum(p.nbytes for p in backbone.vit.parameters()),
+        frozen_peak=peak_added(lambda: features(model, backbone, pixels)),
     )
 
 
@@ -113,52 +73,19 @@ def features(model: FptModel, backbone: FrozenBackbone, pixels: Tensor) -> Tenso
 def batch_of(model: FptModel, backbone: FrozenBackbone, options: Options) -> FeatureBatch:
     """Random images, features and labels of a batch."""
     spec, size = backbone.spec, (options.input_size, options.input_size)
+    batch = images_of(options, model.config.side_size[0], model.num_outputs)
+    if not model.config.fusion:
+        return batch
     keep = keep_count(model.config.token_ratio, spec.num_tokens(size))
     shape = (options.batch_size, len(model.layers), 2, spec.num_heads, keep, spec.head_width)
-    batch = images_of(options, model.config.side_size[0], model.num_outputs)
-    return replace(batch, kv=torch.randn(shape).half()) if model.config.fusion else batch
+    return FeatureBatch(
+        batch.side_pixels, torch.zeros(shape).half(), None, batch.labels, batch.keys
+    )
 
 
 def images_of(options: Options, size: int, outputs: int) -> FeatureBatch:
-    """Random images of ``size`` pixels and labels, without features."""
+    """Images of ``size`` pixels and labels, without features."""
     count = options.batch_size
-    labels = torch.randint(outputs, (count,))
-    pixels = torch.randn(count, 3, size, size)
+    labels = torch.arange(count) % outputs
+    pixels = torch.zeros(count, 3, size, size)
     return FeatureBatch(pixels, None, None, labels, tuple(map(str, range(count))))
-
-
-def loss_of(model: nn.Module, batch: FeatureBatch) -> Tensor:
-    """Cross-entropy of a forward pass."""
-    return functional.cross_entropy(model(batch), batch.labels)
-
-
-def step_of(model: nn.Module, batch: FeatureBatch) -> Callable[[], None]:
-    """A whole training step; gradients stay, as they do between the steps of training."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4)
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=False)
-        loss_of(model, batch).backward()
-        optimizer.step()
-
-    return step
-
-
-def saved_bytes(model: nn.Module, loss: Callable[[], Tensor]) -> int:
-    """Bytes that autograd keeps for the backward pass, each storage once, without parameters."""
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
-    held: list[Tensor] = []  # or a freed storage's address could be counted as another's
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-            held.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = loss()
-    del result
-    return sum(kept.values())

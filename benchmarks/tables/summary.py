@@ -16,6 +16,7 @@ from benchmarks.report.results import megabytes
 from benchmarks.tables.memory import Memory
 from benchmarks.tables.runs import Run
 from benchmarks.tables.variants import Variant
+from fpt_fast.accounting import memory_efficiency, parameter_efficiency
 from fpt_fast.metrics import compute_metrics
 from fpt_fast.report.figures import render
 from fpt_fast.trust import resampled_metrics
@@ -79,12 +80,6 @@ def draw(labels: NDArray[np.int64], resamples: int, rng: np.random.Generator) ->
     return counts
 
 
-def efficiency(score: float, share: float) -> float:
-    """The papers' PPE and PME: ``score`` · exp(−log10(share + 1)); ``share`` of what full
-    fine-tuning has."""
-    return score * math.exp(-math.log10(share + 1))
-
-
 def markdown(title: str, rows: Sequence[Row], about: Sequence[str]) -> str:
     """The table, with what it was made from above it and what it means below it."""
     full = _full(rows)
@@ -93,16 +88,17 @@ def markdown(title: str, rows: Sequence[Row], about: Sequence[str]) -> str:
     lines.append(f"| {' | '.join(['---'] * (len(head) + 1))} |")
     for row in rows:
         memory, score = row.memory, 100 * row.auc
-        pme = "–" if full is None else f"{efficiency(score, memory.peak / full):.2f}"
+        step = memory.step
+        pme = "–" if full is None else f"{memory_efficiency(score, memory.peak, full):.2f}"
         cells = [
             row.variant.label,
             f"{memory.share:.2f} %",
-            megabytes(memory.saved_bytes),
+            megabytes(step.saved_bytes),
             megabytes(memory.peak),
             f"{score:.2f}",
             f"{100 * row.low:.2f}–{100 * row.high:.2f}",
             "–" if math.isnan(row.spread) else f"± {100 * row.spread:.2f}",
-            f"{efficiency(score, memory.share / 100):.2f}",
+            f"{parameter_efficiency(score, step.trainable, step.total):.2f}",
             pme,
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -111,8 +107,8 @@ def markdown(title: str, rows: Sequence[Row], about: Sequence[str]) -> str:
         f"AUC in percent, mean over {len(rows[0].aucs)} seeds on {rows[0].test_images} test "
         f"images; *95 %*: bootstrap over the test images ({RESAMPLES} resamples, stratified); "
         "*seeds*: standard deviation over the seeds. *Saved for backward*: what autograd keeps of "
-        "one batch. *Peak memory*: weights, gradients, optimiser state, features and the largest "
-        "allocation of a step or of its frozen pass, counted (`benchmarks/tables/memory.py`). "
+        "one batch. *Peak memory*: the most that is alive in a training step, or in the frozen "
+        "pass before it, if any (`fpt_fast.accounting`, `benchmarks/tables/memory.py`). "
         + ("PME needs the row of full fine-tuning." if full is None else ""),
     ]
     return "\n".join(lines).rstrip() + "\n"
@@ -135,7 +131,7 @@ def write(
         out.writerow(["row", "seed", "auc", "params_percent", "saved_bytes", "peak_bytes"])
         for row in rows:
             memory = row.memory
-            tail = [round(memory.share, 4), memory.saved_bytes, memory.peak]
+            tail = [round(memory.share, 4), memory.step.saved_bytes, memory.peak]
             out.writerows([row.variant.name, seed, auc, *tail] for seed, auc in enumerate(row.aucs))
     paths[2].write_text(json.dumps([_json(row) for row in rows], indent=1) + "\n")
     paths[3].write_bytes(plot(title, rows))
@@ -149,7 +145,13 @@ def _json(row: Row) -> dict[str, Any]:
         "aucs": row.aucs,
         "interval": [row.low, row.high],
         "test_images": row.test_images,
-        "memory": {**vars(row.memory), "share": row.memory.share, "peak": row.memory.peak},
+        "memory": {
+            **row.memory.step.to_json(),
+            "share": row.memory.share,
+            "frozen_bytes": row.memory.frozen_bytes,
+            "frozen_peak": row.memory.frozen_peak,
+            "peak": row.memory.peak,
+        },
     }
 
 
