@@ -41,6 +41,8 @@ class ListingSettings:
     """CSV column of the split (train, val, test), if there is one."""
     patient_column: str | None = None
     """CSV column of the patient: no patient's images stand on two sides of a split."""
+    fold: str | None = None
+    """Test on one of several equal parts of all images, as 2/5; val is taken from the rest."""
     patient_pattern: str | None = None
     """Instead of a column, a regular expression whose one group finds the patient in a path."""
     skip_unreadable: bool = False
@@ -311,6 +313,10 @@ class SweepSettings(RunSettings):
     """Numbers of prompts per layer (default 16)."""
     order_seed: int = 0
     """Seed of the order of the training images, which all models see alike."""
+    folds: int | None = None
+    """Cross-validation: the sweep once for each of so many folds of the data, on one cache."""
+    repeats: int = 1
+    """Divisions into --folds, from --split-seed on."""
     halve_every: int | None = None
     """End the worse half of the models, by --monitor, after every so many epochs."""
 

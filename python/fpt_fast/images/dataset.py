@@ -15,7 +15,13 @@ from fpt_fast.images.csv_list import (
 )
 from fpt_fast.images.dicom import EXTENSIONS as DICOM_EXTENSIONS
 from fpt_fast.images.dicom import MAGIC_BYTES, has_dicom_name, is_dicom
-from fpt_fast.images.patients import complete_splits, require_whole_patients, with_patients
+from fpt_fast.images.patients import (
+    complete_splits,
+    fold_splits,
+    parse_fold,
+    require_whole_patients,
+    with_patients,
+)
 from fpt_fast.images.splits import Ratios, check_ratios
 from fpt_fast.records import SPLITS, UNLABELLED, ImageItem, ImageSet, Split
 
@@ -48,6 +54,7 @@ def load_image_set(
     patient_pattern: str | None = None,
     label_columns: Sequence[str] = (),
     blank_findings: Literal["unknown", "absent"] = "unknown",
+    fold: str | None = None,
 ) -> ImageSet:
     """List the images of a data set with their classes and splits; nothing is decoded.
 
@@ -74,6 +81,9 @@ def load_image_set(
 
     ``label_columns`` of a list are findings, of which an image may have several: cells of 1, 0, or
     -1 (unknown); an empty one is unknown too, or 0 with ``blank_findings="absent"``.
+
+    ``fold`` (``2/5``) tests on one of several equal parts of all images, whatever splits the data
+    brings, and takes val from the rest.
 
     Raises ``ImageSetError`` naming what is wrong: an empty class, a single class, a class that
     train lacks, missing or repeated files, paths outside the folder, unknown split names.
@@ -107,7 +117,7 @@ def load_image_set(
         )
     if patient_pattern is not None:
         rows = with_patients(rows, patient_pattern)
-    return _make_set(root, rows, classes, shares, seed)
+    return _make_set(root, rows, classes, shares, seed, fold)
 
 
 def list_images(paths: Sequence[str | Path], *, path_column: str = "path") -> list[Path]:
@@ -134,14 +144,22 @@ def list_images(paths: Sequence[str | Path], *, path_column: str = "path") -> li
 
 
 def _make_set(
-    root: Path, rows: Sequence[Row], classes: tuple[str, ...], ratios: Ratios, seed: int
+    root: Path,
+    rows: Sequence[Row],
+    classes: tuple[str, ...],
+    ratios: Ratios,
+    seed: int,
+    fold: str | None,
 ) -> ImageSet:
     several = bool(rows and rows[0].findings)
     if len(classes) < 2 and not several:
         raise ImageSetError(
             f"{root} has one class only ({', '.join(classes)}); a classifier needs at least two"
         )
-    splits = complete_splits(rows, ratios, seed)
+    if fold is None:
+        splits = complete_splits(rows, ratios, seed)
+    else:
+        splits = fold_splits(rows, parse_fold(fold), ratios, seed)
     require_whole_patients(rows, splits)
     in_train = [row for row in rows if splits[row.key] == "train"]
     trained = {row.label for row in in_train}

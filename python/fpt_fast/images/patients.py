@@ -85,6 +85,36 @@ def divide_rows(rows: Sequence[Row], ratios: Ratios, seed: int) -> dict[str, Spl
     return {row.key: SPLITS[parts[group_of(row)]] for row in rows}
 
 
+def parse_fold(text: str) -> tuple[int, int]:
+    """Read ``2/5`` as the second of five folds."""
+    number, _, count = text.partition("/")
+    if number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count) >= 2:
+        return int(number), int(count)
+    raise ImageSetError(f"fold must be like 2/5, the second of five, got {text!r}")
+
+
+def fold_splits(
+    rows: Sequence[Row], fold: tuple[int, int], ratios: Ratios, seed: int
+) -> dict[str, Split]:
+    """Test on one of several equal parts of the images or patients; val is taken from the rest.
+
+    The folds of one ``seed`` share no image, and together have all.
+    """
+    number, count = fold
+    groups = group_contents(rows)
+    if len(groups) < count:
+        raise ImageSetError(
+            f"{count} folds need at least as many images or patients, got {len(groups)}"
+        )
+    parts = divide_groups(groups, (1.0 / count,) * count, seed)
+    rest = [row for row in rows if parts[group_of(row)] != number - 1]
+    share = ratios[1] / (ratios[0] + ratios[1])
+    inner = divide_groups(group_contents(rest), (1.0 - share, share), seed, complete=0)
+    splits: dict[str, Split] = {row.key: "test" for row in rows}
+    splits.update({row.key: SPLITS[inner[group_of(row)]] for row in rest})
+    return splits
+
+
 def group_of(row: Row) -> str:
     """What stays together with ``row``: its patient, or itself alone."""
     return row.key if row.patient is None else row.patient

@@ -68,6 +68,7 @@ def list_image_set(how: ListingSettings, data: Path) -> ImageSet:
         patient_pattern=how.patient_pattern,
         label_columns=how.label_columns,
         blank_findings=how.blank_findings,
+        fold=how.fold,
     )
 
 

@@ -71,10 +71,13 @@ def sweep(settings: SweepSettings | None = None, **values: Any) -> SweepResult:
     ``run/<model>/`` gets what ``train`` leaves of the best epoch, ``run/`` itself ``sweep.csv``
     (a row a model), ``summary.csv`` and ``summary.md`` (mean and spread over the seeds) and
     ``sweep.svg``.  A model is the one that ``train`` makes with its settings and the same
-    ``order_seed``, up to rounding.
+    ``order_seed``, up to rounding.  With ``folds`` there is such a folder for each fold of each of
+    ``repeats`` divisions, and the tables are over all of them.
     """
     refuse_several("a sweep")
     settings = settings or build_settings(SweepSettings, values)
+    if settings.folds is not None:
+        return _cross_validate(settings, settings.folds)
     axes = _axes(settings)
     base = _alone(settings, axes, {})
     refuse_ignored(base)
@@ -103,6 +106,37 @@ def sweep(settings: SweepSettings | None = None, **values: Any) -> SweepResult:
         rows, split = _save(settings, inputs, outcomes)
     write_sweep_files(folder, rows, recipe.monitor, split)
     return SweepResult(folder, rows, _best(outcomes), recipe.monitor, split)
+
+
+def _cross_validate(settings: SweepSettings, folds: int) -> SweepResult:
+    """The sweep of every fold of every division, and the tables over all of them."""
+    if settings.fold is not None or folds < 2 or settings.repeats < 1:
+        raise ConfigError(
+            "--folds must be at least 2 and --repeats at least 1, without --fold; got "
+            f"{folds}, {settings.repeats} and {settings.fold}"
+        )
+    rows: list[SweepRow] = []
+    for repeat in range(settings.repeats):
+        for number in range(1, folds + 1):
+            name = f"repeat-{repeat + 1}-fold-{number}"
+            log.info("%s of %d, %d folds each", name, settings.repeats, folds)
+            run = settings.run / name
+            own = dataclasses.replace(
+                settings,
+                run=run,
+                folds=None,
+                repeats=1,
+                fold=f"{number}/{folds}",
+                split_seed=settings.split_seed + repeat,
+                resume=settings.resume and (run / CHECKPOINT_FILE).is_file(),
+            )
+            found = sweep(own)
+            rows += [dataclasses.replace(row, name=f"{name}/{row.name}") for row in found.rows]
+    write_sweep_files(settings.run, rows, found.monitor, found.split)
+    known = [row for row in rows if row.best_value is not None]
+    sign = -1.0 if found.monitor in LOWER_IS_BETTER else 1.0
+    best = max(known, key=lambda row: sign * (row.best_value or 0.0)).name if known else None
+    return SweepResult(settings.run, tuple(rows), best, found.monitor, found.split)
 
 
 def _axes(settings: SweepSettings) -> dict[str, Sequence[float]]:
