@@ -126,6 +126,8 @@ Command = (
     | Annotated[Demo, subcommand("demo")]
 )
 
+_OF_SEVERAL_PROCESSES = (PreloadSettings, TrainSettings, EvaluateSettings)
+
 WITH_CONFIG: dict[str, type[Any]] = {
     "preload": PreloadSettings,
     "train": TrainSettings,
@@ -213,8 +215,10 @@ def _run(command: Any) -> int:
     from fpt_fast import pipeline
     from fpt_fast.distributed import refuse_several
 
-    if isinstance(command, Cache | Info | Demo):
-        refuse_several(f"fpt-fast {type(command).__name__.lower()}")
+    if not isinstance(
+        command, PreloadSettings | TrainSettings | EvaluateSettings | PredictSettings
+    ):
+        refuse_several(f"fpt-fast {type(command).__name__.removesuffix('Settings').lower()}")
     match command:
         case Cache():
             return _run_cache(command.command)

@@ -68,7 +68,7 @@ class PromptFusion(nn.Module):
         self.layer_norm = nn.LayerNorm(width) if prompt_norm else nn.Identity()
         self.prompt_proj = nn.Linear(width, frozen_width) if prompt_proj else nn.Identity()
         self.out_proj = nn.Linear(frozen_width, side_width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = _StatesDropout(dropout)
 
     def queries(self) -> Tensor:
         """Return the queries ``[L, H, P, D]``, the same for every image of a step."""
@@ -113,6 +113,12 @@ class PromptFusion(nn.Module):
                 f"model, got {tuple(kv.shape)}; were the features made with other layers or by "
                 "another frozen model?"
             )
+
+
+class _StatesDropout(nn.Dropout):
+    """Of states [L, B, P, S]: the images are along the second axis."""
+
+    batch_dim = 1
 
 
 def _check_at_least_one(**numbers: int) -> None:

@@ -299,15 +299,31 @@ class FeatureLoader:
         for batch in self.iterate_seeds((self._seed,), step):
             yield batch.shared
 
+    def iterate_shares(
+        self, rows_of: Callable[[int], range], step: int
+    ) -> Iterator[tuple[int, FeatureBatch]]:
+        """Of each batch of the current epoch from ``step`` on the number of its images, and those
+        of its rows that ``rows_of`` this number picks; the others are not made."""
+        chunks = self._chunks(step)
+        parts = [[chunk[row] for row in rows_of(len(chunk))] for chunk in chunks]
+        for chunk, made in zip(chunks, self._iterate(parts, (self._seed,)), strict=True):
+            yield len(chunk), made.shared
+
     def iterate_seeds(self, seeds: Sequence[int], step: int = 0) -> Iterator[SweepBatch]:
         """Batches of the current epoch from ``step`` on, for several models: a side input for each
         of ``seeds``, the one that this loader makes with that seed, and everything else once."""
-        epoch = self._epoch
-        order = self._order(epoch)
-        chunks = [
+        return self._iterate(self._chunks(step), seeds)
+
+    def _chunks(self, step: int) -> list[list[int]]:
+        """Positions of the images of each batch from ``step`` on."""
+        order = self._order(self._epoch)
+        return [
             order[start : start + self._batch_size]
             for start in range(step * self._batch_size, len(order), self._batch_size)
         ]
+
+    def _iterate(self, chunks: list[list[int]], seeds: Sequence[int]) -> Iterator[SweepBatch]:
+        epoch = self._epoch
         # The maker of a batch announces that which comes after those being made beside it.
         coming = [*chunks[self._workers :], *([[]] * self._workers)]
         made = _ahead(

@@ -5,8 +5,21 @@ so that they work and can name a lost rank whatever the device; gradients go ove
 backend.
 """
 
-from fpt_fast.distributed.opening import is_first_process, open_world, refuse_several
+from fpt_fast.distributed.opening import (
+    is_first_process,
+    open_world,
+    processes_here,
+    refuse_several,
+)
 from fpt_fast.distributed.signs_of_life import LostRank
 from fpt_fast.distributed.world import ALONE, World
 
-__all__ = ["ALONE", "LostRank", "World", "is_first_process", "open_world", "refuse_several"]
+__all__ = [
+    "ALONE",
+    "LostRank",
+    "World",
+    "is_first_process",
+    "open_world",
+    "processes_here",
+    "refuse_several",
+]

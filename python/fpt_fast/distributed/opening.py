@@ -18,6 +18,9 @@ from fpt_fast.distributed.world import ALONE, World
 # until then, a slow disk may hold one back.
 _PATIENCE_SECONDS = 1800.0
 
+# torchrun sets it: the store is the launcher's, else it is rank 0's.
+_USES_AGENT = "TORCHELASTIC_USE_AGENT_STORE"
+
 # The store of a task lives as long as its processes: worlds are opened in it one after another.
 _stores: dict[tuple[str | None, ...], tuple[Store, int]] = {}
 
@@ -25,6 +28,11 @@ _stores: dict[tuple[str | None, ...], tuple[Store, int]] = {}
 def is_first_process() -> bool:
     """Whether this process is alone or rank 0, by its environment."""
     return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
+def processes_here() -> int:
+    """How many processes of this task share this machine, by the environment."""
+    return max(1, _number("LOCAL_WORLD_SIZE", 1))
 
 
 def refuse_several(what: str) -> None:
@@ -62,19 +70,26 @@ def open_world(
     if not 0 <= rank < size:
         raise ValueError(f"RANK must be 0 to WORLD_SIZE - 1 = {size - 1}, got {rank}")
     on_cuda = _take_device(device, local_rank)
-    with _process_group(rank, size, on_cuda, started, patience) as (control, store):
-        signs = SignsOfLife(store, rank, size)
-        world = World(rank, size, local_rank, control, signs)
-        try:
-            world.meet("at the start")
-            with _quiet(world):
-                yield world
-            world.meet("at the end")
-        except BaseException as error:
-            signs.leave_reason(error)
-            raise
-        finally:
-            signs.stop()
+    failed: SignsOfLife | None = None
+    try:
+        with _process_group(rank, size, on_cuda, started, patience) as (control, store):
+            signs = SignsOfLife(store, rank, size)
+            world = World(rank, size, local_rank, control, signs)
+            try:
+                world.meet("at the start")
+                with _quiet(world):
+                    yield world
+                world.meet("at the end")
+            except BaseException as error:
+                failed = signs
+                signs.leave_reason(error)
+                raise
+            finally:
+                signs.stop()
+    finally:
+        # The others learn that this rank is gone when its process group is.
+        if failed is not None and rank == 0 and _USES_AGENT not in os.environ:
+            failed.linger()
 
 
 def _take_device(device: str | torch.device, local_rank: int) -> bool:
@@ -88,6 +103,8 @@ def _take_device(device: str | torch.device, local_rank: int) -> bool:
             "say cuda or auto"
         )
     count = torch.cuda.device_count()
+    if count == 1 and "CUDA_VISIBLE_DEVICES" in os.environ:
+        return True  # the launcher shows each process its own
     if local_rank >= count:
         raise ValueError(
             f"LOCAL_RANK must be below the {count} GPUs that this process sees, got {local_rank}; "

@@ -12,6 +12,7 @@ from torch.distributed.distributed_c10d import Store
 # A thread that only counts is late by this much on the most crowded of machines.
 _BEAT_SECONDS = 0.5
 _STILL_SECONDS = 3.0
+_GRACE_SECONDS = 2.0
 _LONGEST_REASON = 500
 
 
@@ -41,8 +42,16 @@ class SignsOfLife:
         text = str(error) or type(error).__name__
         try:
             self._store.set(kind, text[:_LONGEST_REASON])
+            self._store.set(f"ended/{self._rank}", "")
         except RuntimeError:
             return  # the store went with its rank: the others know as much
+
+    def linger(self) -> None:
+        """Wait until the others had the time to read why this rank, which holds the store, ends."""
+        others = [f"ended/{rank}" for rank in range(self._size) if rank != self._rank]
+        deadline = time.monotonic() + _STILL_SECONDS + _GRACE_SECONDS
+        while time.monotonic() < deadline and not self._store.check(others):
+            time.sleep(0.05)
 
     def explain(self, what: str, error: RuntimeError) -> LostRank:
         """The error of a rank whose exchange with the others failed with ``error`` ``what``."""

@@ -11,6 +11,7 @@ from torch.distributed import ProcessGroup
 
 from fpt_fast.distributed.signs_of_life import SignsOfLife
 
+_BYTES_AT_ONCE = 1 << 28
 _AT_WORK = "in the midst of the work"
 
 
@@ -120,7 +121,9 @@ class World:
             for tensor, rank in sources:
                 # As bytes: gloo does not know every dtype.
                 flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-                dist.broadcast(flat, src=rank, group=self._group(flat))
+                for start in range(0, len(flat), _BYTES_AT_ONCE):
+                    part = flat[start : start + _BYTES_AT_ONCE]
+                    dist.broadcast(part, src=rank, group=self._group(part))
                 if flat.data_ptr() != tensor.data_ptr():
                     tensor.copy_(flat.view(tensor.dtype).view(tensor.shape))
 

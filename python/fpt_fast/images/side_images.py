@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fpt_fast.config import ConfigError
+from fpt_fast.distributed import ALONE, World, processes_here
 from fpt_fast.files import sync_directory
 from fpt_fast.images.decode import read_item
 from fpt_fast.images.digests import digest_images
@@ -36,6 +37,7 @@ log = logging.getLogger("fpt_fast")
 OVERSIZE = 2
 """Edge of an image kept for augmentation over that of the side input."""
 
+_AT = "shrinking the images"
 _FORMAT = "fpt-fast side images 1"
 _TENSORS = ("levels", "extents", "originals")
 
@@ -69,13 +71,15 @@ def shrink_images(
     augmented: bool,
     workers: int = 2,
     directory: Path | None = None,
+    world: World = ALONE,
 ) -> SideImages:
     """Decode, fit and shrink ``items`` for the input ``side``.
 
     With ``augmented``, to at most ``OVERSIZE`` times its size, and never up; else to that size
     exactly, as ``to_network_input`` does it.  With ``directory`` the result is kept there in a
     file named by the size and the images' digests, and read from it the next time; a file that
-    is damaged or of other images is not used, but made anew.
+    is damaged or of other images is not used, but made anew.  The ranks of ``world`` share the
+    images, and each returns all of them.
 
     Raises ``ImageError`` for an image that cannot be read, ``ConfigError`` where the memory of
     this machine does not hold them.
@@ -84,15 +88,49 @@ def shrink_images(
     bound = (OVERSIZE * height, OVERSIZE * width) if augmented else side.size
     _check_memory(len(items), bound)
     if directory is None:
-        return _shrink(items, side, bound, augmented, workers)
-    identity = _identity(items, side, bound, augmented, workers)
+        return _shrink_together(items, side, bound, augmented, workers, world)
+    identity = _identity(items, side, bound, augmented, workers, world)
     name = xxhash.xxh3_64_hexdigest(json.dumps(identity, sort_keys=True).encode())
     path = directory / f"side-{name}.safetensors"
     kept = read_side_images(path, identity)
-    if kept is None:
-        kept = _shrink(items, side, bound, augmented, workers)
-        write_side_images(path, kept, identity)
+    # Where one rank does not see the file, all make it anew.
+    if kept is None or world.any(kept is None, _AT):
+        kept = _shrink_together(items, side, bound, augmented, workers, world)
+        if world.is_first:
+            write_side_images(path, kept, identity)
     return kept
+
+
+def _shrink_together(
+    items: Sequence[ImageItem],
+    side: Preprocessing,
+    bound: tuple[int, int],
+    augmented: bool,
+    workers: int,
+    world: World,
+) -> SideImages:
+    """``_shrink``, each rank its share."""
+    mine = world.share(len(items))
+    part = _shrink(items[mine.start : mine.stop], side, bound, augmented, workers)
+    if world.size == 1:
+        return part
+    levels = part.levels
+    if world.any(levels.dtype != torch.uint8, _AT) and levels.dtype == torch.uint8:
+        levels = _deepened(levels, _deep_dtype(augmented))
+
+    def of_all(own: Tensor) -> Tensor:
+        whole = torch.zeros((len(items), *own.shape[1:]), dtype=own.dtype)
+        # As bytes: not every operation knows u16.
+        whole.view(torch.uint8)[mine.start : mine.stop] = own.view(torch.uint8)
+        world.fill_shares(whole, _AT)
+        return whole
+
+    return SideImages(of_all(levels), of_all(part.extents), of_all(part.originals))
+
+
+def _deep_dtype(augmented: bool) -> torch.dtype:
+    """What levels are kept in where images have more than 8 bits."""
+    return torch.uint16 if augmented else torch.float32
 
 
 def _shrink(
@@ -111,7 +149,7 @@ def _shrink(
     levels = torch.zeros((len(items), 3, *bound), dtype=torch.uint8)
     extents = torch.empty((len(items), 2), dtype=torch.int64)
     originals = torch.empty((len(items), 2), dtype=torch.int64)
-    deep = torch.uint16 if augmented else torch.float32
+    deep = _deep_dtype(augmented)
     with closing(ordered_map(load, items, workers=workers, ahead=2 * workers)) as shrunk:
         progress = tqdm(shrunk, total=len(items), desc="side images", unit="image", disable=None)
         for i, (small, original) in enumerate(progress):
@@ -134,10 +172,12 @@ def _deepened(levels: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _check_memory(count: int, size: tuple[int, int]) -> None:
-    need, limit = count * 3 * size[0] * size[1], memory_bytes() // 2
+    processes = processes_here()
+    need, limit = processes * count * 3 * size[0] * size[1], memory_bytes() // 2
     if need > limit:
+        times = "" if processes == 1 else f" in {processes} processes"
         raise ConfigError(
-            f"the side images of {count} images take {need / 1e9:.1f} GB, and half of this "
+            f"the side images of {count} images{times} take {need / 1e9:.1f} GB, and half of this "
             f"machine's memory is {limit / 1e9:.1f} GB; decode them in every epoch instead with "
             "--side-images exact"
         )
@@ -149,8 +189,9 @@ def _identity(
     bound: tuple[int, int],
     augmented: bool,
     workers: int,
+    world: World,
 ) -> dict[str, object]:
-    digests = digest_images(items, workers=workers)
+    digests = digest_images(items, workers=workers, world=world)
     # Only what is not as it has always been: older files stay valid.
     special: dict[str, object] = {} if side.fit == "stretch" else {"fit": side.fit}
     if any(item.reading != AS_THE_FILE_SAYS for item in items):

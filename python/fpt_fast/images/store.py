@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from fpt_fast.distributed import processes_here
 from fpt_fast.images.decode import read_item
 from fpt_fast.records import ImageItem, Reading
 
@@ -15,7 +16,8 @@ _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 class DecodedStore:
-    """Decoded images up to ``limit_bytes`` (default: a quarter of the memory, 4 GiB at most).
+    """Decoded images up to ``limit_bytes`` (default: a quarter of the memory, 4 GiB at most,
+    shared out where several processes of a task are here).
 
     Once full it keeps what it has and decodes the rest anew each time.  Every epoch reads every
     image once, in a new order: evicting the least recently used would throw out images just
@@ -65,7 +67,7 @@ class DecodedStore:
 
 
 def _default_limit() -> int:
-    return min(memory_bytes() // 4, _MOST_BYTES)
+    return min(memory_bytes() // 4, _MOST_BYTES) // processes_here()
 
 
 def memory_bytes() -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from fpt_fast.config import ConfigError
-from fpt_fast.distributed import refuse_several
+from fpt_fast.distributed import World, open_world
 from fpt_fast.model import FptModel
 from fpt_fast.peers import PeerModel
 from fpt_fast.pipeline.data import patients_of
@@ -30,7 +30,6 @@ def evaluate(settings: EvaluateSettings | None = None, **values: Any) -> Assessm
     Writes ``metrics-SPLIT.json`` and ``predictions-SPLIT.csv`` into the run; see
     ``EvaluateSettings`` for the arguments.
     """
-    refuse_several("evaluation")
     settings = settings or build_settings(EvaluateSettings, values)
     trained = read_run_settings(settings.run)
     changes: dict[str, Any] = {
@@ -47,7 +46,8 @@ def evaluate(settings: EvaluateSettings | None = None, **values: Any) -> Assessm
         changes["cache"] = settings.cache
     trained = dataclasses.replace(trained, **changes)
     with ExitStack() as stack:
-        inputs, model = _reopen(settings, trained, stack)
+        world = stack.enter_context(open_world(settings.device))
+        inputs, model = _reopen(settings, trained, stack, world)
         recorded = tuple(model.extra["classes"])
         items = inputs.images.of_split(settings.split)
         if not items:
@@ -61,6 +61,7 @@ def evaluate(settings: EvaluateSettings | None = None, **values: Any) -> Assessm
                 make_loader(inputs, trained, split),
                 device=settings.device,
                 regression=bool(model.extra["regression"]),
+                world=world,
             )
 
         predictions = predicted(settings.split)
@@ -82,25 +83,29 @@ def evaluate(settings: EvaluateSettings | None = None, **values: Any) -> Assessm
             method=settings.interval,
             groups=patients_of(items),
         )
-    write_run_files(
-        settings.run,
-        predictions=predictions,
-        classes=recorded,
-        assessment=assessment,
-        suffix=f"-{settings.split}",
-    )
+        if world.is_first:
+            write_run_files(
+                settings.run,
+                predictions=predictions,
+                classes=recorded,
+                assessment=assessment,
+                suffix=f"-{settings.split}",
+            )
     return assessment
 
 
 def _reopen(
-    settings: EvaluateSettings, trained: TrainSettings, stack: ExitStack
+    settings: EvaluateSettings, trained: TrainSettings, stack: ExitStack, world: World
 ) -> tuple[RunInputs, FptModel | PeerModel]:
     """The run's best model, and its data opened for it."""
     backbone, weights = settings.backbone, settings.checkpoint_path
     if is_peer(trained):
-        return reopen_peer(settle_method(trained), backbone=backbone, checkpoint_path=weights)
+        settled = settle_method(trained)
+        return reopen_peer(settled, backbone=backbone, checkpoint_path=weights, world=world)
     model = FptModel.from_pretrained(settings.run / BEST)
-    inputs = reopen_inputs(trained, stack, model, backbone=backbone, checkpoint_path=weights)
+    inputs = reopen_inputs(
+        trained, stack, model, backbone=backbone, checkpoint_path=weights, world=world
+    )
     return inputs, model
 
 

@@ -24,6 +24,7 @@ from fpt_fast.config import (
     parse_layers,
     preset,
 )
+from fpt_fast.distributed import ALONE, World
 from fpt_fast.images import DecodedStore, dataset_preset, digest_images, shrink_images
 from fpt_fast.loader import (
     FeatureLoader,
@@ -55,7 +56,7 @@ class RunInputs:
     """Everything that a run reads, opened: data, features, and how to make the model's input.
 
     ``plain_features`` are those of a live pass without augmentation, for evaluation; ``placed``
-    those of a cache, split by split.
+    those of a cache, split by split.  ``world`` reads them together.
     """
 
     images: ImageSet
@@ -66,15 +67,18 @@ class RunInputs:
     store: DecodedStore
     reader: CacheReader | None
     placed: PlacedFeatures | None = None
+    world: World = ALONE
 
 
-def open_inputs(settings: TrainSettings, stack: ExitStack) -> tuple[RunInputs, FptConfig]:
-    """Open data and features for training, and settle the method."""
+def open_inputs(
+    settings: TrainSettings, stack: ExitStack, world: World = ALONE
+) -> tuple[RunInputs, FptConfig]:
+    """Open data and features for training, and settle the method; all ranks of ``world`` do."""
     live = settings.cache == "none"
     # With a cache every image was readable when it was made; a live pass has nobody to vouch.
     if live:
-        images = open_image_set(settings, reading=reading_of(settings))
-        return _open_live(settings, images)
+        images = open_image_set(settings, reading=reading_of(settings), world=world)
+        return _open_live(settings, images, world)
     images = open_image_set(settings, check=False)
     reader = stack.enter_context(CacheReader(Path(settings.cache)))
     plan = FeaturePlan.from_json({**reader.fingerprint, **reader.notes})
@@ -90,7 +94,7 @@ def open_inputs(settings: TrainSettings, stack: ExitStack) -> tuple[RunInputs, F
     _require_layers(plan, method)
     repeated: tuple[Split, ...] = ("train", "val")
     return _from_cache(
-        settings, read_as(images, plan.reading), plan, reader, method, repeated
+        settings, read_as(images, plan.reading), plan, reader, method, repeated, world
     ), method
 
 
@@ -101,6 +105,7 @@ def reopen_inputs(
     *,
     backbone: str | None = None,
     checkpoint_path: Path | None = None,
+    world: World = ALONE,
 ) -> RunInputs:
     """Open data and features for a trained model: they must be such as it was trained on.
 
@@ -109,12 +114,12 @@ def reopen_inputs(
     """
     live = settings.cache == "none"
     plan = FeaturePlan.from_json(model.extra["features"])
-    images = open_image_set(settings, reading=plan.reading, check=live)
+    images = open_image_set(settings, reading=plan.reading, check=live, world=world)
     require_classes(images, tuple(model.extra["classes"]))
     if not live:
         reader = stack.enter_context(CacheReader(Path(settings.cache)))
         plan.require_equal(FeaturePlan.from_json(reader.fingerprint), str(settings.cache))
-        return _from_cache(settings, images, plan, reader, model.config, ())
+        return _from_cache(settings, images, plan, reader, model.config, (), world)
     frozen = plan.frozen_pass(
         load_recorded_backbone(
             plan,
@@ -125,7 +130,7 @@ def reopen_inputs(
             attention=settings.attention,
         )
     )
-    return _live_inputs(images, plan, frozen, model.config, None)
+    return _live_inputs(images, plan, frozen, model.config, None, world)
 
 
 def _from_cache(
@@ -135,6 +140,7 @@ def _from_cache(
     reader: CacheReader,
     method: FptConfig,
     repeated: Collection[Split],
+    world: World,
 ) -> RunInputs:
     if settings.skip_unreadable:
         images = _only_cached(images, reader)
@@ -143,9 +149,9 @@ def _from_cache(
         device = resolve_device(settings.device)
         size = method.side_size
         placed = PlacedFeatures(settings, reader, images, device, side_size=size, repeated=repeated)
-        reader.require_images(digest_images(images.items, workers=settings.workers))
+        reader.require_images(digest_images(images.items, workers=settings.workers, world=world))
     side = dataclasses.replace(plan.preprocessing, size=method.side_size)
-    return RunInputs(images, plan, NoFeatures(), None, side, DecodedStore(), reader, placed)
+    return RunInputs(images, plan, NoFeatures(), None, side, DecodedStore(), reader, placed, world)
 
 
 def _live_inputs(
@@ -154,13 +160,14 @@ def _live_inputs(
     frozen: FrozenPass,
     method: FptConfig,
     augment: AugmentConfig | None,
+    world: World,
 ) -> RunInputs:
     side = dataclasses.replace(plan.preprocessing, size=method.side_size)
     plain = LiveFeatures(frozen) if method.fusion else None
     training: FeatureSource = NoFeatures()
     if plain is not None:
         training = plain if augment is None else LiveFeatures(frozen, augment)
-    return RunInputs(images, plan, training, plain, side, DecodedStore(), None)
+    return RunInputs(images, plan, training, plain, side, DecodedStore(), None, None, world)
 
 
 def require_classes(images: ImageSet, trained: tuple[str, ...]) -> None:
@@ -183,7 +190,9 @@ def _require_layers(plan: FeaturePlan, method: FptConfig) -> None:
         )
 
 
-def _open_live(settings: TrainSettings, images: ImageSet) -> tuple[RunInputs, FptConfig]:
+def _open_live(
+    settings: TrainSettings, images: ImageSet, world: World
+) -> tuple[RunInputs, FptConfig]:
     if settings.backbone is None:
         raise ConfigError(
             "--cache none needs --backbone, the frozen model to run on every batch; or name a "
@@ -197,9 +206,10 @@ def _open_live(settings: TrainSettings, images: ImageSet) -> tuple[RunInputs, Fp
         method,
         images,
         features=settings.features or "float16",
+        world=world,
     )
     augment = AugmentConfig() if settings.augment_input else None
-    return _live_inputs(images, plan, plan.frozen_pass(backbone), method, augment), method
+    return _live_inputs(images, plan, plan.frozen_pass(backbone), method, augment, world), method
 
 
 def _method(settings: TrainSettings, plan: FeaturePlan | None) -> FptConfig:
@@ -254,6 +264,7 @@ def make_loader(
             augmented=augmentation is not None,
             workers=settings.workers,
             directory=settings.side_cache,
+            world=inputs.world,
         )
     if side_images is None or not has_room_for(side_images, inputs.placed, side_device):
         side_device = None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fpt_fast.backbone import FrozenBackbone, load_backbone
 from fpt_fast.config import PEER_METHODS, ConfigError, check_divides
+from fpt_fast.distributed import ALONE, World
 from fpt_fast.images import DecodedStore
 from fpt_fast.loader import NoFeatures
 from fpt_fast.model_files import read_description
@@ -97,12 +98,12 @@ def peer_config(settings: TrainSettings) -> PeerConfig:
 
 
 def open_peer_inputs(
-    settings: TrainSettings,
+    settings: TrainSettings, world: World = ALONE
 ) -> tuple[RunInputs, PeerPlan, PeerConfig, FrozenBackbone]:
     """Open the data and load the model to start from."""
     config = peer_config(settings)
     reading = reading_of(settings)
-    images = open_image_set(settings, reading=reading)
+    images = open_image_set(settings, reading=reading, world=world)
     name = str(settings.backbone)
     size = parse_size("input_size", str(settings.input_size))
     backbone = load_backbone(
@@ -121,17 +122,21 @@ def open_peer_inputs(
         None if checkpoint is None else str(checkpoint.resolve()),
         settings.pretrained,
     )
-    mean, std = choose_normalization(settings, backbone.spec, size, images)
+    mean, std = choose_normalization(settings, backbone.spec, size, images, world)
     plan = PeerPlan(backbone.spec, source, Preprocessing(size, mean, std, settings.fit), reading)
     log.info(
         "%s on %s, input %dx%d, %d tokens",
         *(config.method, backbone.spec.name, *size, backbone.spec.num_tokens(size)),
     )
-    return _inputs(images, plan), plan, config, backbone
+    return _inputs(images, plan, world), plan, config, backbone
 
 
 def reopen_peer(
-    settings: TrainSettings, *, backbone: str | None, checkpoint_path: Path | None
+    settings: TrainSettings,
+    *,
+    backbone: str | None,
+    checkpoint_path: Path | None,
+    world: World = ALONE,
 ) -> tuple[RunInputs, PeerModel]:
     """Open the data of ``settings`` for the best model of its run, and that model.
 
@@ -141,9 +146,9 @@ def reopen_peer(
     model, plan = load_peer(
         settings.run / "best", backbone=backbone, checkpoint_path=checkpoint_path
     )
-    images = open_image_set(settings, reading=plan.reading)
+    images = open_image_set(settings, reading=plan.reading, world=world)
     require_classes(images, tuple(model.extra["classes"]))
-    return _inputs(images, plan), model
+    return _inputs(images, plan, world), model
 
 
 def load_peer(
@@ -154,8 +159,10 @@ def load_peer(
     return model, PeerPlan.of(model)
 
 
-def _inputs(images: ImageSet, plan: PeerPlan) -> RunInputs:
-    return RunInputs(images, plan, NoFeatures(), None, plan.preprocessing, DecodedStore(), None)
+def _inputs(images: ImageSet, plan: PeerPlan, world: World) -> RunInputs:
+    store = DecodedStore()
+    side = plan.preprocessing
+    return RunInputs(images, plan, NoFeatures(), None, side, store, None, world=world)
 
 
 def _flags(names: list[str]) -> str:

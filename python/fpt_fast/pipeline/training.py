@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from fpt_fast.config import ConfigError, FptConfig
-from fpt_fast.distributed import refuse_several
+from fpt_fast.config import ConfigError, FptConfig, TrainConfig
+from fpt_fast.distributed import World, open_world
+from fpt_fast.loader import FeatureLoader
 from fpt_fast.metrics import Metrics
 from fpt_fast.model import FptModel
 from fpt_fast.peers import PeerConfig, PeerModel
@@ -30,7 +31,8 @@ from fpt_fast.pipeline.run_folder import (
     write_config,
     write_results,
 )
-from fpt_fast.records import Split, TrainingHistory
+from fpt_fast.records import Predictions, Split, TrainingHistory
+from fpt_fast.report import REPORT_FILE
 from fpt_fast.setting_values import build_settings, parse_steps
 from fpt_fast.settings import RunSettings, TrainSettings
 from fpt_fast.trainer import (
@@ -67,30 +69,31 @@ def train(settings: TrainSettings | None = None, **values: Any) -> TrainResult:
 
     The run's directory gets ``config.yaml``, ``metrics.json``, ``history.csv``,
     ``predictions.csv``, ``report.html``, ``memory.json`` (what took how much), ``best/`` (the
-    model) and ``last/`` (to resume from).
+    model) and ``last/`` (to resume from).  The ranks of ``torchrun`` train one model together.
     """
-    refuse_several("training")
     settings = settings or build_settings(TrainSettings, values)
     settings = settle_method(settings)
     refuse_ignored(settings)
-    check_run_folder(settings.run, resume=settings.resume, overwrite=settings.overwrite)
     profiled = parse_steps("profile_steps", settings.profile_steps)
     with ExitStack() as stack:
+        world = stack.enter_context(open_world(settings.device))
+        if world.is_first:
+            check_run_folder(settings.run, resume=settings.resume, overwrite=settings.overwrite)
         stack.enter_context(deterministic_algorithms(settings.deterministic))
-        inputs, method, make_model = _open(settings, stack)
+        inputs, method, make_model = _open(settings, stack, world)
         recipe = make_recipe(settings, inputs.images.task)
         classes = inputs.images.classes
         torch.manual_seed(settings.seed)
         model = make_model(1 if recipe.is_regression else len(classes))
         device = resolve_device(settings.device)
-        captured = choose_capture(settings.step, device)[0] is not None
+        captured = choose_capture(settings.step, device, world.size)[0] is not None
         train_loader = make_loader(
             inputs, settings, "train", repeated=True, side_device=device if captured else None
         )
         val_items = inputs.images.of_split("val")
         val_loader = make_loader(inputs, settings, "val", repeated=True) if val_items else None
-        with open_run_folder(settings.run, resume=settings.resume):
-            if not settings.resume:
+        with _run_folder(settings, world):
+            if world.is_first and not settings.resume:
                 write_config(settings, inputs, method, recipe)
             history = fit(
                 model,
@@ -102,49 +105,71 @@ def train(settings: TrainSettings | None = None, **values: Any) -> TrainResult:
                 resume=settings.resume,
                 num_classes=len(classes),
                 class_counts=class_counts(inputs.images),
-                callbacks=_callbacks(settings),
+                callbacks=_callbacks(settings) if world.is_first else (),
                 extra=model_extra(inputs, recipe),
                 inputs=run_identity(settings, inputs, method),
                 checkpoint_steps=settings.checkpoint_steps,
                 profile_steps=profiled,
                 step=settings.step,
+                world=world,
             )
-        report_memory(settings.run, inputs, (train_loader, val_loader), model)
-        load_weights(model, settings.run / BEST)
-        split: Split = "test" if inputs.images.of_split("test") else "val" if val_items else "train"
-        if split != "test":
-            log.warning("there are no test images; the metrics are those of the %s split", split)
-        predictions = predict_batches(
-            model,
-            make_loader(inputs, settings, split),
-            device=settings.device,
-            regression=recipe.is_regression,
-        )
-        validation = None
-        if val_loader is not None and split != "val":
-            validation = predict_batches(
-                model, val_loader, device=settings.device, regression=recipe.is_regression
-            )
+        if world.is_first:
+            report_memory(settings.run, inputs, (train_loader, val_loader), model)
+            load_weights(model, settings.run / BEST)
+        world.copy_first(list(model.state_dict().values()), "reading the best epoch")
+        split, predictions, validation = _predict(model, inputs, settings, val_loader, recipe)
         assessment = assess(
             predictions,
             len(classes),
             groups=patients_of(inputs.images.of_split(split)),
             validation=validation,
         )
-        report = write_results(
-            settings, inputs, history, predictions, assessment, split, validation, model
-        )
+        report = settings.run / REPORT_FILE
+        if world.is_first:
+            write_results(
+                settings, inputs, history, predictions, assessment, split, validation, model
+            )
     return TrainResult(settings.run, history, split, assessment, report)
 
 
+def _predict(
+    model: FptModel | PeerModel,
+    inputs: RunInputs,
+    settings: TrainSettings,
+    val_loader: FeatureLoader | None,
+    recipe: TrainConfig,
+) -> tuple[Split, Predictions, Predictions | None]:
+    """The split to be judged by, what ``model`` says of it, and of the validation images where
+    those are others."""
+    split: Split = "val" if val_loader is not None else "train"
+    if inputs.images.of_split("test"):
+        split = "test"
+    else:
+        log.warning("there are no test images; the metrics are those of the %s split", split)
+
+    def of(loader: FeatureLoader) -> Predictions:
+        return predict_batches(
+            model,
+            loader,
+            device=settings.device,
+            regression=recipe.is_regression,
+            world=inputs.world,
+        )
+
+    predictions = of(make_loader(inputs, settings, split))
+    if val_loader is None or split == "val":
+        return split, predictions, None
+    return split, predictions, of(val_loader)
+
+
 def _open(
-    settings: TrainSettings, stack: ExitStack
+    settings: TrainSettings, stack: ExitStack, world: World
 ) -> tuple[RunInputs, FptConfig | PeerConfig, Callable[[int], FptModel | PeerModel]]:
     """What the run reads, its method, and what makes the model with so many outputs."""
     if is_peer(settings):
-        peer_inputs, plan, peer, backbone = open_peer_inputs(settings)
+        peer_inputs, plan, peer, backbone = open_peer_inputs(settings, world)
         return peer_inputs, peer, partial(PeerModel, peer, backbone, source=plan.source)
-    inputs, method = open_inputs(settings, stack)
+    inputs, method = open_inputs(settings, stack, world)
     return inputs, method, partial(FptModel, method, inputs.plan.spec)
 
 
@@ -168,6 +193,12 @@ def refuse_ignored(settings: RunSettings) -> None:
             f"{flags}: goes with --cache none only, since the features of a cache are made; leave "
             "it out, or preload with it"
         )
+
+
+def _run_folder(settings: TrainSettings, world: World) -> AbstractContextManager[None]:
+    if not world.is_first:
+        return nullcontext()
+    return open_run_folder(settings.run, resume=settings.resume)
 
 
 def _callbacks(settings: TrainSettings) -> tuple[Any, ...]:

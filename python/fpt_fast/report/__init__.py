@@ -2,10 +2,11 @@
 
 from fpt_fast.report.card import CardFacts, model_card
 from fpt_fast.report.files import read_predictions, write_predictions, write_run_files
-from fpt_fast.report.page import write_report
+from fpt_fast.report.page import REPORT_FILE, write_report
 from fpt_fast.report.predictions_table import worst_first
 
 __all__ = [
+    "REPORT_FILE",
     "CardFacts",
     "model_card",
     "read_predictions",

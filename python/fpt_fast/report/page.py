@@ -19,6 +19,8 @@ from fpt_fast.report.tokens import draw_attention, draw_tokens
 from fpt_fast.report.trust import calibration_table, class_table, metric_cards, operating_table
 from fpt_fast.trust import Assessment
 
+REPORT_FILE = "report.html"
+
 _TITLES = {
     "auc": "AUC",
     "auc_raw_logits": "AUC (raw logits)",
@@ -73,7 +75,7 @@ def write_report(
         predictions_table(predictions, classes, thumbnails or {}),
         _settings(settings or {}),
     ]
-    path = folder / "report.html"
+    path = folder / REPORT_FILE
     with write_atomically(path) as file:
         file.write(
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

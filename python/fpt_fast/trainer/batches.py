@@ -1,8 +1,7 @@
 """What the trainer asks of a source of batches, and the one place where they change device."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
 from typing import Protocol
 
 import torch
@@ -18,9 +17,10 @@ class EpochBatches(Protocol):
     ``set_epoch(e)`` makes the next iteration that of epoch ``e``: order and augmentation must
     depend on nothing else but the source's own seed, or a resumed run cannot equal an
     uninterrupted one.  A source with ``iterate_from(step)``, which yields the batches from that
-    step on, spares a resumed run making the ones before.  A source with a ``side_input`` that is
-    not None brings something smaller in the place of ``side_pixels``, of which that makes them on
-    the device, within the training step.
+    step on, spares a resumed run making the ones before; one with ``iterate_shares`` spares each of
+    several ranks making what the others train on (``ranks.shares_from``).  A source with a
+    ``side_input`` that is not None brings something smaller in the place of ``side_pixels``, of
+    which that makes them on the device, within the training step.
     """
 
     def __iter__(self) -> Iterator[FeatureBatch]: ...
@@ -28,13 +28,6 @@ class EpochBatches(Protocol):
     def __len__(self) -> int: ...
 
     def set_epoch(self, epoch: int) -> None: ...
-
-
-def batches_from(batches: EpochBatches, first: int) -> Iterator[FeatureBatch]:
-    """The current epoch's batches from step ``first`` on."""
-    iterate: Callable[[int], Iterator[FeatureBatch]] | None
-    iterate = getattr(batches, "iterate_from", None)
-    return islice(batches, first, None) if iterate is None else iterate(first)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -2,16 +2,16 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from fpt_fast.config import TrainConfig
-from fpt_fast.records import EpochRecord, FeatureBatch
-from fpt_fast.trainer.batches import EpochBatches, batches_from
+from fpt_fast.records import EpochRecord
 from fpt_fast.trainer.checkpoint import save_best
 from fpt_fast.trainer.progress import Progress
-from fpt_fast.trainer.run import Run, leave_if_asked, save_run
+from fpt_fast.trainer.ranks import require_same_weights, shares_from
+from fpt_fast.trainer.run import Run, leave, save_run
 from fpt_fast.trainer.schedule import learning_rate_at
 from fpt_fast.trainer.state import BegunEpoch
 from fpt_fast.trainer.validation import is_better, validate
@@ -30,11 +30,13 @@ def run_epoch(run: Run, epoch: int, bar: Progress) -> EpochRecord:
     if due and run.val_batches is not None:
         val = validate(
             run.model,
-            _interruptible(run.val_batches, run, trained),
+            run.val_batches,
             run.config,
             run.num_classes,
             run.device,
             explain=epoch == 0,
+            world=run.world,
+            after_batch=lambda: leave(run, trained) if run.asked_to_stop() else None,
         )
     sizes = torch.tensor(trained.sizes, dtype=torch.float64)
     losses = torch.tensor(trained.losses, dtype=torch.float64)
@@ -50,15 +52,11 @@ def run_epoch(run: Run, epoch: int, bar: Progress) -> EpochRecord:
     # Before last: a kill between the two repeats this epoch's end, and so writes best again.
     if is_better(value, run.best_value, run.config.monitor):
         run.best_epoch, run.best_value = epoch, value
-        save_best(run.run_dir, run.model, run.extra)
+        if run.world.is_first:
+            save_best(run.run_dir, run.model, run.extra)
+    require_same_weights(run.model, f"after epoch {epoch} (from 0)", run.world)
     save_run(run)
     return record
-
-
-def _interruptible(batches: EpochBatches, run: Run, trained: BegunEpoch) -> Iterator[FeatureBatch]:
-    for batch in batches:
-        yield batch
-        leave_if_asked(run, trained)
 
 
 def _train_epoch(run: Run, epoch: int, bar: Progress) -> BegunEpoch:
@@ -79,14 +77,15 @@ def _train_epoch(run: Run, epoch: int, bar: Progress) -> BegunEpoch:
     run.model.train()
     run.loss.set_epoch(epoch)
     run.train_batches.set_epoch(epoch)
-    for step, batch in enumerate(batches_from(run.train_batches, first), first):
+    for step, share in enumerate(shares_from(run.train_batches, first, run.world), first):
         if step == steps:
             break
         with run.profiler.step():
-            make_step(batch)
-        sizes.append(len(batch.keys))
-        if run.stop.requested:
-            leave_if_asked(run, so_far())
+            run.dropout.share = share
+            make_step(share.batch)
+        sizes.append(share.total)
+        if run.asked_to_stop():
+            leave(run, so_far())
         if step + 1 - checked == make_step.looks or step + 1 == steps:
             mean = _check_losses(make_step.losses(checked), epoch, checked, run.config)
             checked, detail = step + 1, f"epoch {epoch + 1}, loss {mean:.4f}"

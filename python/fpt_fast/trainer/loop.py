@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fpt_fast.config import ConfigError, TrainConfig
+from fpt_fast.distributed import ALONE, World
 from fpt_fast.interrupts import stop_on_signals
 from fpt_fast.losses import build_loss
 from fpt_fast.profiling import StepProfiler
@@ -19,6 +20,7 @@ from fpt_fast.trainer.capture import Capture, StepChoice, choose_capture
 from fpt_fast.trainer.checkpoint import save_best
 from fpt_fast.trainer.epoch import run_epoch
 from fpt_fast.trainer.progress import format_seconds, open_progress
+from fpt_fast.trainer.ranks import require_same_weights
 from fpt_fast.trainer.run import Run, resume_run
 from fpt_fast.trainer.schedule import build_optimizer, check_schedule
 from fpt_fast.trainer.static_step import StaticStep
@@ -56,6 +58,7 @@ def fit(
     checkpoint_steps: int = 0,
     profile_steps: range | None = None,
     step: StepChoice | Capture = "auto",
+    world: World = ALONE,
 ) -> TrainingHistory:
     """Train ``model``, called as ``model(batch: FeatureBatch) -> logits [B, outputs]``.
 
@@ -79,13 +82,16 @@ def fit(
     ``Capture`` of one's own captures with that).  Dropout is seeded by ``config.seed``; the
     caller's random state is left as it was.
 
+    The ranks of ``world`` call this together: each computes its rows of every batch, and the
+    result is that of one process within rounding (see ``ranks``).  Rank 0 alone uses ``run_dir``.
+
     Raises ``ConfigError`` for settings that cannot work, ``CheckpointError`` where ``run_dir``
     holds a run that is not to be or cannot be resumed, ``ValueError`` for labels or logits that do
     not fit, ``Stopped`` after Ctrl-C or SIGTERM, and ``TrainingError`` for a loss that is not
     finite, naming epoch and step.
     """
     target = resolve_device(device)
-    capture, why = choose_capture(step, target)
+    capture, why = choose_capture(step, target, world.size)
     _check_setup(train_batches, config, num_classes, checkpoint_steps)
     parameters = _trainable(model.to(target))
     run = Run(
@@ -106,17 +112,36 @@ def fit(
         extra=extra,
         checkpoint_steps=checkpoint_steps,
         profiler=StepProfiler(profile_steps),
+        world=world,
         records=[],
     )
-    with torch.random.fork_rng(devices=_cuda_devices(target)):
-        torch.manual_seed(config.seed)
-        _set_step(run, resume_run(run, resume), capture, required=step == "graph")
-        LOGGER.info("step: %s, since %s", "eager" if capture is None else "graph", why)
-        _run_epochs(run, callbacks, progress)
-        history = _finish(run)
+    history = _train(run, resume, (capture, why, step == "graph"), callbacks, progress)
     for callback in callbacks:
         callback.on_end(history)
     return history
+
+
+def _train(
+    run: Run,
+    resume: bool,
+    step: tuple[Capture | None, str, bool],
+    callbacks: Sequence[Callback],
+    progress: bool,
+) -> TrainingHistory:
+    """All epochs that are left, with random numbers of the run's own; ``step``: how each is
+    captured, why, and whether it must be."""
+    world, (capture, why, required) = run.world, step
+    world.require_same(json.dumps(run.identity, sort_keys=True), "settings")
+    with (
+        torch.random.fork_rng(devices=_cuda_devices(run.device, world)),
+        run.dropout.taken_by(run.model, world),
+    ):
+        torch.manual_seed(run.config.seed)
+        _set_step(run, resume_run(run, resume), capture, required=required)
+        require_same_weights(run.model, "before the first step", world)
+        LOGGER.info("step: %s, since %s", "eager" if capture is None else "graph", why)
+        _run_epochs(run, callbacks, progress)
+        return _finish(run)
 
 
 def _set_step(
@@ -136,7 +161,7 @@ def _run_epochs(run: Run, callbacks: Sequence[Callback], progress: bool) -> None
     with (
         stop_on_signals() as run.stop,
         run.profiler,
-        open_progress("train", total, enabled=progress, done=done) as bar,
+        open_progress("train", total, enabled=progress and run.world.is_first, done=done) as bar,
     ):
         for epoch in range(finished, run.config.epochs):
             record = run_epoch(run, epoch, bar)
@@ -186,8 +211,12 @@ def _identity(
     }
 
 
-def _cuda_devices(device: torch.device) -> list[int]:
-    return list(range(torch.cuda.device_count())) if device.type == "cuda" else []
+def _cuda_devices(device: torch.device, world: World) -> list[int]:
+    if device.type != "cuda":
+        return []
+    # The other GPUs are other ranks'.
+    one = world.size > 1
+    return [torch.cuda.current_device()] if one else list(range(torch.cuda.device_count()))
 
 
 def _finish(run: Run) -> TrainingHistory:
@@ -195,14 +224,21 @@ def _finish(run: Run) -> TrainingHistory:
     if run.val_batches is None:
         LOGGER.warning("no validation images: the last epoch counts as the best")
         run.best_epoch = run.config.epochs - 1
-        save_best(run.run_dir, run.model, run.extra)
+        _save_last_as_best(run)
     elif run.best_epoch is None:
         LOGGER.warning(
             "%s of the validation images was never a finite number: `best` holds the last epoch",
             run.config.monitor,
         )
-        save_best(run.run_dir, run.model, run.extra)
+        _save_last_as_best(run)
+    # All of it is on disk where this returns, on whichever rank.
+    run.world.meet("at the end of training")
     return TrainingHistory(tuple(run.records), run.config.monitor, run.best_epoch, run.best_value)
+
+
+def _save_last_as_best(run: Run) -> None:
+    if run.world.is_first:
+        save_best(run.run_dir, run.model, run.extra)
 
 
 def _describe(run: Run, record: EpochRecord) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fpt_fast.config import TrainConfig
+from fpt_fast.distributed import World
 from fpt_fast.interrupts import StopRequest
 from fpt_fast.losses import EpochLoss
 from fpt_fast.profiling import StepProfiler
@@ -27,6 +28,7 @@ from fpt_fast.trainer.checkpoint import (
     restore_random_state,
     save_last,
 )
+from fpt_fast.trainer.ranks import WholeDropout, checkpoint_of_first
 from fpt_fast.trainer.state import (
     BegunEpoch,
     begun_from_json,
@@ -62,6 +64,7 @@ class Run:
     extra: Mapping[str, Any] | None
     checkpoint_steps: int
     profiler: StepProfiler
+    world: World
     records: list[EpochRecord]
     best_epoch: int | None = None
     best_value: float | None = None
@@ -69,10 +72,17 @@ class Run:
     train_step: TrainStep = field(init=False)
     labels_checked: bool = False
     stop: StopRequest = field(default_factory=StopRequest)
+    dropout: WholeDropout = field(default_factory=WholeDropout)
+
+    def asked_to_stop(self) -> bool:
+        """Whether any rank was asked to; all ranks ask this together."""
+        return self.world.any(self.stop.requested, "training")
 
 
 def save_run(run: Run, begun: BegunEpoch | None = None) -> None:
     """Replace ``last`` by the state of ``run``: after an epoch, or in the midst of ``begun``."""
+    if not run.world.is_first:
+        return
     state = {
         "identity": run.identity,
         "records": [record_to_json(record) for record in run.records],
@@ -87,22 +97,24 @@ def save_run(run: Run, begun: BegunEpoch | None = None) -> None:
     )
 
 
-def leave_if_asked(run: Run, begun: BegunEpoch) -> None:
-    """Where a stop was asked for: put down all that was done so far, and raise ``Stopped``."""
-    if not run.stop.requested:
-        return
+def leave(run: Run, begun: BegunEpoch) -> None:
+    """Put down all that was done so far, and raise ``Stopped``."""
     save_run(run, begun)
+    # A launcher ends the others once one has left: none leaves before the checkpoint is written.
+    run.world.meet("writing the checkpoint")
     run.stop.check(
         f"{begun.epoch} of {run.config.epochs} epochs and {len(begun.losses)} of "
         f"{len(run.train_batches)} steps of the next are in {run.run_dir / 'last'}; "
-        "resume the run to go on from there"
+        "resume the run to go on from there",
+        elsewhere=True,
     )
 
 
 def resume_run(run: Run, resume: bool) -> dict[str, Any]:
     """Take up the state of ``last``, or make sure that there is none to overwrite; returns what
     ``run.train_step`` is to take up."""
-    checkpoint = load_last(run.run_dir)
+    checkpoint = load_last(run.run_dir) if run.world.is_first else None
+    checkpoint = checkpoint_of_first(checkpoint, run.world)
     if checkpoint is None:
         return {}
     if not resume:

@@ -10,6 +10,7 @@ from torch import Tensor
 from fpt_fast.records import FeatureBatch
 from fpt_fast.trainer.arithmetic import Arithmetic
 from fpt_fast.trainer.batches import check_labels, check_logits, move_batch
+from fpt_fast.trainer.ranks import sum_gradients, whole_loss
 from fpt_fast.trainer.schedule import learning_rate_at
 
 if TYPE_CHECKING:
@@ -90,8 +91,9 @@ class OrdinaryStep:
 
 
 def step_once(run: "Run", arithmetic: Arithmetic, batch: FeatureBatch) -> Tensor:
-    """Gradients of ``batch``, which is on the device, and one step of the optimiser at its present
-    learning rate; returns the loss, still on the device.  Nothing here waits for the device."""
+    """Gradients of ``batch``, which is on the device (of several ranks: this one's share), and one
+    step of the optimiser at its present learning rate; returns the loss of the whole batch, still
+    on the device.  Nothing here waits for the device."""
     prepare = side_input_of(run)
     run.optimizer.zero_grad(set_to_none=True)
     if prepare is not None:
@@ -101,8 +103,9 @@ def step_once(run: "Run", arithmetic: Arithmetic, batch: FeatureBatch) -> Tensor
     logits = output.float()
     outputs = 1 if run.config.is_regression else run.num_classes
     check_logits(logits, len(batch.keys), outputs)
-    loss: Tensor = run.loss(logits, batch.labels)
+    loss = whole_loss(run.loss, logits, batch.labels, run.dropout.share, run.world)
     arithmetic.backward(loss)
+    sum_gradients(run.parameters, run.world)
     arithmetic.step(run.optimizer, run.parameters, run.config.clip_norm)
     return loss.detach()
 

@@ -2,12 +2,13 @@
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
 
 from fpt_fast.config import ConfigError, TrainConfig
+from fpt_fast.distributed import ALONE, World
 from fpt_fast.losses import build_loss
 from fpt_fast.metrics import LOWER_IS_BETTER, compute_metrics, metric_names
 from fpt_fast.records import UNLABELLED, FeatureBatch, Predictions
@@ -50,9 +51,21 @@ def validate(
     device: torch.device,
     *,
     explain: bool,
+    world: World = ALONE,
+    after_batch: Callable[[], None] | None = None,
 ) -> dict[str, float]:
-    """Metrics of the validation images by name; ``explain`` logs what could not be computed."""
-    predictions = predict(model, batches, device=device, regression=config.is_regression)
+    """Metrics of the validation images by name; ``explain`` logs what could not be computed.
+
+    The ranks of ``world`` share the images; ``after_batch`` is called after each batch.
+    """
+    predictions = predict(
+        model,
+        batches,
+        device=device,
+        regression=config.is_regression,
+        world=world,
+        after_batch=after_batch,
+    )
     metrics = compute_metrics(predictions, num_classes)
     if explain:
         for note in metrics.notes:
