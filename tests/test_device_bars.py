@@ -101,10 +101,28 @@ def test_models(report: Report) -> None:
     put(report, "models", "b", {"seconds": 1.0, "images_per_s": 2100.0})
     put(report, "models", "c", {"seconds": 1.0, "timm_images_per_s": 5000.0})
     assert verdict(report, "frozen pass, bf16")[:2] == (True, 2100.0)
-    step = {"seconds": 0.6e-3, "plain_seconds": 0.015, "plain_over_ours": 25.0}
-    put(report, "models", "training step fpt_plus", step)
-    assert verdict(report, "training step fpt_plus")[0] is False
-    assert verdict(report, "training step fpt_plus: plain / ours")[0] is True
+
+
+def step_row(seconds: float, peak: float) -> dict[str, Any]:
+    return {"seconds": seconds, "launches": 4.0, "peak": peak, "share_of_floor": 0.1}
+
+
+def test_steps_by_their_fastest_way(report: Report) -> None:
+    """Of the ways of launching the best counts; beside it the plain step of another phase."""
+    resident, disk = "step fpt_plus x16 resident", "step fpt_plus x16 disk: peak memory"
+    put(report, "steps", f"{resident} eager", step_row(4e-3, 3e8))
+    assert verdict(report, resident)[0] is False
+    put(report, "steps", f"{resident} graph", step_row(0.4e-3, 3e8))
+    put(report, "steps", "step fpt_plus x64 resident graph", step_row(0.1e-3, 3e8))
+    assert verdict(report, resident) == (True, pytest.approx(0.4), 0.5)
+    assert verdict(report, f"{resident}: plain / ours")[:2] == (None, None)
+    put(report, "models", "training step fpt_plus", {"seconds": 1e-3, "plain_seconds": 9e-3})
+    assert verdict(report, f"{resident}: plain / ours")[:2] == (True, pytest.approx(22.5))
+    put(report, "steps", "step fpt_plus x16 disk graph", step_row(1e-3, 201e6))
+    assert verdict(report, disk) == (False, pytest.approx(201.0), 200.0)
+    put(report, "steps", "step fpt x16 disk graph", step_row(1e-3, 499e6))
+    assert verdict(report, "step fpt x16 disk: peak memory")[0] is True
+    assert "| step fpt_plus x16 resident graph | 400 µs | 4 | 300.0 MB | 10 % |" in markdown(report)
 
 
 def test_what_was_not_measured_is_neither_met_nor_missed(report: Report) -> None:

@@ -302,3 +302,7 @@ def test_a_dry_run_reaches_every_op_by_its_kernel(dry_run: Callable[..., Any]) -
     rows = [row for _, row in report.results("tuning") if row["kernel"]]
     assert rows and all(row["row"].startswith("Tile(") and row["gain"] >= 1 for row in rows)
     assert {name.split()[0] for name, _ in report.results("models")} == {"frozen", "training"}
+    steps = dict(report.results("steps"))
+    assert {row["tier"] for row in steps.values()} == {"resident", "disk", "pinned"}
+    assert {row["way"] for row in steps.values()} == {"graph", "eager", "compiled graph"}
+    assert all(row["seconds"] > 0 and row["batch"] > 0 for row in steps.values())

@@ -18,6 +18,7 @@ SHARES = {
     "races": 10.0,
     "ops": 22.0,
     "models": 10.0,
+    "steps": 12.0,
     "sanitizer": 8.0,
     "tuning": 14.0,
     "rivals": 12.0,

@@ -33,6 +33,7 @@ def _lines(report: Report) -> Iterator[str]:
         yield f"| {bar['name']} | {_figure(bar['value'])} | {limit} | {_VERDICTS[bar['met']]} |"
     yield from _ops(report)
     yield from _models(report)
+    yield from _steps(report)
     yield from _rivals(report)
     yield from _tuning(report)
     yield from _left_out(report)
@@ -93,6 +94,20 @@ def _models(report: Report) -> Iterator[str]:
     ]
     head = "model | time | images/s | plain | plain / ours | memory | plain's memory"
     yield from _table("Models", head, rows)
+
+
+def _steps(report: Report) -> Iterator[str]:
+    rows = [
+        (
+            name,
+            _time(row["seconds"]),
+            _figure(row["launches"]),
+            _megabytes(row["peak"]),
+            _share(row["share_of_floor"]),
+        )
+        for name, row in report.results("steps")
+    ]
+    yield from _table("Steps", "step | time | launches | peak memory | share of floor", rows)
 
 
 def _rivals(report: Report) -> Iterator[str]:
