@@ -22,7 +22,7 @@ ROWS = (
     ("steps", "kills", "`kill -9` at steps of the write protocol, torn writes included"),
     ("processes", "refusals", "second builders refused while a cache was being built"),
     ("processes", "looks", "looks of readers at a cache under construction"),
-    ("power", "replays", "disks that a power loss may leave, by every order of writes"),
+    ("power", "replays", "disks that a power loss may leave: orders of writes, torn pages"),
     ("faults", "faults", "calls that failed: no space, I/O error, interrupted, short"),
     ("flips", "flips", "bytes changed in finished and half-built caches"),
     ("fuzz", "inputs", "lying manifests, plans, shards and journals, checksums right"),

@@ -96,7 +96,7 @@ def main() -> int:
     return subprocess.run(
         [
             *(*prefix, sys.executable, "-m", "pytest", "-q", "-x", "-n", "0"),
-            *("-p", "no:cacheprovider", "-p", "no:faulthandler", *tests),
+            *("-s", "-p", "no:cacheprovider", "-p", "no:faulthandler", *tests),
         ],
         cwd=ROOT,
         env={

@@ -122,7 +122,9 @@ def run(name: str, count: int) -> dict[str, Any]:
 
 
 def machine() -> dict[str, str]:
-    """Where and from what the figures come."""
+    """Where and from what the figures come, and whether the extension did the reading."""
+    from fpt_fast.ops.native_reasons import native_levels, native_missing
+
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=10"],
         cwd=REPOSITORY,
@@ -138,6 +140,7 @@ def machine() -> dict[str, str]:
         "commit": commit.stdout.strip(),
         "cpu": f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores",
         "date": time.strftime("%Y-%m-%d"),
+        "extension": native_missing() or native_levels(),
         "python": platform.python_version(),
         "system": platform.release(),
     }
@@ -165,6 +168,7 @@ def main() -> None:
         results[part.name] = {
             "counts": counts,
             "machine": machine(),
+            part.option: getattr(given, part.option),
             "seconds": round(time.perf_counter() - started),
             "silent_errors": 0,
         }

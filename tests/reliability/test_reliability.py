@@ -4,9 +4,13 @@ See ``kills.py``, ``processes.py``, ``faults.py``, ``flips.py``, ``fuzz.py``, ``
 ``power_loss.py`` for its model of a disk.
 """
 
+import json
+
 import pytest
-from reliability.attack import PARTS, Part, run
+from reliability.attack import PARTS, REPOSITORY, Part, run
 from reliability.subjects import DTYPE_NAMES
+
+from benchmarks import readme_reliability
 
 # What a part must have counted at the very least: a count near 0 would test nothing.
 LEAST = {
@@ -28,3 +32,10 @@ def test_attack(part: Part) -> None:
     for dtype in DTYPE_NAMES:
         for name, least in LEAST[part.name].items():
             assert counts[dtype][name] >= least, (dtype, name, counts)
+
+
+def test_the_readme_says_what_was_counted() -> None:
+    results = json.loads(readme_reliability.RESULTS.read_text(encoding="utf-8"))
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    block = text.partition(readme_reliability.START)[2].partition(readme_reliability.END)[0]
+    assert block.strip() == readme_reliability.render(results)
