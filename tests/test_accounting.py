@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from benchmarks.account import Setting, accounts, fpt_account, measured, peer_account, table
 from fpt_fast.accounting import Account, account, memory_efficiency, parameter_efficiency
 from fpt_fast.backbone import load_backbone
+from fpt_fast.config import METHODS, PEER_METHODS
 from fpt_fast.model import create_model
 from fpt_fast.records import FeatureBatch
 from helpers import ROOT, TINY_SPEC, tiny_vit
@@ -106,14 +107,12 @@ def test_published_efficiencies() -> None:
         assert math.isclose(pme, row["pme"], abs_tol=0.02), name
 
 
-def test_the_script_counts_on_a_device_what_it_counts_without() -> None:
-    changes = {"hidden_size": 64, "num_heads": 2, "depth": 2}
-    small = dataclasses.replace(TINY_SPEC, **changes)
-    settings = [Setting(small, small, 32, 2, device) for device in ("fake", "cpu")]
-    fake, real = ([*accounts(setting)] for setting in settings)
-    assert fake == real
-    assert len(fake) == 10
-    assert table(fake).count("\n") == measured(fake).count("\n") == 11
+def test_the_script_goes_through_all_methods_on_a_device() -> None:
+    small = dataclasses.replace(TINY_SPEC, hidden_size=64, num_heads=2, depth=2)
+    rows = [*accounts(Setting(small, small, 32, 2, "cpu"))]
+    assert {method for method, _, _ in rows} == {*PEER_METHODS, *METHODS}
+    assert all(counted.saved_bytes > 0 for _, *both in rows for counted in both)
+    assert table(rows).count("\n") == measured(rows).count("\n") == 11
 
 
 @pytest.fixture(scope="module")
