@@ -39,6 +39,7 @@ HELPERS = {
     "accounting": {"records"},
     "trust": {"records", "metrics"},
     "explanation": {"records", "fusion"},
+    "portable": {"records", "config", "backbone", "selection", "fusion", "side_network", "model"},
     "doctor": {"records", "images"},
 }
 # Stages that may see less than what stands upstream of them.
@@ -101,6 +102,7 @@ ALLOWED_PACKAGES = {
     "losses": {"torch"},
     "fusion": {"torch"},
     "explanation": {"torch"},
+    "portable": {"torch"},
     "side_network": {"torch"},
     "selection": {"torch"},
     "trainer": {"torch", "numpy", "safetensors", "tqdm"},

@@ -20,6 +20,7 @@ from fpt_fast.settings import (
     DoctorSettings,
     EvaluateSettings,
     ExplainSettings,
+    ExportSettings,
     PredictSettings,
     PreloadSettings,
     ShareSettings,
@@ -118,6 +119,7 @@ Command = (
     | Annotated[EvaluateSettings, subcommand("evaluate")]
     | Annotated[PredictSettings, subcommand("predict")]
     | Annotated[ExplainSettings, subcommand("explain")]
+    | Annotated[ExportSettings, subcommand("export")]
     | Annotated[Compare, subcommand("compare")]
     | Annotated[Cache, subcommand("cache")]
     | Annotated[DoctorSettings, subcommand("doctor")]
@@ -249,6 +251,8 @@ def _run(command: Any) -> int:
         case ExplainSettings():
             explained = pipeline.explain(command)
             _say(f"{len(explained.examples)} images explained in {explained.output}")
+        case ExportSettings():
+            _say(str(pipeline.export(command)))
         case Compare():
             options = {
                 name: getattr(command, name) for name in ("split", "level", "resamples", "output")

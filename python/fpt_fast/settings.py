@@ -380,6 +380,22 @@ class OnlineSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ExportSettings:
+    """Export a trained run, frozen model included, as one file for other programs."""
+
+    run: Path
+    """Directory of the run."""
+    output: Path
+    """File to write: MODEL.onnx or MODEL.pt2."""
+    format: Literal["onnx", "program"] = "onnx"
+    """onnx (needs the export extra), or a program of torch.export."""
+    backbone: str | None = None
+    """Where the frozen model is now, if not where it was (its weights are checked)."""
+    checkpoint_path: Path | None = None
+    """Weights for a timm model name, instead of downloading them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PredictSettings(OnlineSettings):
     """Classify images with a trained run; needs no cache."""
 

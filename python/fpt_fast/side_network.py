@@ -79,11 +79,13 @@ class SideNetwork(nn.Module):
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Return the tokens ``[B, T, S]`` of ``pixels`` [B, 3, h, w], class token first."""
+        # Not len(): an export would take the number for granted.
+        batch = pixels.shape[0]
         (rows, columns), (height, width) = self.grid, self.patch_size
         # A convolution with stride equal to its size is a product of cut-out patches.
-        patches = pixels.reshape(len(pixels), 3, rows, height, columns, width)
-        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(len(pixels), rows * columns, -1)
-        class_token = self.cls_token.expand(len(pixels), -1, -1)
+        patches = pixels.reshape(batch, 3, rows, height, columns, width)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
+        class_token = self.cls_token.expand(batch, -1, -1)
         return torch.cat((class_token, self.patch_embed(patches)), dim=1) + self.positions
 
     def _check(self, pixels: Tensor, states: Tensor | None) -> None:

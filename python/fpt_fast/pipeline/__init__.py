@@ -13,6 +13,7 @@ from fpt_fast.pipeline.data import UnreadableImages
 from fpt_fast.pipeline.diagnosis import doctor
 from fpt_fast.pipeline.evaluation import evaluate
 from fpt_fast.pipeline.explaining import ExplainResult, explain, explanation_arrays
+from fpt_fast.pipeline.exporting import ExportResult, export
 from fpt_fast.pipeline.importing import ImportResult, import_reference
 from fpt_fast.pipeline.prediction import PredictResult, predict
 from fpt_fast.pipeline.predictor import Predictor
@@ -27,6 +28,7 @@ from fpt_fast.settings import (
     DoctorSettings,
     EvaluateSettings,
     ExplainSettings,
+    ExportSettings,
     PredictSettings,
     PreloadSettings,
     ShareSettings,
@@ -42,6 +44,8 @@ __all__ = [
     "EvaluateSettings",
     "ExplainResult",
     "ExplainSettings",
+    "ExportResult",
+    "ExportSettings",
     "ImportResult",
     "ImportSettings",
     "PredictResult",
@@ -65,6 +69,7 @@ __all__ = [
     "evaluate",
     "explain",
     "explanation_arrays",
+    "export",
     "import_reference",
     "inspect_cache",
     "predict",
