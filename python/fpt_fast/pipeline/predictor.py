@@ -17,6 +17,7 @@ from fpt_fast.model import FptModel
 from fpt_fast.pipeline.features import load_recorded_backbone
 from fpt_fast.pipeline.recorded import RecordedRun, read_recorded_run
 from fpt_fast.pipeline.run_folder import BEST, VALIDATION_FILE
+from fpt_fast.profiling import span
 from fpt_fast.records import (
     UNLABELLED,
     Attention,
@@ -185,10 +186,11 @@ class Predictor:
         if self._features is not None:
             pixels = torch.stack([p.frozen for p in prepared if p.frozen is not None])
             kept = [self._features.of_pixels(keys, view) for view in pixels.unbind(dim=1)]
-        sides = [
-            torch.stack([p.side[number] for p in prepared]).to(self._device).unbind(dim=1)
-            for number in range(len(self._sides))
-        ]
+        with span("copy"):
+            sides = [
+                torch.stack([p.side[number] for p in prepared]).to(self._device).unbind(dim=1)
+                for number in range(len(self._sides))
+            ]
         total: Tensor | None = None
         for model, temperature in zip(self._models, self._temperatures, strict=True):
             views = sides[self._sides[model.config.side_size]]

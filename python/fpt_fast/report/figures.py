@@ -72,19 +72,20 @@ def learning_curves(history: TrainingHistory) -> bytes:
     return render(draw, (4.6 * panels, 3.2))
 
 
-def roc_curves(predictions: Predictions, classes: Sequence[str], metrics: Metrics) -> bytes:
-    """One-vs-rest ROC curve of every class that has one (of two classes, of the second): SVG."""
-    from sklearn.metrics import roc_curve
+def threshold_curves(predictions: Predictions, classes: Sequence[str], metrics: Metrics) -> bytes:
+    """ROC and precision-recall curves, one against the rest, of every class that has one (of two
+    classes, of the second): SVG.  Dotted: what guessing would reach."""
+    from sklearn.metrics import average_precision_score, precision_recall_curve, roc_curve
 
     if predictions.probabilities is None:
-        raise ValueError("ROC curves need probabilities; a regression has none")
+        raise ValueError("curves over thresholds need probabilities; a regression has none")
     labels, scores = predictions.labels.numpy(), predictions.probabilities.numpy()
     several = labels.ndim == 2
     columns = (1,) if len(classes) == 2 and not several else tuple(range(len(classes)))
 
     def draw(figure: Any) -> None:
-        axis = figure.subplots()
-        axis.plot([0, 1], [0, 1], color="#9ca3af", linewidth=1, linestyle=":")
+        roc, recalls = figure.subplots(1, 2)
+        roc.plot([0, 1], [0, 1], color="#9ca3af", linewidth=1, linestyle=":")
         for number, column in enumerate(columns):
             area = metrics.per_class[column].auc
             if math.isnan(area):
@@ -92,18 +93,42 @@ def roc_curves(predictions: Predictions, classes: Sequence[str], metrics: Metric
             told = labels[:, column] if several else labels
             known = told >= 0
             positive = told[known] == (1 if several else column)
-            false_positive, true_positive, _ = roc_curve(positive, scores[known, column])
-            label = f"{_short(classes[column])}  {area:.3f}"
-            line(axis, false_positive, true_positive, number, label, marker=False)
-        axis.set_xlabel("false positive rate")
-        axis.set_ylabel("true positive rate")
-        axis.set_aspect("equal")
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(
-                loc="upper left", bbox_to_anchor=(1.02, 1.0), title="class, AUC", alignment="left"
+            score = scores[known, column]
+            false_positive, true_positive, _ = roc_curve(positive, score)
+            precision, recall, _ = precision_recall_curve(positive, score)
+            average = average_precision_score(positive, score)
+            label = f"{_short(classes[column])}  {area:.3f}  {average:.3f}"
+            line(roc, false_positive, true_positive, number, label, marker=False)
+            line(recalls, recall, precision, number, label, marker=False)
+            recalls.axhline(
+                positive.mean(),
+                color=_COLOURS[number % len(_COLOURS)],
+                linewidth=0.8,
+                linestyle=":",
+            )
+        _name_axes(roc, "false positive rate", "true positive rate")
+        _name_axes(recalls, "recall (sensitivity)", "precision")
+        handles, names = roc.get_legend_handles_labels()
+        if handles:
+            figure.legend(
+                handles,
+                names,
+                loc="outside lower center",
+                ncols=2,
+                title="class, AUC, average precision",
+                alignment="left",
             )
 
-    return render(draw, (6.6, 4.0))
+    rows = -(-len(columns) // 2)
+    return render(draw, (9.0, 4.1 + 0.25 * rows))
+
+
+def _name_axes(axis: Any, across: str, up: str) -> None:
+    axis.set_xlabel(across)
+    axis.set_ylabel(up)
+    axis.set_xlim(-0.03, 1.03)
+    axis.set_ylim(-0.03, 1.03)
+    axis.set_aspect("equal")
 
 
 def reliability_diagram(calibration: Calibration) -> bytes:

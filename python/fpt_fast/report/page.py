@@ -10,7 +10,7 @@ from typing import Any
 from fpt_fast.files import write_atomically
 from fpt_fast.metrics import Metrics
 from fpt_fast.records import UNLABELLED, Predictions, TokenExample, TrainingHistory
-from fpt_fast.report.figures import learning_curves, reliability_diagram, roc_curves
+from fpt_fast.report.figures import learning_curves, reliability_diagram, threshold_curves
 from fpt_fast.report.files import check_classes
 from fpt_fast.report.predictions_table import predictions_table
 from fpt_fast.report.script import SCRIPT, SCRIPT_HASH
@@ -50,9 +50,9 @@ def write_report(
 ) -> Path:
     """Write ``run_dir/report.html`` and return its path.
 
-    The page shows the ``assessment`` of ``split``, learning curves, ROC curves, the confusion
-    matrix, a table by class, ``examples`` with their kept tokens, every prediction with its
-    thumbnail (JPEG files by key, of some images), and ``settings`` (name to value; a mapping
+    The page shows the ``assessment`` of ``split``, learning, ROC and precision-recall curves, the
+    confusion matrix, a table by class, ``examples`` with their kept tokens, every prediction with
+    its thumbnail (JPEG files by key, of some images), and ``settings`` (name to value; a mapping
     inside becomes dotted names).  Every name is escaped; figures and images are
     inside.
     Raises ``ValueError`` where classes, predictions, metrics or examples do not fit together.
@@ -131,11 +131,15 @@ def _learning(history: TrainingHistory | None) -> str:
 def _roc(predictions: Predictions, classes: Sequence[str], metrics: Metrics) -> str:
     if predictions.probabilities is None or all(math.isnan(row.auc) for row in metrics.per_class):
         return ""
-    picture = _image(roc_curves(predictions, classes, metrics), "svg+xml", "ROC curves")
+    picture = _image(
+        threshold_curves(predictions, classes, metrics),
+        "svg+xml",
+        "ROC and precision-recall curves",
+    )
     versus = "" if len(classes) == 2 else ", each class against the rest"
     if predictions.labels.dim() == 2:
         versus = " of each finding"
-    return f"<h2>ROC{versus}</h2><figure>{picture}</figure>"
+    return f"<h2>ROC and precision-recall{versus}</h2><figure>{picture}</figure>"
 
 
 def _calibration(assessment: Assessment) -> str:

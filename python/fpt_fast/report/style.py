@@ -53,6 +53,7 @@ figcaption { font-size: .9375rem; margin-top: .5rem; }
   border: 1px solid #9ca3af; border-radius: .25rem; background: #fff; max-width: 14rem; }
 .controls output { color: var(--soft); font-size: .9375rem; }
 .predictions td.left { min-width: 6rem; }
+.predictions thead th { white-space: nowrap; }
 .predictions td, .predictions th { vertical-align: middle; }
 .predictions tbody th { font-weight: 400; min-width: 10rem; }
 .predictions thead button { font: inherit; font-weight: 600; color: inherit; background: none;
