@@ -97,7 +97,7 @@ def test_no_hub_is_an_error_and_never_random_weights(monkeypatch: pytest.MonkeyP
 
 
 def test_a_model_without_published_weights() -> None:
-    with pytest.raises(BackboneError, match=r"cannot get the pretrained weights.*pretrained=False"):
+    with pytest.raises(BackboneError, match=r"cannot get the pretrained weights.*--no-pretrained"):
         load("vit_small_patch8_224.nothing")
 
 

@@ -56,7 +56,7 @@ def test_metrics_are_those_of_scikit_learn(unknown: float) -> None:
     whole = (labels >= 0).all(axis=1)
     exact = ((scores >= 0.5) == labels)[whole].all(axis=1).mean()
     assert metrics["exact_match"] == pytest.approx(exact)
-    assert any("not told" in note for note in metrics.notes) == (unknown > 0)
+    assert any("unknown" in note for note in metrics.notes) == (unknown > 0)
 
 
 def test_a_finding_that_no_image_has_is_said_and_left_out() -> None:
@@ -102,9 +102,24 @@ def test_resampled_metrics_are_those_of_the_images_repeated() -> None:
         for name, value in expected.items():
             assert found.values[name][row] == pytest.approx(value, abs=1e-12, nan_ok=True), name
         for f, one in enumerate(expected.per_class):
+            absent = not bool((drawn.labels[:, f] == 0).any())
             for name in ("auc", "ap", "recall", "specificity", "f1", "precision"):
+                # What no image tells anything about is no 0 to be counted in an interval.
+                unknown = absent if name == "specificity" else not one.support
+                value = math.nan if unknown else getattr(one, name)
                 mine = found.per_class[name][row, f]
-                assert mine == pytest.approx(getattr(one, name), abs=1e-12, nan_ok=True)
+                assert mine == pytest.approx(value, abs=1e-12, nan_ok=True), name
+
+
+def test_a_finding_that_every_call_finds_has_a_recall_of_one_without_doubt() -> None:
+    labels = torch.zeros(8, 1, dtype=torch.int64)
+    labels[0] = 1
+    always = torch.full((8, 1), 0.9)
+    predictions = Predictions(tuple("abcdefgh"), labels, torch.logit(always), always)
+    intervals = assess(predictions, 1, resamples=200).intervals
+    assert intervals is not None
+    recall = intervals.per_class["recall"][0]
+    assert (recall.low, recall.high) == (1.0, 1.0)
 
 
 def test_intervals_and_operating_points_of_every_finding() -> None:
@@ -190,4 +205,4 @@ def test_files_of_findings_read_back(tmp_path: Path) -> None:
         tmp_path, history=None, predictions=predictions, classes=NAMES, assessment=assessment
     ).read_text()
     assert "Calls at a probability of 0.5" in page and "Average precision" in page
-    assert "ROC of each finding" in page and "Calibration" not in page
+    assert "ROC and precision-recall of each finding" in page and "Calibration" not in page

@@ -235,7 +235,8 @@ def _run(command: Any) -> int:
             _say(f"{result.split}: {result.metrics}\nreport: {result.report}")
         case SweepSettings():
             swept = pipeline.sweep(command)
-            _say(f"{swept}best: {swept.best}\nmodels: {swept.folder}")
+            _say(f"{swept}best single model on its own validation images: {swept.best}")
+            _say(f"models: {swept.folder}")
         case EvaluateSettings():
             _say(f"{command.split}: {pipeline.evaluate(command)}")
         case PredictSettings():

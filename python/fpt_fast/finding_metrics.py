@@ -55,7 +55,7 @@ def compute_finding_metrics(predictions: Predictions, num_findings: int) -> Metr
     if math.isnan(values["auc"]):
         notes.append("auc is not defined: no finding has images with and without it")
     if not whole.all():
-        notes.append(f"{int((~known).sum())} of {known.size} findings are not told by the labels")
+        notes.append(f"{int((~known).sum())} of {known.size} labels are unknown and left out")
     confusion = np.stack(
         [[(~positive & known & ~called), (~positive & known & called)],
          [(positive & ~called), (positive & called)]]

@@ -17,8 +17,9 @@ class HubError(RuntimeError):
 
 
 def is_repository(name: str) -> bool:
-    """True for ``owner/name``, where no such folder exists."""
-    return _REPOSITORY.fullmatch(name) is not None and not Path(name).exists()
+    """True for ``owner/name``, where neither that folder nor ``owner`` exists here."""
+    here = Path(name).exists() or Path(name).parent.exists()
+    return _REPOSITORY.fullmatch(name) is not None and not here
 
 
 def push_folder(

@@ -10,7 +10,7 @@ import pytest
 
 from fpt_fast.cli import main
 from fpt_fast.config import ConfigError
-from fpt_fast.pipeline import PreloadSettings, TrainSettings, doctor, preload, train
+from fpt_fast.pipeline import PreloadSettings, TrainSettings, compare, doctor, preload, train
 
 
 @pytest.fixture
@@ -81,6 +81,13 @@ def test_a_run_that_went_wrong(run: Path) -> None:
     assert "the training loss is not finite" in str(doctor(run=run))
     (run / "history.csv").unlink()
     assert "--resume" in str(doctor(run=run))
+
+
+def test_runs_are_compared_by_what_their_tables_hold(run: Path, tmp_path: Path) -> None:
+    comparison = compare(run, run, resamples=20, output=tmp_path / "comparison.json")
+    # predictions.csv holds probabilities: an AUC on logits made from them would be another one.
+    assert "auc" in comparison.first and "auc_raw_logits" not in comparison.first
+    assert "auc_raw_logits" not in (tmp_path / "comparison.json").read_text()
 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:

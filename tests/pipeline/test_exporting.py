@@ -52,6 +52,9 @@ def test_onnx_and_program_agree_with_eager(
     frozen = torch.stack([to_network_input(image, plan) for image in images])
     small = dataclasses.replace(plan, size=model.config.side_size)
     side = torch.stack([to_network_input(image, small) for image in images])
+    # A budget is of the largest error: of many images, or it is a matter of luck.
+    many = [(frozen.roll(shift, -1), side.roll(shift, -1)) for shift in range(8)]
+    frozen, side = (torch.cat(parts) for parts in zip(*many, strict=True))
     for kind, name in (("onnx", "model.onnx"), ("program", "model.pt2")):
         settings = ExportSettings(run=run, output=tmp_path / name, format=kind)  # type: ignore[arg-type]
         result = export(settings)
@@ -80,7 +83,7 @@ def test_onnx_and_program_agree_with_eager(
         # And all of them say what the online path says, which keeps nothing but f16 features.
         predicted = Predictor(run, dtype="float32")(paths).probabilities
         assert predicted is not None
-        torch.testing.assert_close(out, predicted, rtol=0, atol=1e-3)
+        torch.testing.assert_close(out[: len(paths)], predicted, rtol=0, atol=1e-3)
 
 
 def test_what_cannot_be_exported(

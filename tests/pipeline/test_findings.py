@@ -107,6 +107,7 @@ def test_losses_that_do_not_fit_are_refused(
     with pytest.raises(ConfigError, match="'kappa' is for one class per image"):
         train(train_settings(**LISTED, loss="kappa"))
     classes = {"path_column": "file", "label_column": "patient", "split_ratios": (1, 0, 0)}
+    classes["patient_column"] = "patient"
     with pytest.raises(ConfigError, match="is for several findings per image"):
         train(train_settings(**classes, loss="binary_focal"))
     with pytest.raises(ConfigError, match="monitor must be one of loss, auc, ap"):

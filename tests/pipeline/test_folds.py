@@ -8,7 +8,16 @@ import pytest
 
 from fpt_fast.config import ConfigError
 from fpt_fast.images import ImageSetError, load_image_set
-from fpt_fast.pipeline import PreloadSettings, TrainSettings, evaluate, preload, sweep, train
+from fpt_fast.pipeline import (
+    Predictor,
+    PreloadSettings,
+    TrainSettings,
+    evaluate,
+    explain,
+    preload,
+    sweep,
+    train,
+)
 from fpt_fast.report import read_predictions
 
 
@@ -56,6 +65,13 @@ def test_a_sweep_over_folds_shares_a_cache_and_sums_up(
             predictions, _ = read_predictions(model / "predictions.csv")
             keys.update(predictions.keys)
         assert set(keys.values()) == {1} and len(keys) == 24
+    # All of them are an ensemble; to evaluate, one must be named.
+    assert len(Predictor(run, backbone=str(tmp_path / "golden-vit")).runs) == 4
+    for several in (run, run / "repeat-1-fold-1"):
+        with pytest.raises(ConfigError, match=r"name one of its models: .*repeat-1-fold-1"):
+            evaluate(run=several)
+    with pytest.raises(ConfigError, match=r"holds no trained model: .*name one of its models"):
+        explain(run=run, images=[settings.data / "test"], output=None)
     # A model of a fold knows its own split.
     assert evaluate(run=model, resamples=0).values == pytest.approx(swept.rows[-1].metrics)
     alone = train(train_settings(fold="2/2", split_seed=1, epochs=1, batch_size=8, order_seed=0))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fpt_fast.config import ConfigError
 from fpt_fast.images import ImageSetError
 from fpt_fast.pipeline import PreloadSettings, TrainSettings, evaluate, preload, train
 
@@ -32,6 +33,9 @@ def test_patients_are_never_torn_apart_and_are_what_is_resampled(
     assert again.intervals is not None and again.intervals.units == "patients"
     written = json.loads((tmp_path / "run" / "metrics-test.json").read_text())
     assert written["intervals"]["units"] == "patients"
+    forgotten = {key: value for key, value in settings.items() if key != "patient_column"}
+    with pytest.raises(ConfigError, match="was made with --patient-column 'who'.*give it here too"):
+        train(train_settings(**forgotten, run=tmp_path / "other"))
     torn = [f"{row},{('train', 'test')[i % 2]}" for i, row in enumerate(rows)]
     (data / "list.csv").write_text("\n".join(["file,label,who,split", *torn]))
     with pytest.raises(ImageSetError, match="patients have images in more than one split"):

@@ -16,6 +16,7 @@ from fpt_fast.config import ConfigError
 from fpt_fast.hub import HubError, is_repository
 from fpt_fast.model import FptModel
 from fpt_fast.pipeline import PreloadSettings, TrainSettings, predict, preload, share, train
+from fpt_fast.pipeline.sharing import _base_model
 
 
 @pytest.fixture
@@ -113,6 +114,8 @@ def test_the_card(run: Path) -> None:
         *("48x48 px", "healthy", "learning_rate: ", "not part of these files"),
     ):
         assert part in text, part
+    # The frozen model came from a folder: there is no repository to point to.
+    assert "base_model" not in front
     weights = FptModel.from_pretrained(folder).spec.weights_hash
     assert weights in text
 
@@ -153,7 +156,30 @@ def test_what_cannot_be_shared(run: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_is_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert is_repository("lab/bars") and is_repository("a.b/c-d_e")
-    for name in ("bars", "a/b/c", "/lab/bars", "./bars", "../bars", "lab/.hidden", ""):
+    Path("SWEEP").mkdir()
+    for name in (
+        "SWEEP/best",
+        "bars",
+        "a/b/c",
+        "/lab/bars",
+        "./bars",
+        "../bars",
+        "lab/.hidden",
+        "",
+    ):
         assert not is_repository(name), name
     Path("lab/bars").mkdir(parents=True)
     assert not is_repository("lab/bars")
+
+
+@pytest.mark.parametrize(
+    ("source", "pretrained", "repository"),
+    [
+        ("vit_base_patch16_384", True, "timm/vit_base_patch16_384"),
+        ("hf-hub:lab/vit", True, "lab/vit"),
+        ("/data/vit", True, ""),
+        ("vit_base_patch16_384", False, ""),
+    ],
+)
+def test_the_frozen_models_repository(source: str, pretrained: bool, repository: str) -> None:
+    assert _base_model({"source": source, "pretrained": pretrained}) == repository

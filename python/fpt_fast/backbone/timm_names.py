@@ -40,7 +40,8 @@ def create_timm_model(name: str, checkpoint_path: Path | None, pretrained: bool)
             f"cannot get the pretrained weights of {name!r} ({type(error).__name__}: "
             f"{str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}). "
             "Without access to the hub, download the weights elsewhere and pass "
-            "checkpoint_path='….safetensors'; pretrained=False gives random weights, for tests"
+            "--checkpoint-path FILE.safetensors (in Python checkpoint_path=...); --no-pretrained "
+            "gives random weights, for tests"
         ) from error
 
 

@@ -136,7 +136,8 @@ def _read_cells(path: Path, wanted: Sequence[str]) -> list[tuple[int, dict[str, 
         if missing:
             raise ImageSetError(
                 f"{path} must have the column {' and '.join(map(repr, missing))}, got "
-                f"{', '.join(map(repr, names)) or 'an empty file'}; name other columns by argument"
+                f"{', '.join(map(repr, names)) or 'an empty file'}; name other columns with "
+                "--path-column, --label-column or --label-columns, --patient-column"
             )
         repeated = [name for name in wanted if names.count(name) > 1]
         if repeated:

@@ -1,13 +1,18 @@
 """Comparison of two runs on the images that both were tested on."""
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import TypeVar
 
 from fpt_fast.config import ConfigError
 from fpt_fast.files import write_atomically
 from fpt_fast.records import Split
 from fpt_fast.report import read_predictions
 from fpt_fast.trust import Comparison, compare_predictions
+
+_T = TypeVar("_T")
+_OF_LOGITS = "auc_raw_logits"
 
 
 def compare(
@@ -50,7 +55,22 @@ def compare(
         comparison = compare_predictions(ours, theirs, classes, level=level, resamples=resamples)
     except ValueError as error:
         raise ConfigError(f"{first} and {second} cannot be compared: {error}") from error
+    comparison = _without_logits(comparison)
     if output is not None:
         with write_atomically(Path(output)) as file:
             json.dump(comparison.to_json(), file, indent=1, allow_nan=False)
     return comparison
+
+
+def _without_logits(comparison: Comparison) -> Comparison:
+    """``comparison`` without the AUC on raw logits: predictions.csv holds probabilities alone."""
+    return dataclasses.replace(
+        comparison,
+        first=_but_of_logits(comparison.first),
+        second=_but_of_logits(comparison.second),
+        differences=_but_of_logits(comparison.differences),
+    )
+
+
+def _but_of_logits(values: dict[str, _T]) -> dict[str, _T]:
+    return {name: value for name, value in values.items() if name != _OF_LOGITS}

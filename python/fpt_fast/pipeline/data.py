@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fpt_fast.config import ConfigError
 from fpt_fast.distributed import ALONE, World
@@ -40,8 +41,8 @@ def open_image_set(
     """
     images = list_image_set(settings, settings.data)
     images = read_as(images, reading)
-    _say_what_is_cut(images, reading)
-    if check:
+    if check:  # else whoever made the features has said it
+        _say_what_is_cut(images, reading)
         images = without_unreadable(
             images, skip=settings.skip_unreadable, workers=settings.workers, world=world
         )
@@ -70,6 +71,24 @@ def list_image_set(how: ListingSettings, data: Path) -> ImageSet:
         blank_findings=how.blank_findings,
         fold=how.fold,
     )
+
+
+def patient_notes(settings: ListingSettings) -> dict[str, Any]:
+    """How patients were told apart, for a cache's notes; empty where they were not."""
+    named = {"patient_column": settings.patient_column, "patient_pattern": settings.patient_pattern}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def require_patients(settings: ListingSettings, notes: Mapping[str, Any]) -> None:
+    """Raise ``ConfigError`` where a cache was made knowing patients, and they are now unknown: a
+    split by image would tear them apart, and its figures would be too good."""
+    known = {name: notes[name] for name in ("patient_column", "patient_pattern") if name in notes}
+    if known and not patient_notes(settings):
+        flags = " ".join(f"--{name.replace('_', '-')} {value!r}" for name, value in known.items())
+        raise ConfigError(
+            f"the cache was made with {flags}, so that no patient stands on two sides of a split; "
+            "without it the data would be split image by image: give it here too"
+        )
 
 
 def patients_of(items: Sequence[ImageItem]) -> list[str] | None:

@@ -14,7 +14,7 @@ from fpt_fast.peers import PeerModel
 from fpt_fast.pipeline.data import patients_of
 from fpt_fast.pipeline.inputs import RunInputs, make_loader, reopen_inputs
 from fpt_fast.pipeline.peers import is_peer, reopen_peer, settle_method
-from fpt_fast.pipeline.run_folder import BEST, CONFIG_FILE, VALIDATION_FILE
+from fpt_fast.pipeline.run_folder import BEST, CONFIG_FILE, VALIDATION_FILE, require_single_run
 from fpt_fast.records import Predictions, Split
 from fpt_fast.report import read_predictions, write_run_files
 from fpt_fast.setting_values import build_settings, parse_values
@@ -111,6 +111,7 @@ def _reopen(
 
 def read_run_settings(run: Path) -> TrainSettings:
     """The settings that a run was trained with, from its ``config.yaml``."""
+    require_single_run(run)
     path = run / CONFIG_FILE
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))

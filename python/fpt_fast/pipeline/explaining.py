@@ -156,7 +156,13 @@ def _row(example: TokenExample, folder: str, classes: Sequence[str]) -> list[str
     height = example.pixels.shape[1] // example.grid[0]
     width = example.pixels.shape[2] // example.grid[1]
     said = ["", ""]
-    if len(example.probabilities):
+    if example.findings and len(example.probabilities):
+        called = [f for f, value in enumerate(example.probabilities.tolist()) if value >= 0.5]
+        said = [
+            ";".join(classes[f] for f in called),
+            ";".join(f"{float(example.probabilities[f]):.6f}" for f in called),
+        ]
+    elif len(example.probabilities):
         best = int(example.probabilities.argmax())
         said = [classes[best], f"{float(example.probabilities[best]):.6f}"]
     box = (row * height, column * width, height, width)

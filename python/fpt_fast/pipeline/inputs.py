@@ -38,6 +38,7 @@ from fpt_fast.pipeline.data import (
     open_image_set,
     read_as,
     reading_of,
+    require_patients,
     require_training_images,
 )
 from fpt_fast.pipeline.features import FeaturePlan, load_recorded_backbone, make_plan
@@ -81,6 +82,7 @@ def open_inputs(
         return _open_live(settings, images, world)
     images = open_image_set(settings, check=False)
     reader = stack.enter_context(CacheReader(Path(settings.cache)))
+    require_patients(settings, reader.notes)
     plan = FeaturePlan.from_json({**reader.fingerprint, **reader.notes})
     plan.require(
         backbone=None if settings.backbone is None else backbone_name(settings.backbone),

@@ -243,7 +243,7 @@ def _model_folders(runs: Sequence[str | Path]) -> list[Path]:
     """Folders of models: those given, and for a sweep's folder all of its models."""
     folders: list[Path] = []
     for run in map(Path, runs):
-        inside = sorted(path.parent for path in run.glob(f"*/{BEST}") if path.is_dir())
+        inside = sorted(path.parent for path in run.glob(f"**/{BEST}") if path.is_dir())
         folders += [run] if (run / BEST).exists() or not inside else inside
     if not folders:
         raise ConfigError("a predictor needs at least one run, got none")

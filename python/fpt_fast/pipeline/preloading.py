@@ -24,7 +24,7 @@ from fpt_fast.config import ConfigError, FptConfig, preset
 from fpt_fast.distributed import World, open_world
 from fpt_fast.images import digest_images, iter_image_batches
 from fpt_fast.interrupts import stop_on_signals
-from fpt_fast.pipeline.data import open_image_set, reading_of
+from fpt_fast.pipeline.data import open_image_set, patient_notes, reading_of
 from fpt_fast.pipeline.features import (
     FeaturePlan,
     make_plan,
@@ -99,7 +99,7 @@ def _preload(settings: PreloadSettings, method: FptConfig, world: World) -> Prel
         plan.fingerprint(),
         keys,
         digests=digests,
-        notes=plan.sources(),
+        notes=plan.sources() | patient_notes(settings),
         quantise=plan.quantise,
     ) as writer:
         pending = set(writer.pending)

@@ -33,7 +33,8 @@ def read_recorded_run(run: Path) -> RecordedRun:
     """
     if is_peer_folder(model_folder(run)):
         raise ConfigError(
-            f"{run} was trained by another method than FPT and FPT+, which this is of"
+            f"{run} was trained with a method that FPT is compared with; this works for runs of "
+            "fpt and fpt_plus only (predict and evaluate take any)"
         )
     model = read_best_model(run)
     try:

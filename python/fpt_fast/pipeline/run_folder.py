@@ -69,8 +69,28 @@ def read_best_model(run: Path) -> FptModel:
 
 def model_folder(run: Path) -> Path:
     """Where the model is: ``best`` of a run's folder, or what was shared, as it is."""
-    folder = (run / MODEL_CONFIG).is_file() and not (run / BEST).exists()
-    return run if folder or is_repository(str(run)) else run / BEST
+    if (run / BEST).exists():
+        return run / BEST
+    if (run / MODEL_CONFIG).is_file() or is_repository(str(run)):
+        return run
+    raise ConfigError(f"{run} holds no trained model{_what_it_is(run)}")
+
+
+def _what_it_is(run: Path) -> str:
+    """What a folder without a model is, and what to name instead."""
+    if not run.is_dir():
+        return ": there is no such folder"
+    models = sorted(path.parent for path in run.glob(f"**/{BEST}") if path.is_dir())
+    if not models:
+        return "; train it first, or name the --run folder of fpt-fast train"
+    shown = ", ".join(map(str, models[:4])) + (", ..." if len(models) > 4 else "")
+    return f": it is a sweep or a cross-validation; name one of its models: {shown}"
+
+
+def require_single_run(run: Path) -> None:
+    """Raise ``ConfigError`` where ``run`` is a folder of models and not one run."""
+    if run.is_dir() and not (run / BEST).exists() and any(run.glob(f"**/{BEST}")):
+        raise ConfigError(f"{run} is not a run{_what_it_is(run)}")
 
 
 @contextmanager

@@ -43,6 +43,7 @@ def share(settings: ShareSettings | None = None, **values: Any) -> ShareResult:
     if settings.output is not None and settings.output.exists() and any(settings.output.iterdir()):
         raise ConfigError(f"{settings.output} is not empty; choose another --output")
     model, metrics, run = _read_run(settings.run)
+    base_model = _base_model(model.extra.get("features", {}))
     place = (
         nullcontext(settings.output)
         if settings.output is not None
@@ -53,7 +54,7 @@ def share(settings: ShareSettings | None = None, **values: Any) -> ShareResult:
         model.save_pretrained(target, extra=_without_paths(model.extra))
         _write_json(target / METRICS_FILE, metrics)
         with write_atomically(target / CARD_FILE) as file:
-            file.write(model_card(_facts(settings, model, metrics, run)))
+            file.write(model_card(_facts(settings, model, metrics, run, base_model)))
         address = None
         if settings.repo is not None:
             address = push_folder(
@@ -95,8 +96,21 @@ def _shared_source(features: dict[str, Any]) -> str:
     return features["backbone.name"] if Path(source).is_absolute() else source
 
 
+def _base_model(features: dict[str, Any]) -> str:
+    """The repository of the frozen model on the hub; empty where it came from a folder."""
+    source = str(features.get("source", ""))
+    if not source or Path(source).is_absolute() or not features.get("pretrained", False):
+        return ""
+    source = source.removeprefix("hf-hub:")
+    return source if "/" in source else f"timm/{source}"
+
+
 def _facts(
-    settings: ShareSettings, model: FptModel, metrics: dict[str, Any], run: dict[str, Any]
+    settings: ShareSettings,
+    model: FptModel,
+    metrics: dict[str, Any],
+    run: dict[str, Any],
+    base_model: str,
 ) -> CardFacts:
     features = _without_paths(model.extra)["features"]
     trained, _ = model.trainable_parameters()
@@ -109,6 +123,8 @@ def _facts(
         metrics=metrics,
         parameters=trained,
         version=__version__,
+        several=model.extra.get("task") == "multilabel",
+        base_model=base_model,
         repository=settings.repo or "",
         **{
             field: getattr(settings, field)

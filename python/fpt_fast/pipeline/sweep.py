@@ -119,7 +119,7 @@ def _cross_validate(settings: SweepSettings, folds: int) -> SweepResult:
     for repeat in range(settings.repeats):
         for number in range(1, folds + 1):
             name = f"repeat-{repeat + 1}-fold-{number}"
-            log.info("%s of %d, %d folds each", name, settings.repeats, folds)
+            log.info("repeat %d of %d, fold %d of %d", repeat + 1, settings.repeats, number, folds)
             run = settings.run / name
             own = dataclasses.replace(
                 settings,

@@ -10,13 +10,19 @@ from typing import Any
 import yaml
 
 _METHODS = {"fpt": "FPT", "fpt_plus": "FPT+"}
-_METRICS = ("auc", "accuracy", "f1", "kappa", "recall", "precision")
+_METRICS = ("auc", "ap", "accuracy", "exact_match", "f1", "kappa", "recall", "precision")
 _LIMITS = (
     "Nothing here is a medical device. Do not use the model for diagnosis or treatment.",
     "The figures hold for images like those that it was tested on: other cameras, hospitals, "
     "populations or ways of labelling can be far worse. Test it on your own data first.",
     "Its probabilities are not calibrated unless stated above.",
-    "It knows only the classes listed, and gives each image to one of them, whatever it shows.",
+)
+_ONE_CLASS = (
+    "It knows only the classes listed, and gives each image to one of them, whatever it shows."
+)
+_FINDINGS = (
+    "It knows only the findings listed, and says of each alone whether it is there; what else an "
+    "image shows it does not see."
 )
 
 
@@ -25,8 +31,9 @@ class CardFacts:
     """What a card is made of.
 
     ``config``, ``training`` and ``features`` as in a run's ``config.yaml``; ``metrics`` as in its
-    ``metrics.json``; ``class_counts`` images by class of the test split.  ``data_set``,
-    ``license``, ``intended_use`` and ``contact`` are the author's words, empty where not given.
+    ``metrics.json``; ``several``: an image may have any number of the ``classes``; ``base_model``
+    the frozen model's repository on the hub, if it has one.  ``data_set``, ``license``,
+    ``intended_use`` and ``contact`` are the author's words, empty where not given.
     """
 
     name: str
@@ -37,6 +44,8 @@ class CardFacts:
     metrics: Mapping[str, Any]
     parameters: int
     version: str
+    several: bool = False
+    base_model: str = ""
     repository: str = ""
     data_set: str = ""
     license: str = ""
@@ -52,7 +61,7 @@ def model_card(facts: CardFacts) -> str:
         f"# {facts.name}",
         _introduction(facts),
         "## Intended use\n\n" + (facts.intended_use or "Not stated by the author."),
-        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in _LIMITS),
+        "## Limits\n\n" + _limits(facts),
         "## Figures\n\n" + _figures(facts),
         "## Data\n\n" + _data(facts),
         "## Frozen model and input\n\n" + _frozen(facts),
@@ -80,9 +89,8 @@ def _front_matter(facts: CardFacts) -> dict[str, Any]:
     }
     if facts.license:
         front["license"] = facts.license
-    source = str(facts.features.get("source", ""))
-    if "/" not in source and source:
-        front["base_model"] = f"timm/{source}"
+    if facts.base_model:
+        front["base_model"] = facts.base_model
     results = [
         {"type": name, "value": round(float(facts.metrics[name]), 4)}
         for name in _METRICS
@@ -109,12 +117,18 @@ def _method_name(facts: CardFacts) -> str:
 
 
 def _introduction(facts: CardFacts) -> str:
+    what = "findings, any number of them in an image" if facts.several else "classes"
     return (
-        f"A classifier of {len(facts.classes)} classes ({', '.join(facts.classes)}) trained with "
+        f"A classifier of {len(facts.classes)} {what} ({', '.join(facts.classes)}) trained with "
         f"{_method_name(facts)}, Fine-grained Prompt Tuning: {facts.parameters:,d} trained "
         f"parameters beside a frozen {facts.features.get('backbone.name', 'vision transformer')}. "
         f"Made with fpt-fast {facts.version}."
     )
+
+
+def _limits(facts: CardFacts) -> str:
+    limits = (*_LIMITS, _FINDINGS if facts.several else _ONE_CLASS)
+    return "\n".join(f"- {limit}" for limit in limits)
 
 
 def _figures(facts: CardFacts) -> str:
@@ -139,7 +153,8 @@ def _figures(facts: CardFacts) -> str:
 
 
 def _data(facts: CardFacts) -> str:
-    rows = ["| class | test images | recall | AUC |", "| --- | --- | --- | --- |"]
+    what = "finding | test images with it" if facts.several else "class | test images"
+    rows = [f"| {what} | recall | AUC |", "| --- | --- | --- | --- |"]
     per_class = facts.metrics.get("per_class") or []
     for name, row in zip(facts.classes, per_class, strict=False):
         rows.append(

@@ -76,6 +76,8 @@ def calibration_table(calibration: Calibration) -> str:
         if calibration.scaled is not None
         else "Without validation images no temperature was fitted."
     )
+    if calibration.warning is not None:
+        origin += f" But {calibration.warning}."
     return (
         '<div class="scroll"><table><thead><tr><th class="left">probabilities</th>'
         '<th scope="col">expected calibration error</th><th scope="col">log loss</th>'

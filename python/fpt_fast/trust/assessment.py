@@ -132,4 +132,4 @@ def _describe(calibration: Calibration) -> str:
     line = f"calibration error {calibration.plain.ece}"
     if calibration.scaled is not None and calibration.temperature is not None:
         line += f", at temperature {calibration.temperature:.3f} {calibration.scaled.ece}"
-    return line
+    return line if calibration.warning is None else f"{line} ({calibration.warning})"

@@ -73,6 +73,18 @@ class Calibration:
     temperature: float | None
     scaled: CalibrationErrors | None
 
+    @property
+    def warning(self) -> str | None:
+        """Why the temperature is none that was fitted: it lies on a bound."""
+        if self.temperature == _HIGHEST:
+            return (
+                "no temperature helps: on the validation images the probabilities are no better "
+                "than chance"
+            )
+        if self.temperature == _LOWEST:
+            return "no temperature was found: every validation image is right"
+        return None
+
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON values."""
         return {

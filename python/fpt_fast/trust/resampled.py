@@ -76,10 +76,13 @@ class Resampler:
         total = support.sum(axis=1)
         negatives = total[:, None] - support
         per_class = {
-            "precision": quotient(diagonal, predicted),
-            "recall": quotient(diagonal, support),
-            "specificity": quotient(negatives - predicted + diagonal, negatives),
-            "f1": quotient(2 * diagonal, predicted + support),
+            # Without an image of the class, or without another one, there is nothing to estimate.
+            "precision": where_known(support, quotient(diagonal, predicted)),
+            "recall": where_known(support, quotient(diagonal, support)),
+            "specificity": where_known(
+                negatives, quotient(negatives - predicted + diagonal, negatives)
+            ),
+            "f1": where_known(support, quotient(2 * diagonal, predicted + support)),
             "auc": np.full(support.shape, np.nan),
         }
         values: dict[str, Floats] = {}
@@ -94,7 +97,7 @@ class Resampler:
             values["auc_raw_logits"] = mean_where_defined(raw)
         values["accuracy"] = diagonal.sum(axis=1) / total
         for name in ("f1", "precision", "recall"):
-            values[name] = mean_where_defined(np.where(support > 0, per_class[name], np.nan))
+            values[name] = mean_where_defined(per_class[name])
         values["kappa"] = _quadratic_kappa(confusion)
         return ResampledMetrics(values, per_class)
 
@@ -154,6 +157,12 @@ def quotient(above: Floats, below: Floats) -> Floats:
     """A ratio with nothing below the line counts as 0, as in ``metrics``."""
     ratio: Floats = np.where(below > 0, above / np.maximum(below, 1.0), 0.0)
     return ratio
+
+
+def where_known(images: Floats, values: Floats) -> Floats:
+    """``values``, NaN where there are no ``images`` to judge by."""
+    known: Floats = np.where(images > 0, values, np.nan)
+    return known
 
 
 def mean_where_defined(values: Floats) -> Floats:

@@ -13,6 +13,7 @@ from fpt_fast.trust.resampled import (
     ResampledMetrics,
     mean_where_defined,
     quotient,
+    where_known,
 )
 
 Truth = NDArray[np.bool_]
@@ -43,10 +44,10 @@ class FindingResampler:
         calm = weights @ (self._negative & ~self._called)
         called = hits + rest - calm
         per_class = {
-            "precision": quotient(hits, called),
-            "recall": quotient(hits, support),
-            "specificity": quotient(calm, rest),
-            "f1": quotient(2 * hits, called + support),
+            "precision": where_known(support, quotient(hits, called)),
+            "recall": where_known(support, quotient(hits, support)),
+            "specificity": where_known(rest, quotient(calm, rest)),
+            "f1": where_known(support, quotient(2 * hits, called + support)),
             "auc": np.stack([area(weights) for area in self._areas], axis=1),
             "ap": np.stack([value(weights) for value in self._precisions], axis=1),
         }
@@ -58,7 +59,7 @@ class FindingResampler:
             "accuracy": mean_where_defined(right),
         }
         for name in ("f1", "precision", "recall"):
-            values[name] = mean_where_defined(np.where(support > 0, per_class[name], np.nan))
+            values[name] = mean_where_defined(per_class[name])
         agree: Truth = np.equal(self._positive, self._called)
         exact = agree.all(axis=1) & self._whole
         whole = weights @ self._whole
