@@ -94,9 +94,11 @@ def ratio_bars(results: list[Results]) -> bytes:
         for position, one in enumerate(results):
             places = [i + position * height for i, g in enumerate(names) if groups[g][position]]
             widths = [groups[g][position] for g in names if groups[g][position]]
-            axis.barh(places, widths, height=height, label=one.machine)
+            bars = axis.barh(places, widths, height=height, label=one.machine)
+            axis.bar_label(bars, fmt="%.1f", padding=3)
         axis.axvline(1, color="#6b7280", linewidth=1, linestyle=":")
-        axis.set_xscale("log")
+        axis.margins(x=0.1)
+        axis.grid(False, axis="y")
         axis.set_yticks([i + 0.4 - height / 2 for i in range(len(names))], names)
         axis.invert_yaxis()
         axis.set_xlabel("plain / ours, median row of the group")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.scaling.curves import CURVES, Curve, Point
-from fpt_fast.report.figures import line, render
+from fpt_fast.report.figures import line, log_axis, render
 
 
 def write_page(results: dict[str, Any], docs: Path) -> None:
@@ -42,8 +42,8 @@ def plot(curve: Curve, points: list[Point]) -> bytes:
     def draw(figure: Any) -> None:
         axes = figure.subplots(1, 2)
         for axis, label in zip(axes, ("seconds", curve.memory), strict=True):
-            axis.set_xscale("log")
-            axis.set_yscale("log")
+            log_axis(axis.xaxis)
+            log_axis(axis.yaxis)
             axis.set_xlabel(curve.axis)
             axis.set_ylabel(label)
         for number, who in enumerate(("ours", "plain")):

@@ -18,7 +18,7 @@ from benchmarks.tables.runs import Run
 from benchmarks.tables.variants import Variant
 from fpt_fast.accounting import memory_efficiency, parameter_efficiency
 from fpt_fast.metrics import compute_metrics
-from fpt_fast.report.figures import render
+from fpt_fast.report.figures import log_axis, render
 from fpt_fast.trust import resampled_metrics
 
 RESAMPLES = 2000
@@ -168,7 +168,7 @@ def plot(title: str, rows: Sequence[Row]) -> bytes:
             axis.errorbar([x], [y], yerr=bars, color="#9ca3af", linewidth=1)
             axis.scatter([x], [y], s=30 + 12 * row.memory.share, zorder=3)
             axis.annotate(row.variant.label, (x, y), xytext=(7, 3), textcoords="offset points")
-        axis.set_xscale("log")
+        log_axis(axis.xaxis)
         axis.set_xlabel("memory of training, MB (dots: share of trained parameters)")
         axis.set_ylabel("AUC, %")
 

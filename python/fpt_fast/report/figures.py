@@ -176,6 +176,17 @@ def line(
     )
 
 
+def log_axis(axis: Any) -> None:
+    """A logarithmic ``axis.xaxis`` or ``axis.yaxis`` with plain numbers, 1, 2, 5, 10, 20, ...: in
+    these figures a dollar sign is a dollar sign, so matplotlib's powers of ten would stay TeX."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def render(draw: Any, size: tuple[float, float]) -> bytes:
     """SVG of what ``draw(figure)`` draws on a figure of ``size`` in inches."""
     # matplotlib takes half a second to import; Figure on its own needs no display or backend.

@@ -10,7 +10,7 @@ from typing import Any
 
 from fpt_fast.files import write_atomically
 from fpt_fast.metrics import LOWER_IS_BETTER
-from fpt_fast.report.figures import line, render
+from fpt_fast.report.figures import line, log_axis, render
 
 # Metrics of the evaluated split that the summary shows, where there are such.
 _SHOWN = ("auc", "accuracy", "f1", "kappa", "mae")
@@ -122,7 +122,7 @@ def plot(rows: Sequence[SweepRow], monitor: str) -> bytes:
         if axis_name in ("learning_rate", "weight_decay") and all(
             row.values[axis_name] > 0 for row in rows
         ):
-            axis.set_xscale("log")
+            log_axis(axis.xaxis)
         axis.set_xlabel(axis_name.replace("_", " "))
         axis.set_ylabel(f"best validation {monitor}")
         if len(others) > 1:
