@@ -46,12 +46,13 @@ def test_it_is_built_wherever_it_can_be() -> None:
 
 def test_the_best_level_stands_first_and_portable_last() -> None:
     levels = native_levels().split(", ")
-    order = ["avx512_bf16", "avx512", "avx2", "portable"]
+    order = ["amx", "avx512_bf16", "avx512", "avx2", "portable"]
     assert levels == [level for level in order if level in levels]
     assert levels[-1] == "portable"
     assert ("avx512" in levels) == torch.cpu._is_avx512_supported()
     assert ("avx2" in levels) == torch.cpu._is_avx2_supported()
     assert ("avx512_bf16" in levels) == torch.cpu._is_avx512_bf16_supported()
+    assert ("amx" in levels) == torch.cpu._is_amx_tile_supported()
 
 
 def test_an_unknown_level_is_refused_by_name() -> None:

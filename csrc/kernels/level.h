@@ -1,6 +1,6 @@
 // Every kernel, compiled once per level: included by level_*.cpp after they have set the target.
 // FPT_LEVEL names the level and its namespace, FPT_WIDTH is floats in a vector, and FPT_BF16 says
-// that products of bf16 pairs are in hardware.
+// that products of bf16 pairs are in hardware; FPT_AMX, that products of tiles of bf16 are.
 
 #define FPT_INLINE inline __attribute__((always_inline))
 
@@ -9,6 +9,7 @@ namespace FPT_LEVEL {
 namespace {
 
 #include "simd.h"
+#include "amx.h"
 #include "select_tokens.h"
 #include "product.h"
 #include "attention.h"
