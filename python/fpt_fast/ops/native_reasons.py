@@ -6,8 +6,8 @@ implementations, and not at import, which stays cheap.  Two environment variable
 builds of one's own:
 
 - ``FPT_NATIVE_LIBRARY``: path of another build; empty for none at all.
-- ``FPT_NATIVE_LEVEL``: ``amx``, ``avx512_bf16``, ``avx512``, ``avx2`` or ``portable``, to run the kernels of
-  that level instead of the best one.
+- ``FPT_NATIVE_LEVEL``: ``amx``, ``avx512_bf16``, ``avx512``, ``avx2`` or ``portable``, to
+  run the kernels of that level instead of the best one.
 """
 
 import os
