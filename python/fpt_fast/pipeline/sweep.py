@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,9 @@ from fpt_fast.distributed import refuse_several
 from fpt_fast.loader import SweepLoader
 from fpt_fast.metrics import LOWER_IS_BETTER
 from fpt_fast.model import FptModel
-from fpt_fast.pipeline.data import patients_of
+from fpt_fast.pipeline.data import list_image_set, patients_of
 from fpt_fast.pipeline.inputs import RunInputs, make_loader, make_recipe, open_inputs
+from fpt_fast.pipeline.pooling import pool_folds
 from fpt_fast.pipeline.run_folder import (
     BEST,
     check_run_folder,
@@ -29,7 +30,8 @@ from fpt_fast.pipeline.run_folder import (
 )
 from fpt_fast.pipeline.training import refuse_ignored
 from fpt_fast.records import Predictions, Split
-from fpt_fast.report.sweep import SweepRow, markdown, summarise, write_sweep_files
+from fpt_fast.report.pooled import PooledRow
+from fpt_fast.report.sweep import SweepRow, summarise, sweep_markdown, write_sweep_files
 from fpt_fast.setting_values import build_settings
 from fpt_fast.settings import RunSettings, SweepSettings, TrainSettings
 from fpt_fast.sweep import (
@@ -52,17 +54,19 @@ CHECKPOINT_FILE = "sweep.safetensors"
 @dataclass(frozen=True, slots=True)
 class SweepResult:
     """A finished sweep: its folder, one row a model in the order of the trials, and the name of
-    the best by the monitored validation metric (None where no model has a value)."""
+    the best by the monitored validation metric (None where no model has a value); of folds also
+    the ``pooled`` out-of-fold predictions of each setting in each division."""
 
     folder: Path
     rows: tuple[SweepRow, ...]
     best: str | None
     monitor: str
     split: Split
+    pooled: tuple[PooledRow, ...] = ()
 
     def __str__(self) -> str:
-        """Mean and spread over the seeds, the best setting first."""
-        return markdown(summarise(self.rows, self.monitor), self.split)
+        """Mean and spread over the seeds, the best setting first; of folds, the pooled metrics."""
+        return sweep_markdown(summarise(self.rows, self.monitor), self.split, self.pooled)
 
 
 def sweep(settings: SweepSettings | None = None, **values: Any) -> SweepResult:
@@ -72,7 +76,8 @@ def sweep(settings: SweepSettings | None = None, **values: Any) -> SweepResult:
     (a row a model), ``summary.csv`` and ``summary.md`` (mean and spread over the seeds) and
     ``sweep.svg``.  A model is the one that ``train`` makes with its settings and the same
     ``order_seed``, up to rounding.  With ``folds`` there is such a folder for each fold of each of
-    ``repeats`` divisions, and the tables are over all of them.
+    ``repeats`` divisions, the tables are over all of them, and ``run/repeat-1-pooled/<model>/`` has
+    the predictions of all images, each by the model that had not seen it, with their metrics.
     """
     refuse_several("a sweep")
     settings = settings or build_settings(SweepSettings, values)
@@ -116,7 +121,9 @@ def _cross_validate(settings: SweepSettings, folds: int) -> SweepResult:
             f"{folds}, {settings.repeats} and {settings.fold}"
         )
     rows: list[SweepRow] = []
+    pooled: list[PooledRow] = []
     for repeat in range(settings.repeats):
+        divided: list[SweepResult] = []
         for number in range(1, folds + 1):
             name = f"repeat-{repeat + 1}-fold-{number}"
             log.info("repeat %d of %d, fold %d of %d", repeat + 1, settings.repeats, number, folds)
@@ -130,13 +137,32 @@ def _cross_validate(settings: SweepSettings, folds: int) -> SweepResult:
                 split_seed=settings.split_seed + repeat,
                 resume=settings.resume and (run / CHECKPOINT_FILE).is_file(),
             )
-            found = sweep(own)
-            rows += [dataclasses.replace(row, name=f"{name}/{row.name}") for row in found.rows]
-    write_sweep_files(settings.run, rows, found.monitor, found.split)
+            divided.append(sweep(own))
+            rows += [
+                dataclasses.replace(row, name=f"{name}/{row.name}") for row in divided[-1].rows
+            ]
+        pooled += _pool(own, settings.run / f"repeat-{repeat + 1}-pooled", divided)
+    found = divided[-1]
+    write_sweep_files(settings.run, rows, found.monitor, found.split, pooled)
     known = [row for row in rows if row.best_value is not None]
     sign = -1.0 if found.monitor in LOWER_IS_BETTER else 1.0
     best = max(known, key=lambda row: sign * (row.best_value or 0.0)).name if known else None
-    return SweepResult(settings.run, tuple(rows), best, found.monitor, found.split)
+    return SweepResult(settings.run, tuple(rows), best, found.monitor, found.split, tuple(pooled))
+
+
+def _pool(
+    settings: SweepSettings, target: Path, divided: Sequence[SweepResult]
+) -> Iterator[PooledRow]:
+    """Pool each model over the folds of one division, but for those that ended early in one."""
+    images = list_image_set(settings, settings.data)
+    names = patients_of(images.items)
+    keys = [item.key for item in images.items]
+    patients = None if names is None else dict(zip(keys, names, strict=True))
+    for trials in zip(*(fold.rows for fold in divided), strict=True):
+        if all(row.ended is None and row.metrics for row in trials):
+            name = trials[0].name
+            folders = [fold.folder / name for fold in divided]
+            yield pool_folds(folders, target / name, images.classes, patients)
 
 
 def _axes(settings: SweepSettings) -> dict[str, Sequence[float]]:

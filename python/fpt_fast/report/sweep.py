@@ -11,6 +11,7 @@ from typing import Any
 from fpt_fast.files import write_atomically
 from fpt_fast.metrics import LOWER_IS_BETTER
 from fpt_fast.report.figures import line, log_axis, render
+from fpt_fast.report.pooled import PooledRow, pooled_markdown
 
 # Metrics of the evaluated split that the summary shows, where there are such.
 _SHOWN = ("auc", "accuracy", "f1", "kappa", "mae")
@@ -65,11 +66,16 @@ def summarise(rows: Sequence[SweepRow], monitor: str) -> tuple[SettingSummary, .
 
 
 def write_sweep_files(
-    folder: Path, rows: Sequence[SweepRow], monitor: str, split: str
+    folder: Path,
+    rows: Sequence[SweepRow],
+    monitor: str,
+    split: str,
+    pooled: Sequence[PooledRow] = (),
 ) -> tuple[Path, ...]:
     """Write ``sweep.csv`` (a row a model), ``summary.csv``, ``summary.md`` and ``sweep.svg``.
 
-    ``split`` is the one that the rows' metrics are of.  Each file is replaced whole; returns
+    ``split`` is the one that the rows' metrics are of, ``pooled`` what ``summary.md`` says of
+    folds beside mean and spread.  Each file is replaced whole; returns
     their paths.
     """
     summaries = summarise(rows, monitor)
@@ -77,7 +83,7 @@ def write_sweep_files(
     _write_rows(paths[0], rows, monitor, split)
     _write_summary(paths[1], summaries, split)
     with write_atomically(paths[2]) as file:
-        file.write(markdown(summaries, split))
+        file.write(sweep_markdown(summaries, split, pooled))
     with write_atomically(paths[3]) as file:
         file.write(plot(rows, monitor).decode())
     return paths
@@ -95,6 +101,14 @@ def markdown(summaries: Sequence[SettingSummary], split: str) -> str:
         cells += [models, *(_mean_and_spread(*summary.values[name]) for name in columns)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def sweep_markdown(
+    summaries: Sequence[SettingSummary], split: str, pooled: Sequence[PooledRow]
+) -> str:
+    """``markdown`` and, of folds, the table of pooled predictions below it."""
+    table = markdown(summaries, split)
+    return f"{table}\n{pooled_markdown(pooled)}" if pooled else table
 
 
 def plot(rows: Sequence[SweepRow], monitor: str) -> bytes:

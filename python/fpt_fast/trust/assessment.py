@@ -1,7 +1,7 @@
 """Everything that is said of one split: metrics, and how far they can be trusted."""
 
 from collections.abc import ItemsView, Iterator, KeysView, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fpt_fast.metrics import Metrics, compute_metrics
@@ -49,6 +49,16 @@ class Assessment:
     def items(self) -> ItemsView[str, float]:
         """Names and values, in order."""
         return self.metrics.items()
+
+    def without(self, name: str) -> "Assessment":
+        """The same without the metric ``name`` and its interval."""
+        kept = {key: value for key, value in self.metrics.values.items() if key != name}
+        intervals = self.intervals
+        if intervals is not None:
+            shown = {key: value for key, value in intervals.values.items() if key != name}
+            undefined = {key: count for key, count in intervals.undefined.items() if key != name}
+            intervals = replace(intervals, values=shown, undefined=undefined)
+        return replace(self, metrics=replace(self.metrics, values=kept), intervals=intervals)
 
     def __str__(self) -> str:
         """The metrics with their intervals, how these were made, and the calibration error."""
