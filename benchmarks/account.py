@@ -8,8 +8,9 @@ writes the counts.  ``--device cuda`` runs the steps and prints what the allocat
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,6 +35,12 @@ NAMES = {
     "linear": "linear_probing",
     "prompt": "prompt_tuning",
     "attention": "attention_tuning",
+}
+# Open in the papers.  With these, too, the trained share is the published one, and what is kept for
+# the backward pass is in the published order throughout.
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "lora": {"lora_targets": "attention", "rank": 11},
+    "adapter": {"adapter_places": "mlp", "bottleneck": 96},
 }
 
 
@@ -103,9 +110,14 @@ class Setting:
 AS_PUBLISHED = Setting()
 
 
-def peer_account(method: str, attention: str = "plain", setting: Setting = AS_PUBLISHED) -> Account:
+def peer_account(
+    method: str,
+    attention: str = "plain",
+    setting: Setting = AS_PUBLISHED,
+    changes: Mapping[str, Any] | None = None,
+) -> Account:
     """A peer; ViT-B has the positions of 224 px, which the published shares have."""
-    config = PeerConfig.from_json({"method": method, "attention": attention})
+    config = PeerConfig.from_json({"method": method, "attention": attention, **(changes or {})})
     with torch.device(setting.place):
         model = PeerModel(config, blank_backbone(setting.peers, setting.place), CLASSES)
     batch = batch_of((setting.size, setting.size), setting)
@@ -131,15 +143,37 @@ def batch_of(size: tuple[int, int], setting: Setting) -> FeatureBatch:
     return FeatureBatch(pixels, None, None, labels, ("",) * setting.images)
 
 
-def accounts(setting: Setting) -> Iterator[tuple[str, Account, Account]]:
-    """Each method, most memory first as published: with plain attention, and with fused."""
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A row: a method, its settings beside the defaults, with plain attention and with fused."""
+
+    method: str
+    changes: Mapping[str, Any]
+    plain: Account
+    fused: Account
+
+    @property
+    def label(self) -> str:
+        """As on the command line of ``fpt-fast train --method``."""
+        flags = [f"--{name.replace('_', '-')} {value}" for name, value in self.changes.items()]
+        return " ".join([self.method, *flags])
+
+
+def accounts(setting: Setting) -> Iterator[Entry]:
+    """Each method, most memory first as published; then as in ``OTHERWISE``, where it is there."""
     order = ("full", "lora", "attention", "prompt", "bitfit", "adapter", "linear")
     for method in (*order, *sorted(set(PEERS) - set(order))):
-        plain, fused = (peer_account(method, kind, setting) for kind in ("plain", "fused"))
-        yield method, plain, fused
+        for changes in ({}, OTHERWISE.get(method)):
+            if changes is not None:
+                kinds = ("plain", "fused")
+                yield Entry(
+                    method,
+                    changes,
+                    *(peer_account(method, kind, setting, changes) for kind in kinds),
+                )
     for method in reversed(METHODS):
         counted = fpt_account(method, setting)
-        yield method, counted, counted
+        yield Entry(method, {}, counted, counted)
 
 
 def published(method: str) -> tuple[str, str]:
@@ -150,17 +184,18 @@ def published(method: str) -> tuple[str, str]:
     return (f"{row[0]:g}", f"{row[1]:,d}") if row else ("", "")
 
 
-def table(rows: list[tuple[str, Account, Account]]) -> str:
+def table(rows: list[Entry]) -> str:
     """Markdown."""
     lines = [
         "| method | trained, % | published | memory, MB | published | kept for backward, MB | "
         "with fused attention: memory | kept |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for method, plain, fused in rows:
-        share, memory = published(method)
+    for row in rows:
+        share, memory = published(row.method)
+        plain, fused = row.plain, row.fused
         cells = [
-            f"`{method}`",
+            f"`{row.label}`",
             f"{100 * plain.share:.3f}",
             share,
             *(megabytes(plain.peak_bytes), memory, megabytes(plain.saved_bytes)),
@@ -170,21 +205,20 @@ def table(rows: list[tuple[str, Account, Account]]) -> str:
     return "\n".join(lines)
 
 
-def measured(rows: list[tuple[str, Account, Account]]) -> str:
+def measured(rows: list[Entry]) -> str:
     """Markdown of what a GPU's allocator gave out."""
     lines = [
         "| method | allocated, MB | reserved, MB | published | fused: allocated | reserved |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for method, plain, fused in rows:
+    for row in rows:
         peaks = [
             "" if peak is None else megabytes(peak)
-            for counted in (plain, fused)
+            for counted in (row.plain, row.fused)
             for peak in (counted.peak_allocated, counted.peak_reserved)
         ]
-        lines.append(
-            "| " + " | ".join([f"`{method}`", *peaks[:2], published(method)[1], *peaks[2:]]) + " |"
-        )
+        cells = [f"`{row.label}`", *peaks[:2], published(row.method)[1], *peaks[2:]]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -207,7 +241,9 @@ def main() -> None:
     if given.write:
         write_block(ROOT / "docs" / "methods.md", START, END, "\n" + table(rows) + "\n")
     if given.json is not None:
-        values = {m: {"plain": p.to_json(), "fused": f.to_json()} for m, p, f in rows}
+        values = {
+            row.label: {"plain": row.plain.to_json(), "fused": row.fused.to_json()} for row in rows
+        }
         given.json.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 

@@ -17,12 +17,12 @@ from benchmarks.tables import __main__ as tables
 from benchmarks.tables.memory import Memory
 from benchmarks.tables.publish import publish
 from benchmarks.tables.published import READERS, write_list
-from benchmarks.tables.runs import Run
+from benchmarks.tables.runs import Run, best_validation
 from benchmarks.tables.summary import draw, mean_interval
 from benchmarks.tables.variants import TABLES, Options, Variant
 from fpt_fast.accounting import Account
 from fpt_fast.config import PEER_METHODS
-from fpt_fast.images import load_image_set, preset_names
+from fpt_fast.images import dataset_preset, load_image_set, preset_names
 from fpt_fast.records import Predictions
 from helpers import ROOT
 
@@ -92,6 +92,31 @@ def test_a_row_of_other_settings_is_trained_anew(tmp_path: Path, backbone: Path)
     before = best.stat().st_mtime_ns
     tables.main(["ratios", *words(tmp_path, backbone, *rows, "--seeds", "1", "--epochs", "2")])
     assert best.stat().st_mtime_ns != before
+
+
+def test_a_row_takes_the_best_of_the_rates(tmp_path: Path, backbone: Path) -> None:
+    """By the first seed's validation AUC; the other seeds and other tables follow."""
+    rows = ["methods", *words(tmp_path, backbone, "--rows", "linear")]
+    tables.main([*rows, "--search", "1e-9", "3e-2"])
+    aucs = {
+        rate: best_validation(tmp_path / "runs" / "linear" / f"seed-0-rate-{rate:g}")
+        for rate in (1e-9, 3e-2)
+    }
+    best = min(aucs, key=lambda rate: (-aucs[rate], rate))
+    assert json.loads((tmp_path / "rates.json").read_text()) == {"linear": best}
+    (row,) = json.loads((tmp_path / "methods.json").read_text())
+    assert row["learning_rate"] == best and len(row["aucs"]) == 2
+    assert (
+        f"Learning rates, chosen on validation images: linear probing {best:g}."
+        in (tmp_path / "methods.md").read_text()
+    )
+    runs = tmp_path / "runs" / "linear"
+    assert (runs / f"seed-1-rate-{best:g}").is_dir() and len(list(runs.iterdir())) == 3
+    rates = tmp_path / "rates.json"
+    rates.write_text(json.dumps({"linear": 0.5}))
+    tables.main([*rows, "--seeds", "1", "--rates", str(rates)])
+    (row,) = json.loads((tmp_path / "methods.json").read_text())
+    assert row["learning_rate"] == 0.5
 
 
 def predictions(scores: torch.Tensor, labels: torch.Tensor) -> Predictions:
@@ -253,16 +278,35 @@ def test_a_download_becomes_a_list(name: str, tmp_path: Path) -> None:
         assert all(len(found) == 1 for found in patients.values())
 
 
-def test_from_a_download_to_a_row_in_one_command(tmp_path: Path, backbone: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "auc"),
+    [
+        ("chncxr", None),
+        ("cmmd", None),
+        ("covid", "99.70"),
+        ("ddr", None),
+        ("ddsm", "90.52"),
+        ("isic2016", None),
+        ("isic2018", "93.88"),
+        ("messidor2", "84.95"),
+    ],
+)
+def test_from_a_download_to_a_row_in_one_command(
+    name: str, auc: str | None, tmp_path: Path, backbone: Path
+) -> None:
+    """With the published rate, and the published AUC beside ours where the papers give one."""
     download, output = tmp_path / "download", tmp_path / "out"
-    make_chncxr(download)
+    DOWNLOADS[name][0](download)
     small = ["--input-size", "32", "--side-size", "16", "--epochs", "1", "--seeds", "1"]
     where = ["--data", str(download), "--output", str(output), "--backbone", str(backbone)]
-    command = ["methods", "--published", "chncxr", *where, *small, "--rows", "fpt_plus"]
-    assert tables.main(command) == 0
+    command = ["methods", "--published", name, *where, *small, "--rows", "fpt"]
+    assert tables.main([*command, "--workers", "1"]) == 0
     text = (output / "methods.md").read_text()
-    assert "# Methods, chncxr" in text and "| FPT+ |" in text
-    assert "learning rate 0.0005" in text and str(tmp_path) not in text
+    assert f"# Methods, {name}" in text and "| FPT |" in text
+    assert f"learning rate {dataset_preset(name).learning_rate}" in text
+    assert str(tmp_path) not in text
+    assert ("published AUC" in text) == (auc is not None)
+    assert auc is None or f"| {auc} |" in text
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ there already is not made again, so a stopped table goes on where it was.
 
 import argparse
 import dataclasses
+import json
 import logging
 import platform
 import sys
@@ -28,6 +29,9 @@ TITLES = {
     "components": "Components",
     "ratios": "Token ratios",
 }
+SEARCH = (
+    "learning rates of which each row takes the one with the best validation AUC of its first seed"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,7 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
     rows: list[Row] = []
     for variant in variants:
         mine = runs[variant.name]
-        rows.append(row_of(mine, memory_of(variant, options, mine[0].folder)))
+        row = row_of(mine, memory_of(variant, options, mine[0].folder))
+        if given.published and given.table == "methods":
+            auc = published.published_auc(given.published, variant.name)
+            row = dataclasses.replace(row, published_auc=auc)
+        rows.append(row)
     about = [*about, f"Made by {command(arguments)}"]
     title = f"{TITLES[given.table]}, {given.task or given.published or options.data.name}"
     paths = write(options.output, given.table, title, rows, [" ".join(about)])
@@ -83,6 +91,8 @@ def settle(given: argparse.Namespace) -> tuple[Options, list[str]]:
         epochs=given.epochs,
         batch_size=given.batch_size,
         learning_rate=learning_rate,
+        search=tuple(given.search),
+        rates=json.loads(given.rates.read_text(encoding="utf-8")) if given.rates else {},
         normalization=normalization or "auto",
         seeds=given.seeds,
         workers=given.workers,
@@ -131,6 +141,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--epochs", type=int, default=20)
     add("--batch-size", type=int, default=16)
     add("--learning-rate", type=float, help="(default: of --published, else of `train`)")
+    add("--search", nargs="*", type=float, default=(), help=SEARCH)
+    add("--rates", type=Path, help="rates.json of a table with --search, for these rows")
     add("--input-size", type=int, help="of the frozen model in pixels (default 512)")
     add("--side-size", type=int, help="of the side network (default: the method's own)")
     add("--normalization", help="as `preload` takes it (default auto, or that of --published)")

@@ -12,9 +12,11 @@ COVID (Kaggle, "COVID CXR Image Dataset": covid, normal, virus), CHNCXR (Shenzhe
 """
 
 import csv
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from benchmarks.account import NAMES, PUBLISHED
 from fpt_fast.images import EXTENSIONS
 from fpt_fast.images.splits import assign_splits
 
@@ -43,6 +45,15 @@ def write_list(name: str, folder: Path) -> Path:
             cells = [image.relative_to(folder).as_posix(), label]
             out.writerow([*cells, split] if has_splits else cells)
     return path
+
+
+def published_auc(name: str, row: str) -> float | None:
+    """The AUC in percent that the papers give for that data set and method, where they do."""
+    table = json.loads(PUBLISHED.read_text(encoding="utf-8"))["table1"]
+    figures = table.get(NAMES.get(row, row))
+    if figures is None or name not in table["columns"]:
+        return None
+    return float(figures[table["columns"].index(name)])
 
 
 def messidor2(folder: Path) -> Iterator[Row]:

@@ -18,13 +18,15 @@ SETTINGS_FILE = "table-row.json"
 
 @dataclass(frozen=True)
 class Run:
-    """One trained row: its seed, its folder, its test predictions and the names of its classes."""
+    """One trained row: its seed, its folder, its test predictions, the names of its classes, and
+    its learning rate where the table searched for it."""
 
     variant: Variant
     seed: int
     folder: Path
     predictions: Predictions
     classes: tuple[str, ...]
+    rate: float | None = None
 
 
 def run_all(variants: list[Variant], options: Options) -> Iterator[Run]:
@@ -34,15 +36,39 @@ def run_all(variants: list[Variant], options: Options) -> Iterator[Run]:
     without results, is trained anew.
     """
     for variant in variants:
+        rate = rate_of(variant, options)
         for seed in range(options.seeds):
-            folder = options.output / "runs" / variant.name / f"seed-{seed}"
-            settings = train_settings(variant, options, seed)
-            if not is_done(folder, settings):
-                make_cache(variant, options)
-                train(**settings, run=folder, overwrite=folder.exists())
-                (folder / SETTINGS_FILE).write_text(json.dumps(_plain(settings), indent=1))
+            folder = run(variant, options, seed, rate)
             predictions, classes = read_predictions(folder / "predictions.csv")
-            yield Run(variant, seed, folder, predictions, classes)
+            yield Run(variant, seed, folder, predictions, classes, rate)
+
+
+def run(variant: Variant, options: Options, seed: int, rate: float | None) -> Path:
+    """The folder of one run, trained if it is not there; ``rate`` None leaves it to the row."""
+    name = f"seed-{seed}" if rate is None else f"seed-{seed}-rate-{rate:g}"
+    folder = options.output / "runs" / variant.name / name
+    settings = train_settings(variant, options, seed, rate)
+    if not is_done(folder, settings):
+        make_cache(variant, options)
+        train(**settings, run=folder, overwrite=folder.exists())
+        (folder / SETTINGS_FILE).write_text(json.dumps(_plain(settings), indent=1))
+    return folder
+
+
+def rate_of(variant: Variant, options: Options) -> float | None:
+    """The row's learning rate: one found before, or the one of ``options.search`` with which the
+    first seed's best validation AUC is highest (of equals the lowest); None where neither is given.
+    """
+    if variant.name in options.rates:
+        return options.rates[variant.name]
+    found = {rate: best_validation(run(variant, options, 0, rate)) for rate in options.search}
+    return min(found, key=lambda rate: (-found[rate], rate)) if found else None
+
+
+def best_validation(folder: Path) -> float:
+    """The highest validation AUC of a run's epochs."""
+    with (folder / "history.csv").open(newline="", encoding="utf-8") as file:
+        return max(float(row["val_auc"]) for row in csv.DictReader(file))
 
 
 def make_cache(variant: Variant, options: Options) -> None:
@@ -61,7 +87,9 @@ def make_cache(variant: Variant, options: Options) -> None:
         )
 
 
-def train_settings(variant: Variant, options: Options, seed: int) -> dict[str, Any]:
+def train_settings(
+    variant: Variant, options: Options, seed: int, rate: float | None = None
+) -> dict[str, Any]:
     """Arguments of ``train`` but for the run's folder."""
     cache = variant.cache(options)
     shared: dict[str, Any] = {
@@ -78,6 +106,8 @@ def train_settings(variant: Variant, options: Options, seed: int) -> dict[str, A
     if options.learning_rate is not None:
         shared["learning_rate"] = options.learning_rate
     given = shared | dict(variant.train)
+    if rate is not None:
+        given["learning_rate"] = rate
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -27,7 +27,8 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Row:
-    """AUC of each seed, the interval of their mean, and the memory of one training step."""
+    """AUC of each seed, the interval of their mean, and the memory of one training step;
+    ``published_auc`` in percent."""
 
     variant: Variant
     aucs: tuple[float, ...]
@@ -35,6 +36,8 @@ class Row:
     high: float
     memory: Memory
     test_images: int
+    rate: float | None = None
+    published_auc: float | None = None
 
     @property
     def auc(self) -> float:
@@ -52,7 +55,8 @@ def row_of(runs: Sequence[Run], memory: Memory) -> Row:
     classes = len(runs[0].classes)
     aucs = tuple(float(compute_metrics(r.predictions, classes).values["auc"]) for r in runs)
     low, high = mean_interval(runs)
-    return Row(runs[0].variant, aucs, low, high, memory, len(runs[0].predictions.keys))
+    tested = len(runs[0].predictions.keys)
+    return Row(runs[0].variant, aucs, low, high, memory, tested, runs[0].rate)
 
 
 def mean_interval(runs: Sequence[Run], seed: int = 0) -> tuple[float, float]:
@@ -83,9 +87,11 @@ def draw(labels: NDArray[np.int64], resamples: int, rng: np.random.Generator) ->
 def markdown(title: str, rows: Sequence[Row], about: Sequence[str]) -> str:
     """The table, with what it was made from above it and what it means below it."""
     full = _full(rows)
-    head = ["", "params", "saved for backward", "peak memory", "AUC", "95 %", "seeds", "PPE"]
-    lines = [f"# {title}", "", *about, "", f"| {' | '.join([*head, 'PME'])} |"]
-    lines.append(f"| {' | '.join(['---'] * (len(head) + 1))} |")
+    is_published = any(row.published_auc is not None for row in rows)
+    head = ["", "params", "saved for backward", "peak memory", "AUC", "95 %", "seeds", "PPE", "PME"]
+    head += ["published AUC"] if is_published else []
+    lines = [f"# {title}", "", *about, "", f"| {' | '.join(head)} |"]
+    lines.append(f"| {' | '.join(['---'] * len(head))} |")
     for row in rows:
         memory, score = row.memory, 100 * row.auc
         step = memory.step
@@ -101,6 +107,8 @@ def markdown(title: str, rows: Sequence[Row], about: Sequence[str]) -> str:
             f"{parameter_efficiency(score, step.trainable, step.total):.2f}",
             pme,
         ]
+        if is_published:
+            cells.append("–" if row.published_auc is None else f"{row.published_auc:.2f}")
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
@@ -111,7 +119,15 @@ def markdown(title: str, rows: Sequence[Row], about: Sequence[str]) -> str:
         "pass before it, if any (`fpt_fast.accounting`, `benchmarks/tables/memory.py`). "
         + ("PME needs the row of full fine-tuning." if full is None else ""),
     ]
+    if rates_of(rows):
+        said = ", ".join(f"{row.variant.label} {row.rate:g}" for row in rows if row.rate)
+        lines += ["", f"Learning rates, chosen on validation images: {said}."]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def rates_of(rows: Sequence[Row]) -> dict[str, float]:
+    """Learning rates that were searched for, by the rows' names."""
+    return {row.variant.name: row.rate for row in rows if row.rate is not None}
 
 
 def _full(rows: Sequence[Row]) -> int | None:
@@ -122,7 +138,8 @@ def _full(rows: Sequence[Row]) -> int | None:
 def write(
     folder: Path, name: str, title: str, rows: Sequence[Row], about: Sequence[str]
 ) -> tuple[Path, ...]:
-    """Write ``NAME.md``, ``NAME.csv`` (one row a seed), ``NAME.json`` and ``NAME.svg``."""
+    """Write ``NAME.md``, ``NAME.csv`` (one row a seed), ``NAME.json`` and ``NAME.svg``, and beside
+    them ``rates.json`` where learning rates were searched for."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = tuple(folder / f"{name}.{ending}" for ending in ("md", "csv", "json", "svg"))
     paths[0].write_text(markdown(title, rows, about), encoding="utf-8")
@@ -135,6 +152,8 @@ def write(
             out.writerows([row.variant.name, seed, auc, *tail] for seed, auc in enumerate(row.aucs))
     paths[2].write_text(json.dumps([_json(row) for row in rows], indent=1) + "\n")
     paths[3].write_bytes(plot(title, rows))
+    if rates := rates_of(rows):
+        (folder / "rates.json").write_text(json.dumps(rates, indent=1) + "\n")
     return paths
 
 
@@ -145,6 +164,8 @@ def _json(row: Row) -> dict[str, Any]:
         "aucs": row.aucs,
         "interval": [row.low, row.high],
         "test_images": row.test_images,
+        "learning_rate": row.rate,
+        "published_auc": row.published_auc,
         "memory": {
             **row.memory.step.to_json(),
             "share": row.memory.share,

@@ -26,7 +26,11 @@ LABELS = {
 
 @dataclass(frozen=True)
 class Options:
-    """What all rows of a table share; sizes in pixels."""
+    """What all rows of a table share; sizes in pixels.
+
+    ``search`` are learning rates of which each row takes its best; ``rates`` are those of rows by
+    name, found before, and go first.
+    """
 
     data: Path
     output: Path
@@ -37,6 +41,8 @@ class Options:
     epochs: int = 20
     batch_size: int = 16
     learning_rate: float | None = None
+    search: tuple[float, ...] = ()
+    rates: Mapping[str, float] = field(default_factory=dict)
     normalization: str = "auto"
     seeds: int = 3
     workers: int = 2

@@ -264,8 +264,13 @@ class TrainSettings(RunSettings):
     FPT+ need one of the two; the other methods have none."""
     rank: int | None = None
     """With --method lora: rank of the updates (default 16)."""
+    lora_targets: Literal["qkv", "attention"] | None = None
+    """With --method lora: what is updated, the projection to query, key and value (qkv, the
+    default), or that of the output as well (attention)."""
     bottleneck: int | None = None
     """With --method adapter: width of the adapters (default 48)."""
+    adapter_places: Literal["both", "mlp"] | None = None
+    """With --method adapter: behind attention and MLP of each layer (both, the default), or mlp."""
     prompt_depth: Literal["deep", "shallow"] | None = None
     """With --method prompt: prompts in front of every layer (deep, the default), or the first."""
     side_init: Literal["pruned", "random"] | None = None

@@ -77,6 +77,30 @@ def test_only_the_right_parameters_move(method: str) -> None:
     assert {n for n, p in model.named_parameters() if p.grad is not None} == right
 
 
+@pytest.mark.parametrize(
+    ("method", "changes", "moves"),
+    [
+        ("adapter", {"adapter_places": "mlp"}, r"\.mlp\.1\.(down|up)\.(weight|bias)"),
+        ("lora", {"lora_targets": "attention"}, r"\.(qkv|proj)\.lora_[AB]\.default\.weight"),
+    ],
+)
+def test_other_places_move_other_parameters(
+    method: str, changes: dict[str, Any], moves: str, tmp_path: Path
+) -> None:
+    frozen = backbone()
+    model = peer(method, frozen, **changes)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    step(model, a_batch())
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    pattern = rf"network\.vit\.blocks\.\d+{moves}|head\.(weight|bias)"
+    right = {n for n in before if re.fullmatch(pattern, n)}
+    assert moved == right and len(right) == 2 + 4 * frozen.spec.depth
+    model.save_pretrained(tmp_path)
+    again = PeerModel.from_pretrained(tmp_path, backbone=frozen)
+    with torch.no_grad():
+        assert torch.equal(again(a_batch()), model.eval()(a_batch()))
+
+
 @pytest.mark.parametrize("method", PEERS)
 def test_saved_and_loaded_it_says_the_same(method: str, tmp_path: Path) -> None:
     frozen = backbone()
@@ -185,6 +209,10 @@ def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
         peer("full", bottleneck=3)
     with pytest.raises(ConfigError, match="prompt_depth must be 'deep' or 'shallow'"):
         peer("prompt", prompt_depth="middle")
+    with pytest.raises(ConfigError, match="adapter_places must be 'both' or 'mlp'"):
+        peer("adapter", adapter_places="attention")
+    with pytest.raises(ConfigError, match="lora_targets belongs to method='lora'"):
+        peer("full", lora_targets="attention")
     half = load_backbone(tiny_vit(), dtype="bfloat16", device="cpu")
     with pytest.raises(ConfigError, match="load it with dtype='float32'"):
         peer("linear", half)

@@ -1,4 +1,5 @@
-"""Adapters (Houlsby et al., ICML 2019): two narrow layers behind each attention and each MLP."""
+"""Adapters (Houlsby et al., ICML 2019): two narrow layers behind each attention and each MLP, or
+behind the MLPs alone."""
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +26,14 @@ class Adapter(nn.Module):
 
 
 def apply(encoder: Encoder, config: PeerConfig) -> nn.Module:
-    """Train two adapters a layer, each in front of the addition to the residual stream.
+    """Train the adapters of each layer, each in front of the addition to the residual stream.
 
     The norms stay as they are: the published share is reached without them.
     """
+    places = ("proj", "mlp") if config.adapter_places == "both" else ("mlp",)
     for index in range(encoder.spec.depth):
         block = encoder.vit.block(index)
-        for name in ("proj", "mlp"):
+        for name in places:
             adapted = nn.Sequential(getattr(block, name), Adapter(encoder.width, config.bottleneck))
             setattr(block, name, adapted)
     return encoder

@@ -26,7 +26,9 @@ OWN_FIELDS: dict[str, PeerMethod] = {
     "num_prompts": "prompt",
     "prompt_depth": "prompt",
     "bottleneck": "adapter",
+    "adapter_places": "adapter",
     "rank": "lora",
+    "lora_targets": "lora",
     "side_reduction": "side",
     "side_init": "side",
 }
@@ -37,8 +39,10 @@ class PeerConfig:
     """One of the methods that the papers compare with; the defaults are those of docs/methods.md.
 
     ``num_prompts`` per layer and ``prompt_depth`` are visual prompt tuning's, ``bottleneck`` (width
-    of an adapter) the adapter's, ``rank`` LoRA's, ``side_reduction`` (frozen width over side width)
-    and ``side_init`` ladder side-tuning's.  ``gradient_checkpointing`` keeps only the blocks'
+    of an adapter) and ``adapter_places`` (behind attention and MLP, or the MLP) the adapter's,
+    ``rank`` and ``lora_targets`` (the projection to query, key and value, or that of the output as
+    well) LoRA's, ``side_reduction`` (frozen width over side width) and ``side_init`` ladder
+    side-tuning's.  ``gradient_checkpointing`` keeps only the blocks'
     inputs for the backward pass, ``mixed_precision`` multiplies in bf16 with weights in f32.
     ``attention`` ``"plain"`` keeps the N x N map of every layer for the backward pass, as the
     implementations behind the published memory figures did; ``"fused"`` does not.
@@ -48,7 +52,9 @@ class PeerConfig:
     num_prompts: int = 16
     prompt_depth: Literal["deep", "shallow"] = "deep"
     bottleneck: int = 48
+    adapter_places: Literal["both", "mlp"] = "both"
     rank: int = 16
+    lora_targets: Literal["qkv", "attention"] = "qkv"
     side_reduction: int = 8
     side_init: Literal["pruned", "random"] = "pruned"
     gradient_checkpointing: bool = False
@@ -64,6 +70,8 @@ class PeerConfig:
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name, allowed in (
             ("prompt_depth", ("deep", "shallow")),
+            ("adapter_places", ("both", "mlp")),
+            ("lora_targets", ("qkv", "attention")),
             ("side_init", ("pruned", "random")),
             ("attention", ("fused", "plain")),
             ("position_interpolation", ("timm", "bicubic_scale")),

@@ -35,7 +35,10 @@ _FPT_ONLY = {
     "dtype": "is that of a frozen pass; that of training is --precision",
     "preset": "names a learning rate published for FPT; give --learning-rate",
 }
-_PEER_ONLY = (*("rank", "bottleneck", "prompt_depth", "side_init", "gradient_checkpointing"),)
+_PEER_ONLY = (
+    *("rank", "lora_targets", "bottleneck", "adapter_places", "prompt_depth", "side_init"),
+    "gradient_checkpointing",
+)
 _CONFIG_FIELDS = (*_PEER_ONLY, "num_prompts", "side_reduction", "position_interpolation")
 
 
