@@ -61,12 +61,11 @@ class CacheConvert:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Compare:
-    """Test whether two runs differ on the images that both predicted (DeLong, paired bootstrap)."""
+    """Test whether two runs differ on the images that both predicted (DeLong, paired bootstrap);
+    or, with --output PAGE.html, show any number of runs, or sweeps, side by side."""
 
-    first: Positional[Path]
-    """Directory of a run."""
-    second: Positional[Path]
-    """Directory of the other."""
+    runs: Positional[tuple[Path, ...]]
+    """Directories of two runs; for a page of two or more, or of sweeps and cross-validations."""
     split: Split | None = None
     """Compare what evaluate wrote for this split, instead of what train did."""
     level: float = 0.95
@@ -74,7 +73,9 @@ class Compare:
     resamples: int = 2000
     """Bootstrap resamples behind each interval."""
     output: Path | None = None
-    """JSON file to write as well."""
+    """File to write as well: .html, a page of all runs; else JSON."""
+    pictures: int = 60
+    """Images to show on a page, of those on which the runs disagree."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -255,10 +256,7 @@ def _run(command: Any) -> int:
         case ExportSettings():
             _say(str(pipeline.export(command)))
         case Compare():
-            options = {
-                name: getattr(command, name) for name in ("split", "level", "resamples", "output")
-            }
-            _say(str(pipeline.compare(command.first, command.second, **options)))
+            _say(_compare(command))
         case Info():
             from fpt_fast.info import describe_installation
 
@@ -275,6 +273,23 @@ def _run(command: Any) -> int:
                 ).summary()
             )
     return 0
+
+
+def _compare(command: Compare) -> str:
+    from fpt_fast import pipeline
+
+    options: dict[str, Any] = {
+        name: getattr(command, name) for name in ("split", "level", "resamples")
+    }
+    if command.output is not None and command.output.suffix.lower() in (".html", ".htm"):
+        runs, output = command.runs, command.output
+        return str(pipeline.compare_runs(runs, output=output, pictures=command.pictures, **options))
+    if len(command.runs) != 2:
+        raise ValueError(
+            f"without --output PAGE.html, compare takes two runs, got {len(command.runs)}; name "
+            "two, or the page to write"
+        )
+    return str(pipeline.compare(*command.runs, output=command.output, **options))
 
 
 def _run_cache(command: Any) -> int:

@@ -8,6 +8,7 @@ from fpt_fast.cache import inspect_cache, verify_cache
 from fpt_fast.cache_settings import ConvertSettings, ImportSettings, RepairSettings
 from fpt_fast.interrupts import Stopped
 from fpt_fast.pipeline.comparing import compare
+from fpt_fast.pipeline.comparing_runs import RunsComparison, compare_runs
 from fpt_fast.pipeline.converting import ConvertResult, convert
 from fpt_fast.pipeline.data import UnreadableImages
 from fpt_fast.pipeline.diagnosis import doctor
@@ -55,6 +56,7 @@ __all__ = [
     "PreloadSettings",
     "RepairSettings",
     "RunExists",
+    "RunsComparison",
     "ShareResult",
     "ShareSettings",
     "Stopped",
@@ -64,6 +66,7 @@ __all__ = [
     "TrainSettings",
     "UnreadableImages",
     "compare",
+    "compare_runs",
     "convert",
     "doctor",
     "evaluate",

@@ -95,7 +95,12 @@ def draw_thumbnails(
 ) -> dict[str, bytes]:
     """JPEG files by key of the ``count`` images whose predictions are the worst."""
     by_key = {item.key: item for item in items}
-    return {key: _thumbnail(store.get(by_key[key])) for key in worst_first(predictions)[:count]}
+    return draw_pictures([by_key[key] for key in worst_first(predictions)[:count]], store)
+
+
+def draw_pictures(items: Sequence[ImageItem], store: DecodedStore) -> dict[str, bytes]:
+    """A small JPEG file of each image, by key."""
+    return {item.key: _thumbnail(store.get(item)) for item in items}
 
 
 def _thumbnail(image: Tensor) -> bytes:

@@ -11,8 +11,8 @@ from fpt_fast.records import Predictions, TrainingHistory
 from fpt_fast.trust import Calibration
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; dashes help in print.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5c5c5c")
-_DASHES = ("-", "--", "-.", ":")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5c5c5c")
+DASHES = ("-", "--", "-.", ":")
 _GREY = "#6b7280"
 # Any: newer matplotlib types its keys, older does not.
 _STYLE: Any = {
@@ -97,17 +97,17 @@ def threshold_curves(predictions: Predictions, classes: Sequence[str], metrics: 
             false_positive, true_positive, _ = roc_curve(positive, score)
             precision, recall, _ = precision_recall_curve(positive, score)
             average = average_precision_score(positive, score)
-            label = f"{_short(classes[column])}  {area:.3f}  {average:.3f}"
+            label = f"{short(classes[column])}  {area:.3f}  {average:.3f}"
             line(roc, false_positive, true_positive, number, label, marker=False)
             line(recalls, recall, precision, number, label, marker=False)
             recalls.axhline(
                 positive.mean(),
-                color=_COLOURS[number % len(_COLOURS)],
+                color=COLOURS[number % len(COLOURS)],
                 linewidth=0.8,
                 linestyle=":",
             )
-        _name_axes(roc, "false positive rate", "true positive rate")
-        _name_axes(recalls, "recall (sensitivity)", "precision")
+        name_axes(roc, "false positive rate", "true positive rate")
+        name_axes(recalls, "recall (sensitivity)", "precision")
         handles, names = roc.get_legend_handles_labels()
         if handles:
             figure.legend(
@@ -123,7 +123,8 @@ def threshold_curves(predictions: Predictions, classes: Sequence[str], metrics: 
     return render(draw, (9.0, 4.1 + 0.25 * rows))
 
 
-def _name_axes(axis: Any, across: str, up: str) -> None:
+def name_axes(axis: Any, across: str, up: str) -> None:
+    """Name the axes of rates from 0 to 1."""
     axis.set_xlabel(across)
     axis.set_ylabel(up)
     axis.set_xlim(-0.03, 1.03)
@@ -149,8 +150,8 @@ def reliability_diagram(calibration: Calibration) -> bytes:
             below.stairs(
                 [row.images for row in errors.bins],
                 [row.low for row in errors.bins] + [1.0],
-                color=_COLOURS[number],
-                linestyle=_DASHES[number],
+                color=COLOURS[number],
+                linestyle=DASHES[number],
             )
         top.set_ylabel("share right")
         top.legend(loc="best")
@@ -167,8 +168,8 @@ def line(
     axis.plot(
         x,
         y,
-        color=_COLOURS[number % len(_COLOURS)],
-        linestyle=_DASHES[number // len(_COLOURS) % len(_DASHES)],
+        color=COLOURS[number % len(COLOURS)],
+        linestyle=DASHES[number // len(COLOURS) % len(DASHES)],
         marker="o" if marker else "",
         markersize=3.5,
         # matplotlib hides labels that begin with an underscore.
@@ -205,5 +206,6 @@ def render(draw: Any, size: tuple[float, float]) -> bytes:
     return buffer.getvalue()
 
 
-def _short(name: str, limit: int = 28) -> str:
+def short(name: str, limit: int = 28) -> str:
+    """A name that fits a legend."""
     return name if len(name) <= limit else f"{name[: limit - 1]}…"

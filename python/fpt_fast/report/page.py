@@ -1,6 +1,5 @@
 """``report.html``: one page on a run, which needs no network and no other file."""
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -12,28 +11,19 @@ from fpt_fast.metrics import Metrics
 from fpt_fast.records import UNLABELLED, Predictions, TokenExample, TrainingHistory
 from fpt_fast.report.figures import learning_curves, reliability_diagram, threshold_curves
 from fpt_fast.report.files import check_classes
+from fpt_fast.report.html import document, flatten, image_tag
 from fpt_fast.report.predictions_table import predictions_table
-from fpt_fast.report.script import SCRIPT, SCRIPT_HASH
-from fpt_fast.report.style import STYLE
 from fpt_fast.report.tokens import draw_attention, draw_tokens
-from fpt_fast.report.trust import calibration_table, class_table, metric_cards, operating_table
+from fpt_fast.report.trust import (
+    TITLES,
+    calibration_table,
+    class_table,
+    metric_cards,
+    operating_table,
+)
 from fpt_fast.trust import Assessment
 
 REPORT_FILE = "report.html"
-
-_TITLES = {
-    "auc": "AUC",
-    "auc_raw_logits": "AUC (raw logits)",
-    "ap": "Average precision",
-    "exact_match": "All findings right",
-    "accuracy": "Accuracy",
-    "f1": "Macro F1",
-    "precision": "Macro precision",
-    "recall": "Macro recall",
-    "kappa": "Quadratic kappa",
-    "mae": "Mean absolute error",
-    "mse": "Mean square error",
-}
 
 
 def write_report(
@@ -63,7 +53,7 @@ def write_report(
     name = folder.resolve().name
     sections = [
         _header(name, split, len(predictions.keys), classes, history),
-        metric_cards(metrics, intervals, _TITLES),
+        metric_cards(metrics, intervals),
         _notes(metrics, classes),
         _learning(history),
         _roc(predictions, classes, metrics),
@@ -77,16 +67,7 @@ def write_report(
     ]
     path = folder / REPORT_FILE
     with write_atomically(path) as file:
-        file.write(
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            # The page asks nothing of anybody, and a browser holds it to that.
-            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-            f"img-src data:; style-src 'unsafe-inline'; script-src '{SCRIPT_HASH}'\">\n"
-            f"<title>{escape(name)} – fpt-fast</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        )
-        file.write("\n".join(section for section in sections if section))
-        file.write(f"\n<script>{SCRIPT}</script>\n</body>\n</html>\n")
+        file.write(document(name, sections))
     return path
 
 
@@ -105,7 +86,7 @@ def _header(
             reached = (
                 ""
                 if value is None
-                else f" ({escape(_TITLES.get(history.monitor, history.monitor))} {value:.3f})"
+                else f" ({escape(TITLES.get(history.monitor, history.monitor))} {value:.3f})"
             )
             parts.append(f"best on validation: epoch {history.best_epoch + 1}{reached}")
     return f'<header><h1>{escape(name)}</h1><p class="lead">{"; ".join(parts)}</p></header>'
@@ -124,14 +105,14 @@ def _notes(metrics: Metrics, classes: Sequence[str]) -> str:
 def _learning(history: TrainingHistory | None) -> str:
     if history is None or not history.epochs:
         return ""
-    picture = _image(learning_curves(history), "svg+xml", "Loss and validation metrics by epoch")
+    picture = image_tag(learning_curves(history), "svg+xml", "Loss and validation metrics by epoch")
     return f"<h2>Learning curves</h2><figure>{picture}</figure>"
 
 
 def _roc(predictions: Predictions, classes: Sequence[str], metrics: Metrics) -> str:
     if predictions.probabilities is None or all(math.isnan(row.auc) for row in metrics.per_class):
         return ""
-    picture = _image(
+    picture = image_tag(
         threshold_curves(predictions, classes, metrics),
         "svg+xml",
         "ROC and precision-recall curves",
@@ -146,7 +127,7 @@ def _calibration(assessment: Assessment) -> str:
     calibration = assessment.calibration
     if calibration is None:
         return ""
-    picture = _image(reliability_diagram(calibration), "svg+xml", "Reliability diagram")
+    picture = image_tag(reliability_diagram(calibration), "svg+xml", "Reliability diagram")
     return f"<h2>Calibration</h2>{calibration_table(calibration)}<figure>{picture}</figure>"
 
 
@@ -206,12 +187,12 @@ def _examples(examples: Sequence[TokenExample], classes: Sequence[str], split: s
         looked, said = "", ""
         if example.weights is not None:
             attention = draw_attention(example)
-            looked = _image(attention.marked, "png", "the image with where the prompts look")
+            looked = image_tag(attention.marked, "png", "the image with where the prompts look")
             said = f" The patch looked at most has {attention.highest:.1%} of the attention."
         figures.append(
             f'<figure class="example"><h3>{escape(example.key)}</h3><div class="pair">'
-            f"{_image(picture.plain, 'jpeg', 'the image')}"
-            f"{_image(picture.marked, 'png', 'the image with its kept patches')}{looked}"
+            f"{image_tag(picture.plain, 'jpeg', 'the image')}"
+            f"{image_tag(picture.marked, 'png', 'the image with its kept patches')}{looked}"
             f"</div><figcaption>{_verdict(example, classes)} Patches are kept by "
             f"{picture.lowest:.0%} to {picture.highest:.0%} of layers and heads.{said}"
             "</figcaption></figure>"
@@ -261,24 +242,6 @@ def _settings(settings: Mapping[str, Any]) -> str:
         return ""
     rows = "".join(
         f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>'
-        for name, value in _flatten(settings)
+        for name, value in flatten(settings)
     )
     return f'<h2>Settings</h2><table class="settings"><tbody>{rows}</tbody></table>'
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    flat: list[tuple[str, str]] = []
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat += _flatten(value, f"{prefix}{name}.")
-        elif isinstance(value, list | tuple):
-            flat.append((f"{prefix}{name}", ", ".join(map(str, value))))
-        else:
-            flat.append((f"{prefix}{name}", "–" if value is None else str(value)))
-    return flat
-
-
-def _image(content: bytes, kind: str, alternative: str) -> str:
-    # As an image, an SVG can neither run scripts nor clash with another one's names.
-    data = base64.b64encode(content).decode()
-    return f'<img src="data:image/{kind};base64,{data}" alt="{escape(alternative)}">'

@@ -93,10 +93,10 @@ def _controls(classes: Sequence[str]) -> str:
     every = '<option value="">all</option>'
     return (
         '<form class="controls" hidden>'
-        '<label>name <input type="search" name="key"></label>'
-        f'<label>true <select name="label">{every}{options}</select></label>'
-        f'<label>predicted <select name="guess">{every}{options}</select></label>'
-        f'<label>verdict <select name="verdict">{every}<option>wrong</option>'
+        '<label>name <input type="search" name="key" data-column="1"></label>'
+        f'<label>true <select name="label" data-column="2">{every}{options}</select></label>'
+        f'<label>predicted <select name="guess" data-column="3">{every}{options}</select></label>'
+        f'<label>verdict <select name="verdict" data-column="4">{every}<option>wrong</option>'
         '<option>right</option></select></label><output aria-live="polite"></output></form>'
     )
 

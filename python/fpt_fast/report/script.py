@@ -1,4 +1,7 @@
-"""The report's only script: sorting and filtering of the predictions; allowed by its hash."""
+"""The only script of our pages: sorting and filtering of a table; allowed by its hash.
+
+A control filters the column that its ``data-column`` names.
+"""
 
 import base64
 import hashlib
@@ -12,14 +15,15 @@ if (table && form) {
   const rows = Array.from(body.rows);
   const text = (row, column) => row.cells[column].textContent;
   const filter = () => {
-    const wanted = {
-      1: form.key.value.toLowerCase(), 2: form.label.value,
-      3: form.guess.value, 4: form.verdict.value,
-    };
+    const controls = Array.from(form.elements).filter((e) => e.dataset.column);
     let shown = 0;
     for (const row of rows) {
-      const fits = text(row, 1).toLowerCase().includes(wanted[1])
-        && [2, 3, 4].every((c) => !wanted[c] || text(row, c) === wanted[c]);
+      const fits = controls.every((control) => {
+        const cell = text(row, Number(control.dataset.column));
+        return control.type === "search"
+          ? cell.toLowerCase().includes(control.value.toLowerCase())
+          : !control.value || cell === control.value;
+      });
       row.hidden = !fits;
       shown += fits;
     }

@@ -1,12 +1,25 @@
 """What the report says of the metrics' certainty: cards with intervals, and the table by class."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 
 from fpt_fast.metrics import Metrics
 from fpt_fast.trust import Calibration, Interval, Intervals, OperatingPoint
 
+TITLES = {
+    "auc": "AUC",
+    "auc_raw_logits": "AUC (raw logits)",
+    "ap": "Average precision",
+    "exact_match": "All findings right",
+    "accuracy": "Accuracy",
+    "f1": "Macro F1",
+    "precision": "Macro precision",
+    "recall": "Macro recall",
+    "kappa": "Quadratic kappa",
+    "mae": "Mean absolute error",
+    "mse": "Mean square error",
+}
 _COLUMNS = {
     "auc": "AUC",
     "precision": "precision",
@@ -16,10 +29,10 @@ _COLUMNS = {
 }
 
 
-def metric_cards(metrics: Metrics, intervals: Intervals | None, titles: Mapping[str, str]) -> str:
+def metric_cards(metrics: Metrics, intervals: Intervals | None) -> str:
     """The metrics as large figures, each with its interval below it."""
     cards = "".join(
-        f"<div><dt>{escape(titles.get(name, name))}</dt><dd>{number(value)}"
+        f"<div><dt>{escape(TITLES.get(name, name))}</dt><dd>{number(value)}"
         f"{_below(None if intervals is None else intervals[name])}</dd></div>"
         for name, value in metrics.items()
         if name != "auc_raw_logits"
