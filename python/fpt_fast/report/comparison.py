@@ -151,9 +151,9 @@ def _metrics(runs: Sequence[ComparedRun]) -> str:
             f"<td>{len(run.predictions.keys)}</td>{''.join(map(_cell, cells))}</tr>"
         )
     return (
-        '<h2>Metrics</h2><div class="scroll"><table class="runs"><thead><tr><th class="left">run</th>'
-        f'<th scope="col">images</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-        f'</div><p class="soft">{escape(_made(runs))}</p>'
+        '<h2>Metrics</h2><div class="scroll"><table class="runs"><thead><tr>'
+        f'<th class="left">run</th><th scope="col">images</th>{head}</tr></thead>'
+        f'<tbody>{"".join(rows)}</tbody></table></div><p class="soft">{escape(_made(runs))}</p>'
     )
 
 
@@ -222,8 +222,8 @@ def _tests(runs: Sequence[ComparedRun], pairs: Sequence[Pair]) -> str:
         else ""
     )
     return (
-        f'<h2>Differences</h2><div class="scroll"><table class="runs"><thead><tr><th class="left">pair</th>'
-        f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        '<h2>Differences</h2><div class="scroll"><table class="runs"><thead><tr>'
+        f'<th class="left">pair</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
         f'<p class="soft">On {comparisons[0].images} labelled images that all runs have. {told}'
         f"In brackets: {comparisons[0].level:.0%} intervals, of the other metrics by paired "
         "bootstrap.</p>"
