@@ -31,6 +31,8 @@ CLASSIFICATION_METRICS = (
 )
 REGRESSION_METRICS = ("mae", "mse", "accuracy", "f1", "precision", "recall", "kappa")
 LOWER_IS_BETTER = frozenset({"loss", "mae", "mse"})
+# Names for people where the one of a file leaves something open.
+_SPOKEN = {"kappa": "quadratic kappa"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class Metrics:
 
     def __str__(self) -> str:
         """The values on one line, and the notes below it."""
-        line = ", ".join(f"{name} {value:.4f}" for name, value in self.values.items())
+        line = ", ".join(f"{spoken(name)} {value:.4f}" for name, value in self.values.items())
         return "\n".join([line, *(f"note: {note}" for note in self.notes)])
 
     def __getitem__(self, name: str) -> float:
@@ -103,6 +105,11 @@ class Metrics:
         }
 
 
+def spoken(name: str) -> str:
+    """A metric's name for people: kappa with its weights."""
+    return _SPOKEN.get(name, name)
+
+
 def finite_or_none(value: float) -> float | None:
     """Return ``value``, or None where JSON has no number for it (NaN, infinities)."""
     return value if math.isfinite(value) else None
@@ -126,8 +133,8 @@ def compute_metrics(predictions: Predictions, num_classes: int) -> Metrics:
     the logits as they are (with two classes too: the mean over both columns), which ranks
     images on an unnormalised scale; it is here to be compared with published numbers only.
     Labels [images, findings] are of several findings per image: see ``finding_metrics``.
-    Without probabilities the predictions are of a regression: rounded (halves up) and clipped
-    to a class for ``accuracy``, ``f1``, ``precision``, ``recall``, ``kappa``; no AUC.
+    Without probabilities the predictions are of a regression, whose ``cuts`` (or halves) give a
+    class for ``accuracy``, ``f1``, ``precision``, ``recall``, ``kappa``; no AUC.
 
     Raises ``ValueError`` for fewer than two classes, shapes that do not fit, labels out of range,
     logits that are not finite (named by image), or when no image has a label.
@@ -139,7 +146,7 @@ def compute_metrics(predictions: Predictions, num_classes: int) -> Metrics:
     labels, logits, probabilities = _checked_arrays(predictions, num_classes)
     notes: list[str] = []
     predicted = (
-        _round_to_class(logits[:, 0], num_classes)
+        _grades(logits[:, 0], num_classes, predictions.cuts)
         if probabilities is None
         else probabilities.argmax(axis=1)
     )
@@ -198,7 +205,7 @@ def compute_metrics(predictions: Predictions, num_classes: int) -> Metrics:
 
 
 def predicted_classes(predictions: Predictions, num_classes: int) -> Tensor:
-    """Predicted label of each image, [images] i64: most probable class, or rounded grade.
+    """Predicted label of each image, [images] i64: most probable class, or grade by the cuts.
 
     Of several findings per image: 1 where one is called, at a probability of 0.5, [images, F].
     """
@@ -206,8 +213,13 @@ def predicted_classes(predictions: Predictions, num_classes: int) -> Tensor:
         return (predictions.probabilities >= 0.5).long()
     if predictions.probabilities is not None:
         return predictions.probabilities.argmax(dim=1)
-    grades = predictions.logits[:, 0].numpy()
-    return torch.from_numpy(_round_to_class(grades, num_classes))
+    values = predictions.logits[:, 0].numpy()
+    return torch.from_numpy(_grades(values, num_classes, predictions.cuts))
+
+
+def halves(num_classes: int) -> tuple[float, ...]:
+    """The cut points between grades where none were learned: 0.5, 1.5, ..."""
+    return tuple(grade + 0.5 for grade in range(num_classes - 1))
 
 
 def _checked_arrays(
@@ -285,9 +297,14 @@ def _mean_of_finite(values: NDArray[np.float64]) -> float:
     return float(finite.mean()) if finite.size else math.nan
 
 
-def _round_to_class(grades: NDArray[np.float32], num_classes: int) -> NDArray[np.int64]:
-    """Nearest class; halves go up, unlike ``round``, as in the authors' thresholds at i - 0.5."""
-    classes: NDArray[np.int64] = np.clip(np.floor(grades + 0.5), 0, num_classes - 1).astype(
-        np.int64
-    )
-    return classes
+def _grades(
+    values: NDArray[np.float32], num_classes: int, cuts: tuple[float, ...] | None
+) -> NDArray[np.int64]:
+    """How many cuts each value reaches: at a cut the higher grade, as in the authors' code."""
+    cuts = halves(num_classes) if cuts is None else cuts
+    if len(cuts) != num_classes - 1 or list(cuts) != sorted(cuts):
+        raise ValueError(
+            f"cuts must be {num_classes - 1} ascending points between {num_classes} grades, "
+            f"got {cuts}"
+        )
+    return np.searchsorted(np.array(cuts), values.astype(np.float64), side="right").astype(np.int64)

@@ -49,6 +49,9 @@ Importance = Literal["global", "class_token"]
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 Task = Literal["multiclass", "multilabel"]
+
+# What cut points between learned grades are chosen for, or that they stay at the halves.
+GradeCuts = Literal["kappa", "accuracy", "halves"]
 FeatureDtype = Literal["float16", "int8", "float8_e4m3fn"]
 
 # Whether an image is stretched to the input's shape, or padded to it with black.
@@ -248,15 +251,17 @@ class Predictions:
     """Model output on a split: ``logits`` and ``probabilities`` [images, classes] f32 on the CPU,
     ``labels`` [images] i64 (``UNLABELLED`` where unknown).
 
-    Of a regression model, ``logits`` is [images, 1] and ``probabilities`` is None.  Of several
-    findings per image, ``labels`` is [images, findings] of 1, 0 or ``UNLABELLED``, and each
-    probability its own.
+    Of a regression model, ``logits`` is [images, 1] and ``probabilities`` is None; where the labels
+    are grades, ``cuts`` are the points between them, the first between grades 0 and 1 (None: at
+    the halves).  Of several findings per image, ``labels`` is [images, findings] of 1, 0 or
+    ``UNLABELLED``, and each probability its own.
     """
 
     keys: tuple[str, ...]
     labels: Tensor
     logits: Tensor
     probabilities: Tensor | None
+    cuts: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from fpt_fast.config import AnyMethod, Loss, LossWeight, Method, Precision
-from fpt_fast.records import Attention, FeatureDtype, Fit, Importance, Split, Views
+from fpt_fast.records import Attention, FeatureDtype, Fit, GradeCuts, Importance, Split, Views
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -225,6 +225,9 @@ class RunSettings(FrozenSettings):
     """Class weights of the cross-entropy (of findings: weights of the images that have them)."""
     loss_weights: tuple[float, ...] = ()
     """One weight per class, with --loss-weight given."""
+    grade_cuts: GradeCuts = "kappa"
+    """With a loss of grades: what the cut points between them are chosen for on the validation
+    images (quadratic kappa, or accuracy), or halves to leave them at 0.5, 1.5, ..."""
     sampling: Literal["shuffled", "balanced"] = "shuffled"
     """balanced: an epoch draws as many images as there are, each class (finding) alike often."""
     loss_weight_decay: float = 0.9

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fpt_fast.config import ConfigError
 from fpt_fast.files import write_atomically
@@ -39,7 +39,7 @@ def compare(
             how = "train it" if split is None else f"fpt-fast evaluate --run {run} --split {split}"
             raise ConfigError(f"{run} has no {name}; make it first: {how}")
         values = json.loads((run / metrics_name).read_text(encoding="utf-8"))
-        tables.append(read_predictions(path, values["classes"]))
+        tables.append(read_predictions(path, values["classes"], _cuts(values)))
     (ours, classes), (theirs, other_classes) = tables
     if ours.labels.dim() == 2 or theirs.labels.dim() == 2:
         raise ConfigError(
@@ -60,6 +60,12 @@ def compare(
         with write_atomically(Path(output)) as file:
             json.dump(comparison.to_json(), file, indent=1, allow_nan=False)
     return comparison
+
+
+def _cuts(metrics: dict[str, Any]) -> tuple[float, ...] | None:
+    """The cuts that a run's grades were made with, from its ``metrics.json``."""
+    grading = metrics.get("grade_cuts")
+    return None if grading is None else tuple(grading["cuts"])
 
 
 def _without_logits(comparison: Comparison) -> Comparison:

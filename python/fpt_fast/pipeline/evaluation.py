@@ -12,6 +12,7 @@ from fpt_fast.distributed import World, open_world
 from fpt_fast.model import FptModel
 from fpt_fast.peers import PeerModel
 from fpt_fast.pipeline.data import patients_of
+from fpt_fast.pipeline.grades import cuts_of, with_cuts
 from fpt_fast.pipeline.inputs import RunInputs, make_loader, reopen_inputs
 from fpt_fast.pipeline.peers import is_peer, reopen_peer, settle_method
 from fpt_fast.pipeline.run_folder import BEST, CONFIG_FILE, VALIDATION_FILE, require_single_run
@@ -56,20 +57,21 @@ def evaluate(settings: EvaluateSettings | None = None, **values: Any) -> Assessm
             )
 
         def predicted(split: Split) -> Predictions:
-            return predict_batches(
+            found = predict_batches(
                 model,
                 make_loader(inputs, trained, split),
                 device=settings.device,
                 regression=bool(model.extra["regression"]),
                 world=world,
             )
+            return with_cuts(found, cuts_of(model.extra))
 
         predictions = predicted(settings.split)
         validation: Predictions | None = None
         if settings.split != "val":
             # Those of the run's own validation images, whatever data it is evaluated on.
             if (settings.run / VALIDATION_FILE).is_file():
-                validation, _ = read_predictions(settings.run / VALIDATION_FILE)
+                validation, _ = read_predictions(settings.run / VALIDATION_FILE, recorded)
             elif settings.data is None and inputs.images.of_split("val"):
                 validation = predicted("val")
         assessment = assess(
@@ -82,6 +84,7 @@ def evaluate(settings: EvaluateSettings | None = None, **values: Any) -> Assessm
             level=settings.level,
             method=settings.interval,
             groups=patients_of(items),
+            cuts_seen=settings.split == "val" and settings.data is None,
         )
         if world.is_first:
             write_run_files(

@@ -92,7 +92,7 @@ def portable(run: RecordedRun, settings: ExportSettings) -> PortableClassifier:
 def _metadata(run: RecordedRun) -> str:
     """What whoever feeds the graph must know, as JSON."""
     preprocessing = run.plan.preprocessing
-    values = {
+    values: dict[str, Any] = {
         "classes": run.classes,
         "frozen_size": preprocessing.size,
         "side_size": run.model.config.side_size,
@@ -101,6 +101,9 @@ def _metadata(run: RecordedRun) -> str:
         "fit": preprocessing.fit,
         "resize": "bilinear, antialiased, rounded to 8 bits; then (x / 255 - mean) / std",
     }
+    if run.cuts is not None:
+        # A grade is the number of cuts that the output reaches.
+        values["grade_cuts"] = run.cuts
     return json.dumps(values)
 
 

@@ -13,6 +13,7 @@ from fpt_fast.files import write_atomically
 from fpt_fast.images import DecodedStore
 from fpt_fast.loader import FeatureLoader, NoFeatures
 from fpt_fast.metrics import predicted_classes
+from fpt_fast.pipeline.grades import cuts_of, with_cuts
 from fpt_fast.pipeline.peers import is_peer_folder, load_peer
 from fpt_fast.pipeline.predictor import Predictor
 from fpt_fast.pipeline.recorded import open_images
@@ -111,7 +112,7 @@ def _predict_peer(settings: PredictSettings) -> Predicted:
         regression=bool(model.extra.get("regression", False)),
         progress=True,
     )
-    return items, predictions, classes
+    return items, with_cuts(predictions, cuts_of(model.extra)), classes
 
 
 def _open_images(

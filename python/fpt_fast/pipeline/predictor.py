@@ -1,6 +1,7 @@
 """The online path: images in, probabilities out, by one frozen pass for one model or for many."""
 
 import dataclasses
+import statistics
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +14,7 @@ from torch import Tensor
 from fpt_fast.config import ConfigError
 from fpt_fast.images import DecodedStore, to_network_input
 from fpt_fast.loader import LiveFeatures
+from fpt_fast.metrics import halves
 from fpt_fast.model import FptModel
 from fpt_fast.pipeline.features import load_recorded_backbone
 from fpt_fast.pipeline.recorded import RecordedRun, read_recorded_run
@@ -49,10 +51,10 @@ class Predictor:
 
     ``runs`` is a run's folder, several, or a sweep's folder, whose models are all taken.  Several
     models see the same features, made once; their probabilities are averaged (a regression's
-    grades too; where an image may have several findings, each finding's own).  ``views`` averages
-    over mirrored images as well: ``"side"`` mirrors the side input alone, as training does, and
-    costs no frozen pass; ``"both"`` mirrors the whole image.  ``calibrated`` scales each model's
-    logits by the temperature of its validation images.
+    grades and their cut points too; where an image may have several findings, each finding's own).
+    ``views`` averages over mirrored images as well: ``"side"`` mirrors the side input alone, as
+    training does, and costs no frozen pass; ``"both"`` mirrors the whole image.  ``calibrated``
+    scales each model's logits by the temperature of its validation images.
 
     Raises ``ConfigError`` for runs that do not go together, and ``CacheMismatch`` where the
     frozen model found has other weights than that of the runs.
@@ -82,6 +84,7 @@ class Predictor:
         self.reading = self._plan.reading
         self.regression = members[0].regression
         self.several = members[0].several
+        self.cuts = _mean_cuts(members)
         if calibrated and (self.several or self.regression):
             raise ConfigError(
                 "calibrated is for one class per image: neither findings nor grades have a "
@@ -131,7 +134,7 @@ class Predictor:
         shape = (len(values), len(self.classes)) if self.several else (len(values),)
         labels = torch.full(shape, UNLABELLED)
         if self.regression:
-            return Predictions(keys, labels, values, None)
+            return Predictions(keys, labels, values, None, self.cuts)
         if self.several:
             return Predictions(keys, labels, torch.logit(values.double(), 1e-9).float(), values)
         smallest = torch.finfo(torch.float32).tiny
@@ -260,6 +263,14 @@ def _require_alike(folders: Sequence[Path], members: Sequence[RecordedRun]) -> N
                 f"{', '.join(first.classes)}: their predictions cannot be averaged"
             )
         first.plan.require_equal(member.plan, str(folder))
+
+
+def _mean_cuts(members: Sequence[RecordedRun]) -> tuple[float, ...] | None:
+    """The members' cuts averaged, as their grades are; None where none has learned any."""
+    if all(member.cuts is None for member in members):
+        return None
+    own = [member.cuts or halves(len(member.classes)) for member in members]
+    return tuple(statistics.fmean(cuts) for cuts in zip(*own, strict=True))
 
 
 def _temperature(folder: Path) -> float:

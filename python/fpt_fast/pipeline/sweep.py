@@ -16,6 +16,7 @@ from fpt_fast.loader import SweepLoader
 from fpt_fast.metrics import LOWER_IS_BETTER
 from fpt_fast.model import FptModel
 from fpt_fast.pipeline.data import list_image_set, patients_of
+from fpt_fast.pipeline.grades import GRADE_CUTS, learn_cuts, with_cuts
 from fpt_fast.pipeline.inputs import RunInputs, make_loader, make_recipe, open_inputs
 from fpt_fast.pipeline.pooling import pool_folds
 from fpt_fast.pipeline.run_folder import (
@@ -259,15 +260,23 @@ def _save(
             resume=False,
             overwrite=False,
         )
+        chosen_on = predicted if split == "val" else validation
+        cuts = learn_cuts(own, trial.recipe, chosen_on, len(images.classes))
+        extra = model_extra(inputs, trial.recipe)
+        if cuts is not None:
+            extra[GRADE_CUTS] = list(cuts)
+            predicted = with_cuts(predicted, cuts)
+            validation = None if validation is None else with_cuts(validation, cuts)
         assessments[trial.name] = assess(
             predicted,
             len(images.classes),
             groups=patients_of(images.of_split(split)),
             validation=validation,
+            cuts_seen=split == "val",
         )
         own.run.mkdir(exist_ok=True)
         write_config(own, inputs, trial.method, trial.recipe)
-        model.save_pretrained(own.run / BEST, extra=model_extra(inputs, trial.recipe))
+        model.save_pretrained(own.run / BEST, extra=extra)
         assessment = assessments[trial.name]
         write_results(own, inputs, outcome.history, predicted, assessment, split, validation, model)
     rows = tuple(

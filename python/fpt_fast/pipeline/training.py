@@ -18,6 +18,7 @@ from fpt_fast.metrics import Metrics
 from fpt_fast.model import FptModel
 from fpt_fast.peers import PeerConfig, PeerModel
 from fpt_fast.pipeline.data import patients_of
+from fpt_fast.pipeline.grades import GRADE_CUTS, learn_cuts, with_cuts
 from fpt_fast.pipeline.inputs import RunInputs, make_loader, make_recipe, open_inputs
 from fpt_fast.pipeline.memory import report_memory
 from fpt_fast.pipeline.peers import is_peer, open_peer_inputs, settle_method
@@ -118,11 +119,20 @@ def train(settings: TrainSettings | None = None, **values: Any) -> TrainResult:
             load_weights(model, settings.run / BEST)
         world.copy_first(list(model.state_dict().values()), "reading the best epoch")
         split, predictions, validation = _predict(model, inputs, settings, val_loader, recipe)
+        chosen_on = predictions if split == "val" else validation
+        cuts = learn_cuts(settings, recipe, chosen_on, len(classes))
+        if cuts is not None:
+            predictions = with_cuts(predictions, cuts)
+            validation = None if validation is None else with_cuts(validation, cuts)
+            if world.is_first:
+                extra = {**model_extra(inputs, recipe), GRADE_CUTS: list(cuts)}
+                model.save_pretrained(settings.run / BEST, extra=extra)
         assessment = assess(
             predictions,
             len(classes),
             groups=patients_of(inputs.images.of_split(split)),
             validation=validation,
+            cuts_seen=split == "val",
         )
         report = settings.run / REPORT_FILE
         if world.is_first:

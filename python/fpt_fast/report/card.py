@@ -9,8 +9,10 @@ from typing import Any
 
 import yaml
 
+from fpt_fast.metrics import spoken
+
 _METHODS = {"fpt": "FPT", "fpt_plus": "FPT+"}
-_METRICS = ("auc", "ap", "accuracy", "exact_match", "f1", "kappa", "recall", "precision")
+_METRICS = ("auc", "ap", "mae", "accuracy", "exact_match", "f1", "kappa", "recall", "precision")
 _LIMITS = (
     "Nothing here is a medical device. Do not use the model for diagnosis or treatment.",
     "The figures hold for images like those that it was tested on: other cameras, hospitals, "
@@ -141,7 +143,7 @@ def _figures(facts: CardFacts) -> str:
             continue
         low_high = values.get(name)
         shown = "" if low_high is None else f"{low_high[0]:.3f} to {low_high[1]:.3f}"
-        rows.append(f"| {name} | {value:.3f} | {shown} |")
+        rows.append(f"| {spoken(name)} | {value:.3f} | {shown} |")
     text = "On images that were neither trained on nor used to choose the epoch:\n\n"
     text += "\n".join(rows)
     if intervals:
@@ -149,7 +151,24 @@ def _figures(facts: CardFacts) -> str:
             f"\n\nIntervals: {intervals['level']:.0%}, bootstrap ({intervals['method']}, "
             f"{intervals['resamples']} resamples of {intervals['units']})."
         )
-    return text
+    return text + _grading(facts.metrics.get("grade_cuts"))
+
+
+def _grading(grading: Mapping[str, Any] | None) -> str:
+    """Where grades are cut, for whoever turns the model's output into one."""
+    if grading is None:
+        return ""
+    cuts = ", ".join(f"{cut:.4f}" for cut in grading["cuts"])
+    halves = ", ".join(
+        f"{spoken(name)} {value:.3f}"
+        for name, value in grading["at_halves"].items()
+        if value is not None
+    )
+    return (
+        "\n\nThe model predicts a number; the grade is how many of these cut points, chosen on "
+        f"the validation images, it reaches: {cuts} (`grade_cuts` in config.json). With cuts at "
+        f"the halves: {halves}."
+    )
 
 
 def _data(facts: CardFacts) -> str:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from fpt_fast.metrics import Metrics
+from fpt_fast.metrics import Metrics, spoken
 from fpt_fast.records import Predictions, TrainingHistory
 from fpt_fast.trust import Calibration
 
@@ -59,7 +59,7 @@ def learning_curves(history: TrainingHistory) -> bytes:
             for number, name in enumerate(
                 n for n in shown if n in validated[0].val and n != "loss"
             ):
-                line(axes[1], at, [record.val[name] for record in validated], number, name)
+                line(axes[1], at, [record.val[name] for record in validated], number, spoken(name))
         for axis in axes:
             axis.set_xlabel("epoch")
             axis.xaxis.get_major_locator().set_params(integer=True)

@@ -127,13 +127,14 @@ def write_predictions(path: Path, predictions: Predictions, classes: Sequence[st
 
 
 def read_predictions(
-    path: Path, classes: Sequence[str] | None = None
+    path: Path, classes: Sequence[str] | None = None, cuts: tuple[float, ...] | None = None
 ) -> tuple[Predictions, tuple[str, ...]]:
     """What ``write_predictions`` wrote, and the class names.
 
     Logits are the logarithms of the probabilities, which differ from the model's by a number for
     each image that no probability depends on.  Predicted grades need the names of ``classes`` in
-    their order, which the file does not have.  Raises ``ValueError`` for another kind of file.
+    their order, which the file does not have, and ``cuts`` between them (``grade_cuts`` of
+    metrics.json).  Raises ``ValueError`` for another kind of file.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -160,7 +161,7 @@ def read_predictions(
         raise ValueError(f"{path} holds a row that does not fit its columns: {error}") from error
     keys = tuple(row[0] for row in rows)
     if regression:
-        return Predictions(keys, labels, numbers, None), tuple(classes)
+        return Predictions(keys, labels, numbers, None, cuts), tuple(classes)
     smallest = torch.finfo(torch.float32).tiny
     return Predictions(keys, labels, numbers.clamp(min=smallest).log(), numbers), tuple(classes)
 

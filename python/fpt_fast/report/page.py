@@ -18,6 +18,7 @@ from fpt_fast.report.trust import (
     TITLES,
     calibration_table,
     class_table,
+    grading_table,
     metric_cards,
     operating_table,
 )
@@ -58,6 +59,7 @@ def write_report(
         _learning(history),
         _roc(predictions, classes, metrics),
         _confusion(metrics, classes),
+        grading_table(assessment.grading, metrics, classes),
         class_table(metrics, intervals, classes),
         _calibration(assessment),
         operating_table(assessment.points, classes),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fpt_fast.files import write_atomically
-from fpt_fast.metrics import LOWER_IS_BETTER
+from fpt_fast.metrics import LOWER_IS_BETTER, spoken
 from fpt_fast.report.figures import line, log_axis, render
 from fpt_fast.report.pooled import PooledRow, pooled_markdown
 
@@ -93,7 +93,7 @@ def markdown(summaries: Sequence[SettingSummary], split: str) -> str:
     """The summary as a Markdown table: mean ± standard deviation over the seeds."""
     columns = list(summaries[0].values)
     names = [name for name, _ in summaries[0].setting]
-    head = [*names, "models", *(_title(name, split) for name in columns)]
+    head = [*names, "models", *(_spoken(name, split) for name in columns)]
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for summary in summaries:
         models = f"{summary.models}" + (f" ({summary.ended} ended)" if summary.ended else "")
@@ -138,7 +138,7 @@ def plot(rows: Sequence[SweepRow], monitor: str) -> bytes:
         ):
             log_axis(axis.xaxis)
         axis.set_xlabel(axis_name.replace("_", " "))
-        axis.set_ylabel(f"best validation {monitor}")
+        axis.set_ylabel(f"best validation {spoken(monitor)}")
         if len(others) > 1:
             axis.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0))
 
@@ -176,6 +176,16 @@ def _validation(monitor: str) -> str:
 
 def _title(column: str, split: str) -> str:
     return column if column.startswith("val_") else f"{split}_{column}"
+
+
+def _spoken(column: str, split: str) -> str:
+    """A column's title for people."""
+    name = column.removeprefix("val_")
+    return (
+        _title(column, split)
+        if spoken(name) == name
+        else (f"{split if name == column else 'val'} {spoken(name)}")
+    )
 
 
 def _mean_and_spread(mean: float, spread: float) -> str:

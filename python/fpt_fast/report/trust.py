@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from html import escape
 
 from fpt_fast.metrics import Metrics
-from fpt_fast.trust import Calibration, Interval, Intervals, OperatingPoint
+from fpt_fast.trust import Calibration, Grading, Interval, Intervals, OperatingPoint
 
 TITLES = {
     "auc": "AUC",
@@ -67,6 +67,33 @@ def class_table(metrics: Metrics, intervals: Intervals | None, classes: Sequence
     return (
         '<h2>By class</h2><div class="scroll"><table><thead><tr><th class="left">class</th>'
         f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def grading_table(grading: Grading | None, metrics: Metrics, classes: Sequence[str]) -> str:
+    """Learned cuts between grades, and the metrics by them and by the halves; empty without."""
+    if grading is None:
+        return ""
+    cuts = "".join(
+        f'<tr><th scope="row">{escape(low)} | {escape(high)}</th><td>{number(cut)}</td>'
+        f"<td>{place + 0.5:g}</td></tr>"
+        for place, (low, high, cut) in enumerate(
+            zip(classes, classes[1:], grading.cuts, strict=False)
+        )
+    )
+    values = "".join(
+        f'<tr><th scope="row">{escape(TITLES.get(name, name))}</th><td>{number(metrics[name])}</td>'
+        f"<td>{number(value)}</td></tr>"
+        for name, value in grading.at_halves.items()
+    )
+    head = '<th scope="col">learned</th><th scope="col">halves</th></tr></thead>'
+    return (
+        '<h2>Cut points between grades</h2><div class="scroll"><table><thead><tr>'
+        f'<th class="left">grades</th>{head}<tbody>{cuts}</tbody></table></div>'
+        '<div class="scroll"><table><thead><tr><th class="left">these images graded by</th>'
+        f'{head}<tbody>{values}</tbody></table></div><p class="soft">The model predicts a number; '
+        "an image has the grade above each cut that it reaches. The learned cuts were chosen on "
+        "the validation images.</p>"
     )
 
 

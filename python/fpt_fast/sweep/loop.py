@@ -15,7 +15,7 @@ from torch import Tensor
 from fpt_fast.config import ConfigError, TrainConfig
 from fpt_fast.interrupts import StopRequest, stop_on_signals
 from fpt_fast.losses import EpochLoss, build_loss
-from fpt_fast.metrics import LOWER_IS_BETTER, compute_metrics
+from fpt_fast.metrics import LOWER_IS_BETTER, compute_metrics, spoken
 from fpt_fast.model import FptModel
 from fpt_fast.records import EpochRecord, Predictions, SweepBatch, TrainingHistory
 from fpt_fast.sweep.checkpoint import load_sweep, save_sweep
@@ -317,7 +317,8 @@ def _describe(sweep: _Sweep, seconds: float) -> str:
     if known:
         sign = 1.0 if sweep.recipe.monitor in LOWER_IS_BETTER else -1.0
         best = min(known, key=lambda state: sign * (state.best_value or 0.0))
-        parts.append(f"best val {sweep.recipe.monitor} {best.best_value:.4f} ({best.trial.name})")
+        name = spoken(sweep.recipe.monitor)
+        parts.append(f"best val {name} {best.best_value:.4f} ({best.trial.name})")
     return ", ".join([*parts, f"took {format_seconds(seconds)}"])
 
 

@@ -13,6 +13,7 @@ from fpt_fast.config import ConfigError, TrainConfig
 from fpt_fast.distributed import ALONE, World
 from fpt_fast.interrupts import stop_on_signals
 from fpt_fast.losses import build_loss
+from fpt_fast.metrics import spoken
 from fpt_fast.profiling import StepProfiler
 from fpt_fast.records import EpochRecord, TrainingHistory
 from fpt_fast.trainer.batches import EpochBatches, resolve_device
@@ -245,7 +246,8 @@ def _describe(run: Run, record: EpochRecord) -> str:
     """One line on an epoch, for people (who count from 1)."""
     parts = [f"epoch {record.epoch + 1}/{run.config.epochs}", f"loss {record.loss:.4f}"]
     if run.config.monitor in record.val:
-        parts.append(f"val {run.config.monitor} {record.val[run.config.monitor]:.4f}")
+        name = run.config.monitor
+        parts.append(f"val {spoken(name)} {record.val[name]:.4f}")
     if run.best_epoch is not None and run.best_value is not None:
         parts.append(f"best {run.best_value:.4f} (epoch {run.best_epoch + 1})")
     parts.append(f"took {format_seconds(record.seconds)}")

@@ -19,6 +19,7 @@ from fpt_fast.trust.calibration import (
 )
 from fpt_fast.trust.comparison import Comparison, compare_predictions
 from fpt_fast.trust.delong import AreaDifference, compare_areas, compare_macro_areas
+from fpt_fast.trust.grade_cuts import Grading, fit_grade_cuts, grading_of
 from fpt_fast.trust.operating import (
     OperatingPoint,
     Threshold,
@@ -34,6 +35,7 @@ __all__ = [
     "Calibration",
     "CalibrationErrors",
     "Comparison",
+    "Grading",
     "Interval",
     "IntervalMethod",
     "Intervals",
@@ -48,7 +50,9 @@ __all__ = [
     "compare_areas",
     "compare_macro_areas",
     "compare_predictions",
+    "fit_grade_cuts",
     "fit_temperature",
+    "grading_of",
     "operating_points",
     "resampled_metrics",
     "scale_probabilities",

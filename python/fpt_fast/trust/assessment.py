@@ -4,18 +4,24 @@ from collections.abc import ItemsView, Iterator, KeysView, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fpt_fast.metrics import Metrics, compute_metrics
+from fpt_fast.metrics import Metrics, compute_metrics, spoken
 from fpt_fast.records import UNLABELLED, Predictions
 from fpt_fast.trust.bootstrap import Bootstrap, IntervalMethod, Intervals, bootstrap_intervals
 from fpt_fast.trust.calibration import Calibration, calibration_errors, fit_temperature
+from fpt_fast.trust.grade_cuts import Grading, grading_of
 from fpt_fast.trust.operating import OperatingPoint, choose_thresholds, operating_points
+
+_SEEN = (
+    "the cut points between grades were chosen on these very images: accuracy, F1, precision, "
+    "recall and kappa are too good"
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Assessment:
     """``metrics`` of a split with their ``intervals`` (None: not asked for), the ``calibration``
-    of its probabilities (None: a regression) and ``points`` of operation (without validation
-    images, none).
+    of its probabilities (None: a regression), ``points`` of operation (without validation
+    images, none) and the ``grading`` by learned cuts (None: there are none).
 
     Reads like ``Metrics``: ``assessment["auc"]``, ``assessment.values``, ``dict(assessment)``.
     """
@@ -24,6 +30,7 @@ class Assessment:
     intervals: Intervals | None = None
     calibration: Calibration | None = None
     points: tuple[OperatingPoint, ...] = ()
+    grading: Grading | None = None
 
     @property
     def values(self) -> dict[str, float]:
@@ -63,17 +70,19 @@ class Assessment:
     def __str__(self) -> str:
         """The metrics with their intervals, how these were made, and the calibration error."""
         if self.intervals is None:
-            return str(self.metrics)
+            return "\n".join([str(self.metrics), *_described(self.grading)])
         lines = [
-            ", ".join(f"{name} {interval}" for name, interval in self.intervals.values.items()),
+            ", ".join(f"{spoken(name)} {value}" for name, value in self.intervals.values.items()),
             self.intervals.describe(),
+            *_described(self.grading),
         ]
         if self.calibration is not None:
             lines.append(_describe(self.calibration))
         return "\n".join([*lines, *(f"note: {note}" for note in self.metrics.notes)])
 
     def to_json(self) -> dict[str, Any]:
-        """``Metrics.to_json`` and ``intervals``, ``calibration``, ``operating_points``."""
+        """``Metrics.to_json`` and ``intervals``, ``calibration``, ``operating_points``,
+        ``grade_cuts``."""
         values = self.metrics.to_json()
         if self.intervals is not None:
             values["intervals"] = self.intervals.to_json()
@@ -81,6 +90,8 @@ class Assessment:
             values["calibration"] = self.calibration.to_json()
         if self.points:
             values["operating_points"] = [point.to_json() for point in self.points]
+        if self.grading is not None:
+            values["grade_cuts"] = self.grading.to_json()
         return values
 
 
@@ -96,13 +107,17 @@ def assess(
     method: IntervalMethod = "percentile",
     seed: int = 0,
     groups: Sequence[str] | None = None,
+    cuts_seen: bool = False,
 ) -> Assessment:
     """Metrics of a split, with intervals by ``bootstrap_intervals`` unless ``resamples`` is 0.
 
     ``validation`` are predictions of the same model on validation images, on which temperature
-    and thresholds are chosen; labelled images are needed there.
+    and thresholds are chosen; labelled images are needed there.  ``cuts_seen``: the cuts of
+    ``predictions`` were chosen on these very images, which a note then says.
     """
     metrics = compute_metrics(predictions, num_classes)
+    if cuts_seen and predictions.cuts is not None:
+        metrics = replace(metrics, notes=(*metrics.notes, _SEEN))
     intervals: Intervals | None = None
     bootstrap: Bootstrap | None = None
     if resamples:
@@ -116,7 +131,8 @@ def assess(
         intervals = bootstrap_intervals(predictions, num_classes, **options)
         bootstrap = Bootstrap(predictions, **options)
     if predictions.probabilities is None:
-        return Assessment(metrics, intervals)
+        grading = grading_of(predictions, num_classes)
+        return Assessment(metrics, intervals, grading=grading)
     if predictions.labels.dim() == 2:
         # Of several findings per image, each has thresholds, and no class is the most probable.
         if validation is None or not bool((validation.labels != UNLABELLED).any()):
@@ -136,6 +152,14 @@ def assess(
     )
     points = operating_points(predictions, thresholds, bootstrap=bootstrap)
     return Assessment(metrics, intervals, Calibration(plain, temperature, scaled), points)
+
+
+def _described(grading: Grading | None) -> list[str]:
+    if grading is None:
+        return []
+    cuts = ", ".join(f"{cut:.3f}" for cut in grading.cuts)
+    said = ", ".join(f"{spoken(name)} {value:.4f}" for name, value in grading.at_halves.items())
+    return [f"grades by learned cuts at {cuts}; by the halves: {said}"]
 
 
 def _describe(calibration: Calibration) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fpt_fast.metrics import spoken
 from fpt_fast.records import UNLABELLED, Predictions
 from fpt_fast.trust.bootstrap import Bootstrap, Interval
 from fpt_fast.trust.delong import AreaDifference, compare_areas, compare_macro_areas
@@ -45,7 +46,7 @@ class Comparison:
             lines += [_row(f"AUC of {name}", row) for name, row in named if row is not None]
         for name, interval in self.differences.items():
             lines.append(
-                f"{name}: {self.first[name]:.4f} against {self.second[name]:.4f}, "
+                f"{spoken(name)}: {self.first[name]:.4f} against {self.second[name]:.4f}, "
                 f"difference {interval} (paired bootstrap)"
             )
         return "\n".join(lines)

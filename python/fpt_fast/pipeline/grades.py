@@ -1,0 +1,33 @@
+"""Cut points between grades that a regression predicts: learned after training, kept with the
+model, and used wherever it grades."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from fpt_fast.config import TrainConfig
+from fpt_fast.records import Predictions
+from fpt_fast.settings import RunSettings
+from fpt_fast.trust import fit_grade_cuts
+
+GRADE_CUTS = "grade_cuts"
+
+
+def learn_cuts(
+    settings: RunSettings, recipe: TrainConfig, chosen_on: Predictions | None, num_classes: int
+) -> tuple[float, ...] | None:
+    """The best cuts on ``chosen_on``; None where there are no grades, no images, or none wanted."""
+    if not recipe.is_regression or settings.grade_cuts == "halves" or chosen_on is None:
+        return None
+    return fit_grade_cuts(chosen_on, num_classes, settings.grade_cuts)
+
+
+def cuts_of(extra: Mapping[str, Any]) -> tuple[float, ...] | None:
+    """The cuts in what was saved beside a model."""
+    cuts = extra.get(GRADE_CUTS)
+    return None if cuts is None else tuple(map(float, cuts))
+
+
+def with_cuts(predictions: Predictions, cuts: tuple[float, ...] | None) -> Predictions:
+    """``predictions`` graded by ``cuts``."""
+    return dataclasses.replace(predictions, cuts=cuts)
