@@ -4,44 +4,6 @@
 // the exponentials, and from these come the output and the sums over the queries.  Exponentials and
 // sums are f32; weights are rounded to bf16 for the second product only, as in torch's attention.
 
-FPT_INLINE int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
-
-// Row `row` of a matrix as f32, or as pairs of bf16.  Beyond the width: zeros.
-template <class Type>
-FPT_INLINE void unpack_row(const Matrix& matrix, int64_t row, int64_t width, float* to,
-                           int64_t padded) {
-  const auto* from = static_cast<const typename Type::Value*>(matrix.data) + row * matrix.row_stride;
-  int64_t column = 0;
-  if (matrix.column_stride == 1)
-    for (; column + W <= width; column += W) store(to + column, Type::some(from + column));
-  for (; column < width; ++column) to[column] = Type::one(from[column * matrix.column_stride]);
-  for (; column < padded; ++column) to[column] = 0.0f;
-}
-
-static void unpack(const Matrix& matrix, Kind kind, int64_t row, int64_t width, float* to,
-                   int64_t padded) {
-  switch (kind) {
-    case Kind::f16: return unpack_row<F16>(matrix, row, width, to, padded);
-    case Kind::bf16: return unpack_row<BF16>(matrix, row, width, to, padded);
-    default: return unpack_row<F32>(matrix, row, width, to, padded);
-  }
-}
-
-#if FPT_BF16
-static void unpack(const Matrix& matrix, Kind, int64_t row, int64_t width, uint32_t* to,
-                   int64_t padded) {
-  const auto* from = static_cast<const uint16_t*>(matrix.data) + row * matrix.row_stride;
-  auto* halves = reinterpret_cast<unsigned char*>(to);
-  if (matrix.column_stride == 1) {
-    __builtin_memcpy(halves, from, width * 2);
-  } else {
-    for (int64_t column = 0; column < width; ++column)
-      __builtin_memcpy(halves + 2 * column, from + column * matrix.column_stride, 2);
-  }
-  __builtin_memset(halves + 2 * width, 0, 4 * padded - 2 * width);
-}
-#endif
-
 // The parts of the scratch.  A step is 4 bytes, whatever the product.
 template <class Product>
 struct AttentionScratch {
@@ -110,7 +72,7 @@ static void pack_values(const AttentionTask& task, const AttentionScratch<Single
   }
 }
 
-#if FPT_BF16
+#if FPT_BF16 && !FPT_AMX
 static void pack_values(const AttentionTask& task, const AttentionScratch<Pairs>& s) {
   uint16_t first[W], second[W];
   for (int64_t step = 0; step < s.value_steps; ++step) {
@@ -164,31 +126,13 @@ FPT_INLINE void add_columns(const float* weights, int64_t tokens, const float* i
   }
 }
 
-#if FPT_BF16
+#if FPT_BF16 && !FPT_AMX
 static void narrow(const float* weights, int64_t count, uint32_t* to) {
   auto* halves = reinterpret_cast<__m256i*>(to);
   for (int64_t i = 0; i < count; i += W)
     _mm256_storeu_si256(halves + i / W, (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(weights + i)));
 }
 #endif
-
-template <class Type>
-FPT_INLINE void write_row(const float* from, float factor, int64_t width, void* out, int64_t at) {
-  auto* to = static_cast<typename Type::Value*>(out) + at;
-  int64_t column = 0;
-  for (; column + W <= width; column += W)
-    Type::put(to + column, load(from + column) * splat(factor));
-  for (; column < width; ++column) to[column] = Type::of(from[column] * factor);
-}
-
-static void write_row(const AttentionTask& task, int64_t row, const float* from, float factor) {
-  const int64_t at = row * task.out_stride;
-  switch (task.kind) {
-    case Kind::f16: return write_row<F16>(from, factor, task.width, task.out, at);
-    case Kind::bf16: return write_row<BF16>(from, factor, task.width, task.out, at);
-    default: return write_row<F32>(from, factor, task.width, task.out, at);
-  }
-}
 
 // Rows first .. first + count of the task, and padding up to a whole number of tiles.
 template <class Product>
@@ -260,21 +204,27 @@ static void pack(const AttentionTask& task) {
 }
 
 static int64_t attention_scratch(const AttentionTask& task) {
-#if FPT_BF16
+#if FPT_AMX
+  if (task.kind == Kind::bf16) return TileScratch(task).bytes;
+#elif FPT_BF16
   if (task.kind == Kind::bf16) return AttentionScratch<Pairs>(task).bytes;
 #endif
   return AttentionScratch<Singles>(task).bytes;
 }
 
 static void attention_pack(const AttentionTask& task) {
-#if FPT_BF16
+#if FPT_AMX
+  if (task.kind == Kind::bf16) return pack_in_tiles(task);
+#elif FPT_BF16
   if (task.kind == Kind::bf16) return pack<Pairs>(task);
 #endif
   pack<Singles>(task);
 }
 
 static void attention_rows(const AttentionTask& task) {
-#if FPT_BF16
+#if FPT_AMX
+  if (task.kind == Kind::bf16) return attend_in_tiles(task);
+#elif FPT_BF16
   if (task.kind == Kind::bf16) return attend<Pairs>(task);
 #endif
   attend<Singles>(task);

@@ -12,6 +12,8 @@ namespace {
 #include "amx.h"
 #include "select_tokens.h"
 #include "product.h"
+#include "rows.h"
+#include "tile_attention.h"
 #include "attention.h"
 #include "prompt_products.h"
 #include "prompt_attention.h"
