@@ -1,4 +1,4 @@
-"""The C++ attention of frozen layers, at every level: blocks, padding, infinities, threads, tiles."""
+"""The C++ attention of frozen layers, at every level: blocks, infinities, threads, tiles."""
 
 import math
 
