@@ -246,6 +246,9 @@ class RunSettings(FrozenSettings):
     features_on: Literal["auto", "resident", "pinned", "disk"] = "auto"
     """Where a cache's features are during training on a GPU: in its memory, in pinned memory of
     the host, or read ahead from the disk (auto: the first that fits); a CPU reads them in place."""
+    precision: Precision = "float32"
+    """Arithmetic of the training step's matrix products; weights and optimiser stay in float32
+    (a sweep takes float32 and bfloat16)."""
     deterministic: bool = False
     """Refuse operations that may give other bits in a rerun (a CPU needs no telling)."""
     report_thumbnails: int = 200
@@ -293,8 +296,6 @@ class TrainSettings(RunSettings):
     each with its own seed, share one order."""
     checkpoint_steps: int = 0
     """Steps between checkpoints within an epoch (0: after each epoch, and on SIGTERM)."""
-    precision: Precision = "float32"
-    """Arithmetic of the training step's matrix products; weights and optimiser stay in float32."""
     step: Literal["auto", "graph", "eager"] = "auto"
     """graph: each training step is one launch on a GPU; eager: operation by operation; auto: the
     former where it can be and is proven."""

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -63,6 +63,25 @@ class ManyBatches(Batches):
             yield SweepBatch(torch.stack(pixels), batch)
 
 
+class FloatBatches(ManyBatches):
+    """The same in f32, with features in f16 as a cache holds them."""
+
+    def shared(self) -> Iterator[FeatureBatch]:
+        for batch in super().shared():
+            assert batch.kv is not None
+            yield dataclasses.replace(
+                batch, side_pixels=batch.side_pixels.float(), kv=batch.kv.half()
+            )
+
+    def pixels(self, seed: int, step: int, images: int) -> Tensor:
+        return super().pixels(seed, step, images).float()
+
+
+class LoneFloatBatches(FloatBatches):
+    def __iter__(self) -> Iterator[FeatureBatch]:  # type: ignore[override]
+        return self.shared()
+
+
 class Interrupted(ManyBatches):
     """Stops, as after a signal, in the middle of an epoch."""
 
@@ -80,20 +99,29 @@ def model_of(trial: Trial) -> FptModel:
     return spread_weights(model.double(), trial.recipe.seed, scale=0.1)  # type: ignore[return-value]
 
 
+def float_model(trial: Trial) -> FptModel:
+    return model_of(trial).float()  # type: ignore[return-value]
+
+
 def trials_of(**axes: tuple[float, ...]) -> tuple[Trial, ...]:
     method = create_model("fpt_plus", backbone=TINY_SPEC, num_classes=CLASSES, **CHANGES).config
     return make_trials(method, RECIPE, axes or {"learning_rate": (1e-3, 1e-2), "seed": (0, 4)})
 
 
 def run(
-    trials: tuple[Trial, ...], path: Path, train: type[Batches] = ManyBatches, **settings: object
+    trials: tuple[Trial, ...],
+    path: Path,
+    train: type[Batches] = ManyBatches,
+    model: Callable[[Trial], FptModel] = model_of,
+    **settings: object,
 ) -> tuple[TrialOutcome, ...]:
     seeds = tuple(distinct_seeds(trials))
+    val = FloatBatches if issubclass(train, FloatBatches) else ManyBatches
     return fit_sweep(
-        [model_of(trial) for trial in trials],
+        [model(trial) for trial in trials],
         trials,
         train(seeds),  # type: ignore[arg-type]
-        ManyBatches(seeds[:1], 2),
+        val(seeds[:1], 2),
         path=path / "sweep.safetensors",
         num_classes=CLASSES,
         device="cpu",
@@ -148,6 +176,43 @@ def test_each_model_equals_its_lone_twin(
         ours_best.load_state_dict(outcome.best)
         for batch in LoneBatches((9,)):
             torch.testing.assert_close(ours_best(batch), best(batch), rtol=1e-6, atol=1e-7)
+
+
+def test_products_in_bfloat16_are_those_of_the_lone_twin(tmp_path: Path) -> None:
+    """Apart by no more than bf16 is from f32; the lone twins' own tests hold bf16 to its budget."""
+    losses: dict[str, list[float]] = {}
+    for precision in ("float32", "bfloat16"):
+        recipe = dataclasses.replace(RECIPE, precision=precision, epochs=2)
+        trials = make_trials(trials_of()[0].method, recipe, {"seed": (0, 4)})
+        outcomes = run(trials, tmp_path / precision, FloatBatches, model=float_model)
+        losses[precision] = [record.loss for o in outcomes for record in o.history.epochs]
+        twins = []
+        for outcome in outcomes:
+            history = fit(
+                float_model(outcome.trial),
+                LoneFloatBatches((outcome.trial.recipe.seed,)),
+                LoneFloatBatches(tuple(distinct_seeds(trials))[:1], 2),
+                outcome.trial.recipe,
+                run_dir=tmp_path / precision / outcome.trial.name,
+                num_classes=CLASSES,
+                device="cpu",
+                progress=False,
+            )
+            twins += [record.loss for record in history.epochs]
+        losses[f"{precision} alone"] = twins
+    plain, rounded = torch.tensor(losses["float32"]), torch.tensor(losses["bfloat16"])
+    rounding = (rounded - plain).abs().max()
+    assert rounding > 1e-5  # the setting arrives
+    apart = (rounded - torch.tensor(losses["bfloat16 alone"])).abs().max()
+    assert apart <= 2 * rounding + 1e-5
+    torch.testing.assert_close(plain, torch.tensor(losses["float32 alone"]), rtol=1e-5, atol=1e-6)
+
+
+def test_float16_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPE, precision="float16")
+    trials = make_trials(trials_of()[0].method, recipe, {"seed": (0, 4)})
+    with pytest.raises(ConfigError, match="float32 or bfloat16, got float16.*use bfloat16"):
+        run(trials, tmp_path)
 
 
 def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:

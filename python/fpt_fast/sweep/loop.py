@@ -28,6 +28,7 @@ from fpt_fast.sweep.group import (
 from fpt_fast.sweep.prediction import attend_all, forward_all
 from fpt_fast.sweep.trials import Trial, distinct_seeds
 from fpt_fast.trainer import learning_rate_at, monitor_names, resolve_device
+from fpt_fast.trainer.arithmetic import Arithmetic
 from fpt_fast.trainer.batches import check_labels, move_batch
 from fpt_fast.trainer.prediction import probabilities_of
 from fpt_fast.trainer.progress import Progress, format_seconds, open_progress
@@ -72,6 +73,7 @@ class _Sweep:
     val_batches: SweepBatches | None
     num_classes: int
     device: torch.device
+    arithmetic: Arithmetic
     row_of_seed: dict[int, int]
     halve_every: int | None
     identity: dict[str, Any]
@@ -104,8 +106,9 @@ def fit_sweep(
     ``resume`` goes on.  ``inputs``: JSON values of what else must be the same to resume.
 
     Returns the outcomes in the order of ``trials``.  Raises ``ConfigError`` for recipes that
-    differ in more than learning rate, weight decay and seed, or for halving without validation
-    images; ``CheckpointError`` for a checkpoint of another sweep; ``Stopped`` on a signal.
+    differ in more than learning rate, weight decay and seed, for products in float16, or for
+    halving without validation images; ``CheckpointError`` for a checkpoint of another sweep;
+    ``Stopped`` on a signal.
     """
     target = resolve_device(device)
     recipe = trials[0].recipe
@@ -121,6 +124,7 @@ def fit_sweep(
         val_batches=None if val_batches is None or len(val_batches) == 0 else val_batches,
         num_classes=num_classes,
         device=target,
+        arithmetic=Arithmetic(recipe.precision, target),
         row_of_seed={seed: row for row, seed in enumerate(distinct_seeds(trials))},
         halve_every=halve_every,
         identity={
@@ -153,6 +157,11 @@ def _check(
     if any(other != shared[0] for other in shared):
         raise ConfigError(f"trials of one sweep may differ in {', '.join(own)} and prompts only")
     recipe = trials[0].recipe
+    if recipe.precision == "float16":
+        raise ConfigError(
+            "precision of a sweep must be float32 or bfloat16, got float16, in which each model "
+            "would need a scale of its own for its loss; use bfloat16, or train one by one"
+        )
     if recipe.monitor not in monitor_names(recipe):
         raise ConfigError(
             f"monitor must be one of {', '.join(monitor_names(recipe))}, got {recipe.monitor!r}"
@@ -232,12 +241,13 @@ def _train_step(sweep: _Sweep, batch: SweepBatch, epoch: float) -> Tensor:
     """One step of every trial; returns their losses [trials], still on the device."""
     shared = move_batch(batch.shared, sweep.device)
     pixels = batch.side_pixels.to(sweep.device, non_blocking=True)
-    losses = []
     stacks = [group.stack for group in sweep.groups]
-    for group, attended in zip(sweep.groups, attend_all(stacks, shared), strict=True):
-        rows = [sweep.row_of_seed[state.trial.recipe.seed] for state in group.states]
-        logits = group.logits(pixels[rows], attended, training=True)
-        losses.append(losses_of(sweep.losses, logits, shared.labels))
+    with sweep.arithmetic.forward():
+        logits = []
+        for group, attended in zip(sweep.groups, attend_all(stacks, shared), strict=True):
+            rows = [sweep.row_of_seed[state.trial.recipe.seed] for state in group.states]
+            logits.append(group.logits(pixels[rows], attended, training=True))
+    losses = [losses_of(sweep.losses, of_group, shared.labels) for of_group in logits]
     # Groups share the features but no weight: the gradient of the sum is each one's own.
     total = torch.cat(losses)
     backward(sweep.groups, total.sum())
