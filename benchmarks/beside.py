@@ -4,11 +4,12 @@
 least), and, where pytest-benchmark measures, ``plain_seconds``, ``plain_over_ours``, ``GB/s``,
 ``GFLOP/s``, ``share_of_floor`` (of the machine's own ceilings, ``benchmarks/ceilings.py``),
 ``peak_added`` and ``plain_peak_added`` (bytes that PyTorch allocates at the peak of one run, its
-result included; memory of other threads and of NumPy does not count).
+result included; memory of other threads and of NumPy does not count).  A value that cannot be had
+is None and has its reason in ``absent``.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from statistics import median
 from typing import Any, TypeVar
 
@@ -22,7 +23,17 @@ from benchmarks.counts import Count, floor_seconds
 T = TypeVar("T")
 # What the fixture ``benchmark`` of conftest.py insists on.
 ALWAYS = ("dtype", "bytes", "flops")
-MEASURED = (*ALWAYS, "plain_seconds", "plain_over_ours", "share_of_floor", "peak_added")
+MEASURED = (
+    *ALWAYS,
+    *("plain_seconds", "plain_over_ours", "GB/s", "GFLOP/s", "share_of_floor"),
+    *("peak_added", "plain_peak_added"),
+)
+
+
+def lacking(info: Mapping[str, Any], needed: Iterable[str] = MEASURED) -> list[str]:
+    """What a row should say and neither says nor excuses."""
+    absent = info.get("absent", {})
+    return [name for name in needed if info.get(name) is None and name not in absent]
 
 
 def alternate(
@@ -37,8 +48,8 @@ def alternate(
     is_long: bool = False,
 ) -> T:
     """Measure ``ours``; before each round run ``plain`` and ``others``, so that a busy machine
-    slows all alike.  Returns our last result; ``others`` become ``NAME_seconds``.  What ``is_long``
-    is not run again to count memory."""
+    slows all alike.  Returns our last result; ``others`` become ``NAME_seconds``.  Memory of what
+    ``is_long`` is counted in the run before the rounds, its optimiser's first states included."""
     beside = {"plain": plain, **(others or {})}
     seconds: dict[str, list[float]] = {name: [] for name in beside}
 
@@ -46,23 +57,27 @@ def alternate(
         for name, run in beside.items():
             seconds[name].append(clock(run))
 
+    peaks: list[int] = []
     if benchmark.enabled:  # caches, lazy loading
-        ours()
-        plain()
+        for run in (ours, plain):
+            if is_long:
+                peaks.append(peak_added(run))
+            else:
+                run()
     result: T = benchmark.pedantic(ours, setup=between, rounds=rounds if benchmark.enabled else 1)
     info = benchmark.extra_info
     info |= {"dtype": dtype, "bytes": count.bytes, "flops": count.flops}
     if benchmark.enabled:
-        info |= _speeds(benchmark.stats.stats.median, dtype, count)
+        info |= speeds(benchmark.stats.stats.median, dtype, count)
         for name, times in seconds.items():
             info[f"{name}_seconds"] = median(times)
             info[f"{name}_over_ours"] = median(times) / benchmark.stats.stats.median
-        info["peak_added"] = None if is_long else peak_added(ours)
-        info["plain_peak_added"] = None if is_long else peak_added(plain)
+        peaks = peaks or [peak_added(ours), peak_added(plain)]
+        info["peak_added"], info["plain_peak_added"] = peaks
     return result
 
 
-def _speeds(seconds: float, dtype: str, count: Count) -> dict[str, Any]:
+def speeds(seconds: float, dtype: str, count: Count) -> dict[str, Any]:
     """Rates, and the floor's part of the time: 1 where nothing could be faster."""
     floor = floor_seconds(count, ceilings(), dtype.partition(" ")[0].removeprefix("torch."))
     return {

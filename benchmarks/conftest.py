@@ -8,7 +8,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.beside import ALWAYS, MEASURED
+from benchmarks.beside import ALWAYS, MEASURED, lacking
 from benchmarks.cases import Sizes
 from benchmarks.ceilings import ceilings
 from benchmarks.contest import Contest, beside_plain, table
@@ -90,7 +90,7 @@ def benchmark(
     if request.node.nodeid in request.config.stash[FAILED]:
         return
     needed = MEASURED if benchmark.enabled else ALWAYS
-    missing = [name for name in needed if name not in benchmark.extra_info]
+    missing = lacking(benchmark.extra_info, needed)
     assert not missing, f"extra_info lacks {', '.join(missing)}: use benchmarks.beside.alternate"
 
 

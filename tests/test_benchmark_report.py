@@ -1,6 +1,9 @@
 """Benchmark results as pages and comparisons, from made-up files."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import pytest
 from benchmarks.report import __main__ as report
 from benchmarks.report.compare import compare, is_about, red_files
 from benchmarks.report.readme import END, START
-from benchmarks.report.results import is_results, read_results
+from benchmarks.report.results import complaints, is_results, read_results
 from helpers import ROOT
 
 INFO = {"dtype": "float32", "bytes": 1000, "flops": 10, "share_of_floor": 0.5, "GB/s": 2.0}
@@ -114,6 +117,77 @@ def test_other_json_is_refused_by_name(tmp_path: Path) -> None:
 def test_committed_results_are_readable() -> None:
     files = [p for p in (ROOT / "benchmarks" / "results").glob("*.json") if is_results(p)]
     assert files and all(read_results(path).rows for path in files)
+
+
+def test_what_a_file_lacks_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = {
+        **{"plain_seconds": 0.2, "plain_over_ours": 2.0, "GFLOP/s": 0.0},
+        **{"peak_added": 0, "plain_peak_added": 1},
+    }
+    excused = {**whole, "plain_seconds": None, "absent": {"plain_seconds": "26 GB are not free"}}
+    rows = [
+        bench("bench_read", 0.1, **whole),
+        bench("bench_alone", 0.1, **{**whole, "plain_over_ours": None}),
+        bench("bench_large", 0.1, **excused),
+    ]
+    path = write(tmp_path / "a.json", *rows)
+    found = complaints(json.loads(path.read_text()), [Path("bench_cache.py"), Path("bench_new.py")])
+    assert "benchmarks/bench_cache.py::bench_alone lacks plain_over_ours" in found
+    assert "machine_info lacks ceilings" in found and "no row of bench_new.py" in found
+    assert not any("bench_read" in line or "bench_large" in line for line in found)
+    (tmp_path / "README.md").write_text(f"{START}\n{END}\n")
+    report.main(
+        [str(path), "--readme", str(tmp_path / "README.md"), "--docs", str(tmp_path / "docs")]
+    )
+    assert "a.json: benchmarks/bench_cache.py::bench_alone lacks" in capsys.readouterr().err
+    page = (tmp_path / "docs" / "benchmarks.md").read_text()
+    assert "| large | float32 | 100 ms | 26 GB are not free | 2 |" in page
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """JSON of a few real benchmarks at tiny sizes, made as `make bench` makes it."""
+    path = tmp_path_factory.mktemp("bench") / "tiny.json"
+    files = ("bench_training_step", "bench_side_attention", "bench_quantise_kv")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--benchmark-only"]
+    named = [f"benchmarks/{name}.py" for name in files]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
+    done = subprocess.run(
+        [*command, f"--benchmark-json={path}", *named],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    return path
+
+
+def test_a_real_run_says_all_that_it_must(measured: Path) -> None:
+    content = json.loads(measured.read_text())
+    assert complaints(content) == []
+    assert content["sizes"] == "tiny" and content["failed"] == []
+    assert content["machine_info"]["packages"]["torch"]
+    for row in content["benchmarks"]:
+        info = row["extra_info"]
+        assert info["plain_over_ours"] == info["plain_seconds"] / row["stats"]["median"] > 0
+        assert info["bytes"] > 0 and info["share_of_floor"] > 0
+
+
+def test_a_real_run_becomes_page_plot_and_readme(
+    measured: Path, tmp_path: Path, readme: Path
+) -> None:
+    where = ["--readme", str(readme), "--docs", str(tmp_path / "docs")]
+    assert report.main([str(measured), *where]) == 0
+    page = (tmp_path / "docs" / "benchmarks.md").read_text()
+    content = json.loads(measured.read_text())
+    names = [row["name"].removeprefix("bench_") for row in content["benchmarks"]]
+    assert len(names) > 6 and all(f"| {name} | " in page for name in names)
+    assert "training step" not in readme.read_text()  # tiny sizes never reach it
+    full = tmp_path / "full.json"
+    full.write_text(json.dumps(content | {"sizes": "full"}))
+    report.main([str(full), *where])
+    assert "| training step, FPT+, batch 16 | " in readme.read_text()
 
 
 def test_comparison_prints_the_ratio(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

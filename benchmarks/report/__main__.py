@@ -1,7 +1,8 @@
 """Turn the JSON of ``make bench`` into Markdown, plots and the figures of README.md.
 
 ``python -m benchmarks.report`` reads every file of benchmarks/results, or those named, and writes
-docs/benchmarks.md, docs/figures/benchmarks.svg and the marked block of README.md.
+docs/benchmarks.md, docs/figures/benchmarks.svg and the marked block of README.md, and says what a
+file lacks.
 ``--compare BASE HEAD`` prints one against the other instead, without the speed of what failed.
 """
 
@@ -11,7 +12,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.report import compare, readme, tables
-from benchmarks.report.results import is_results, read_results
+from benchmarks.report.results import complaints, is_results, read_results
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,6 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
     (given.docs / "benchmarks.md").write_text(tables.markdown(results), encoding="utf-8")
     readme.rewrite(given.readme, results, demo)
     print(f"wrote {given.docs / 'benchmarks.md'} and the figures of {given.readme}")
+    benches = sorted((ROOT / "benchmarks").glob("bench_*.py"))
+    for path in files:
+        for complaint in complaints(json.loads(path.read_text(encoding="utf-8")), benches):
+            print(f"{path.name}: {complaint}", file=sys.stderr)
     return 0
 
 

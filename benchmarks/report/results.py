@@ -1,10 +1,12 @@
 """JSON files of ``make bench`` as machines and rows."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks.beside import lacking
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,20 @@ def read_results(path: Path) -> Results:
     )
 
 
+def complaints(content: Mapping[str, Any], benches: Iterable[Path] = ()) -> list[str]:
+    """What JSON of ``make bench`` lacks: of the machine, of a row (``MEASURED``, in beside.py), or
+    rows of one of the files ``benches``."""
+    machine = content["machine_info"]
+    needed = ("python_version", "cpu", "packages", "threads", "extension", "ceilings")
+    found = [f"machine_info lacks {name}" for name in needed if not machine.get(name)]
+    for bench in content["benchmarks"]:
+        if missing := lacking(bench["extra_info"]):
+            found.append(f"{bench['fullname']} lacks {', '.join(missing)}")
+    rows = {Path(bench["fullname"].partition("::")[0]).name for bench in content["benchmarks"]}
+    absent = sorted(path.name for path in benches if path.name not in rows)
+    return [*found, *(f"no row of {name}" for name in absent)]
+
+
 def is_results(path: Path) -> bool:
     """Whether a JSON file is pytest-benchmark's: other results lie beside them."""
     try:
@@ -100,7 +116,8 @@ def _row(bench: Mapping[str, Any]) -> Row:
         name=bench["name"],
         group=bench["group"] or bench["fullname"].rpartition("bench_")[2].partition("[")[0],
         params=bench["params"] or {},
-        seconds=bench["stats"]["median"],
+        # What ran in a process of its own says how long that took.
+        seconds=bench["extra_info"].get("seconds", bench["stats"]["median"]),
         info=bench["extra_info"],
     )
 

@@ -1,6 +1,6 @@
 """Every row of every machine as Markdown, and the bars of plain over ours."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from benchmarks.report.results import Results, Row, figure, megabytes, seconds
@@ -66,7 +66,7 @@ def _row(row: Row) -> list[str]:
         row.label,
         str(info.get("dtype", "–")).removeprefix("torch."),
         seconds(row.seconds),
-        seconds(info.get("plain_seconds")),
+        seconds(info.get("plain_seconds")) if info.get("plain_seconds") else _why(info),
         figure(row.ratio),
         figure(info.get("GB/s")),
         figure(info.get("GFLOP/s")),
@@ -74,6 +74,11 @@ def _row(row: Row) -> list[str]:
         megabytes(info.get("peak_added", info.get("added"))),
         megabytes(info.get("plain_peak_added")),
     ]
+
+
+def _why(info: Mapping[str, Any]) -> str:
+    """Why there is no plain twin."""
+    return str(info.get("absent", {}).get("plain_seconds", "–"))
 
 
 def ratio_bars(results: list[Results]) -> bytes:
