@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.cases import vit_b
 from benchmarks.marked_block import write_block
 from fpt_fast.accounting import Account, account
 from fpt_fast.backbone import FrozenBackbone
@@ -42,15 +43,6 @@ OTHERWISE: dict[str, dict[str, Any]] = {
     "lora": {"lora_targets": "attention", "rank": 11},
     "adapter": {"adapter_places": "mlp", "bottleneck": 96},
 }
-
-
-def vit_b(image: int) -> BackboneSpec:
-    """ViT-B/16 with the positions of an ``image`` of that many pixels."""
-    halves = (0.5, 0.5, 0.5)
-    name = f"vit_base_patch16_{image}"
-    return BackboneSpec(
-        name, "0" * 32, 768, 12, 12, (16, 16), 1, True, (image, image), halves, halves
-    )
 
 
 # The published shares of the other methods are those of the positions of 224 px.

@@ -9,7 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fpt_fast.records import BackboneSpec
+
 CPU = torch.device("cpu")
+
+
+def vit_b(image: int) -> BackboneSpec:
+    """ViT-B/16 with the positions of an ``image`` of that many pixels."""
+    halves = (0.5, 0.5, 0.5)
+    name = f"vit_base_patch16_{image}"
+    return BackboneSpec(
+        name, "0" * 32, 768, 12, 12, (16, 16), 1, True, (image, image), halves, halves
+    )
 
 
 @dataclass(frozen=True)

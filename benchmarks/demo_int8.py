@@ -24,9 +24,8 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks.marked_block import write_block
 from fpt_fast.cache import CacheReader
-from fpt_fast.demo.needle import make_needle_dataset
-from fpt_fast.demo.run import BACKBONE, INPUT_SIZE, LEARNING_RATE, SIDE_SIZE
-from fpt_fast.pipeline import convert, preload, train
+from fpt_fast.demo.run import LEARNING_RATE, SIDE_SIZE, make_demo_cache
+from fpt_fast.pipeline import convert, train
 
 DTYPES = ("float16", "int8", "float8_e4m3fn")
 RESAMPLES = 2000
@@ -39,17 +38,7 @@ END = "<!-- end of demo -->"
 
 def caches(output: Path, images: int, seed: int) -> tuple[Path, dict[str, Path]]:
     """The data, and a cache of each dtype, all from one preload; named as the demo names them."""
-    name = f"{images}-seed{seed}"
-    data = output / f"images-{name}"
-    make_needle_dataset(data, images=images, size=INPUT_SIZE, seed=seed)
-    cache = output / f"cache-{name}"
-    preload(
-        data=data,
-        backbone=str(BACKBONE),
-        cache=cache,
-        input_size=str(INPUT_SIZE),
-        normalization="backbone",
-    )
+    data, cache = make_demo_cache(output, images=images, seed=seed)
     found = {"float16": cache}
     for dtype in DTYPES[1:]:
         found[dtype] = output / f"{cache.name}-{dtype}"

@@ -11,24 +11,15 @@ import statistics
 import time
 from pathlib import Path
 
-from fpt_fast.demo.needle import make_needle_dataset
-from fpt_fast.demo.run import BACKBONE, INPUT_SIZE, LEARNING_RATE, SIDE_SIZE
-from fpt_fast.pipeline import preload, train
+from fpt_fast.demo.run import LEARNING_RATE, SIDE_SIZE, make_demo_cache
+from fpt_fast.pipeline import train
 
 MODES = ("stored", "exact")
 
 
 def measure(output: Path, images: int, epochs: int, seeds: range) -> dict[str, list[float]]:
     """AUC by mode, one a seed; the modes alternate."""
-    data, cache = output / f"images-{images}-seed0", output / f"cache-{images}-seed0"
-    make_needle_dataset(data, images=images, size=INPUT_SIZE, seed=0)
-    preload(
-        data=data,
-        backbone=str(BACKBONE),
-        cache=cache,
-        input_size=str(INPUT_SIZE),
-        normalization="backbone",
-    )
+    data, cache = make_demo_cache(output, images=images, seed=0)
     aucs: dict[str, list[float]] = {mode: [] for mode in MODES}
     for seed in seeds:
         for mode in MODES:

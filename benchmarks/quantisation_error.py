@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cases import FULL_PROMPT_CASES, PromptCase
+from benchmarks.cases import FULL_PROMPT_CASES, PromptCase, vit_b
 from benchmarks.marked_block import write_block
 from fpt_fast.config import fpt_plus
 from fpt_fast.metrics import compute_metrics
@@ -23,25 +23,13 @@ from fpt_fast.ops import dequantise_kv, prompt_attention, quantise_kv
 from fpt_fast.pipeline.evaluation import read_run_settings
 from fpt_fast.pipeline.inputs import make_loader, reopen_inputs
 from fpt_fast.pipeline.run_folder import BEST
-from fpt_fast.records import BackboneSpec, FeatureBatch, Predictions
+from fpt_fast.records import FeatureBatch, Predictions
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "8-bit-features.md"
 START = "<!-- tables: written by benchmarks/quantisation_error.py -->"
 END = "<!-- end of tables -->"
 STORED = (torch.float16, torch.int8, torch.float8_e4m3fn, torch.float8_e5m2)
-VIT_B = BackboneSpec(
-    name="vit_base_patch16_384",
-    weights_hash="0" * 32,
-    hidden_size=768,
-    num_heads=12,
-    depth=12,
-    patch_size=(16, 16),
-    prefix_tokens=1,
-    has_class_token=True,
-    image_size=(384, 384),
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-)
+VIT_B = vit_b(384)
 HEAD = ("features", "MB an image", "keys", "values", "attention", "logits", "probabilities, most")
 
 

@@ -53,6 +53,15 @@ def test_measured_kept_and_drawn(tmp_path: Path, made_up: list[str]) -> None:
     assert not made_up and (tmp_path / "docs" / "scaling.md").read_text() == page
 
 
+def test_what_does_not_fit_into_the_time_is_left_out(
+    tmp_path: Path, made_up: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "s.json"
+    scaling.main(["--results", str(path), "--docs", str(tmp_path / "docs"), "--minutes", "0"])
+    assert not made_up and json.loads(path.read_text())["points"] == []
+    assert "batch of 100 is left out: 0 minutes are over" in capsys.readouterr().out
+
+
 def test_drawing_needs_a_measurement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         scaling.main(["--plot", "--results", str(tmp_path / "none.json")])

@@ -336,13 +336,17 @@ def test_published_tables_reach_the_document(tmp_path: Path) -> None:
     page.write_text("# E\n<!-- ratios-x: begin -->\nold\n<!-- ratios-x: end -->\nkept\n")
     made = tmp_path / "out"
     made.mkdir()
-    for ending, text in (("md", "# Title\n\nnew\n"), ("csv", "a"), ("json", "[]"), ("svg", "s")):
+    row = {"label": "20 %", "aucs": [0.8, 0.9], "interval": [0.7, 0.95]}
+    rows = json.dumps([row | {"memory": {"peak": 3e6, "share": 1.8}}])
+    for ending, text in (("md", "# Title\n\nnew\n"), ("csv", "a"), ("json", rows)):
         (made / f"ratios.{ending}").write_text(text)
     assert publish(made, "x", tmp_path) == ["ratios-x"]
     text = page.read_text()
     assert "old" not in text and "new\n\n![AUC against memory](figures/ratios-x.svg)" in text
     assert text.endswith("<!-- ratios-x: end -->\nkept\n") and "# Title" not in text
     assert (tmp_path / "benchmarks" / "results" / "tables" / "ratios-x.csv").read_text() == "a"
+    plot = (tmp_path / "docs" / "figures" / "ratios-x.svg").read_text()
+    assert "Token ratios, x" in plot and "20 %" in plot
 
 
 def test_the_evidence_is_that_of_the_committed_results() -> None:

@@ -3,7 +3,7 @@
 ``python -m benchmarks.scaling`` measures at the published sizes into
 benchmarks/results/scaling.json and draws docs/scaling.md; ``--small`` takes tiny models and
 minutes; ``--plot`` draws what was measured.  A curve that is in the file already is kept unless it
-is named by ``--only``.
+is named by ``--only``.  After ``--minutes`` no further size is begun; what is left out is named.
 """
 
 import argparse
@@ -33,21 +33,24 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", nargs="*", choices=CURVES, help="these curves, anew")
+    parser.add_argument("--minutes", type=float, default=12.0, help="(default 12)")
     parser.add_argument("--small", action="store_true", help="tiny models, few sizes")
     parser.add_argument("--plot", action="store_true", help="draw only")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/scaling.json")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     given = parser.parse_args(arguments)
     if not given.plot:
-        measure(given.results, given.only or list(CURVES), small=given.small)
+        names = given.only or list(CURVES)
+        measure(given.results, names, small=given.small, minutes=given.minutes)
     elif not given.results.exists():
         parser.error(f"{given.results} does not exist; measure first, without --plot")
     write_page(json.loads(given.results.read_text(encoding="utf-8")), given.docs)
     return 0
 
 
-def measure(path: Path, names: list[str], *, small: bool) -> None:
+def measure(path: Path, names: list[str], *, small: bool, minutes: float) -> None:
     """Measure the named curves; the file is written after each, and keeps the others."""
+    end = time.monotonic() + 60 * minutes
     results = _head(small)
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -59,6 +62,9 @@ def measure(path: Path, names: list[str], *, small: bool) -> None:
         curve = CURVES[name]
         started = time.monotonic()
         for size in curve.sizes[small]:
+            if time.monotonic() > end:
+                print(f"{name} of {size:g} is left out: {minutes:g} minutes are over", flush=True)
+                continue
             results["points"] += [asdict(point) for point in curve.measure(size, small)]
         print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
         path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

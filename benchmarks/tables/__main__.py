@@ -19,16 +19,11 @@ from benchmarks.tables import published
 from benchmarks.tables.memory import memory_of
 from benchmarks.tables.runs import Run, run_all
 from benchmarks.tables.summary import Row, row_of, write
-from benchmarks.tables.variants import TABLES, Options
+from benchmarks.tables.variants import TABLES, TITLES, Options
 from fpt_fast.demo.run import BACKBONE
 from fpt_fast.demo.tasks import TASKS, make_task
 from fpt_fast.images import dataset_preset, preset_names
 
-TITLES = {
-    "methods": "Methods",
-    "components": "Components",
-    "ratios": "Token ratios",
-}
 SEARCH = (
     "learning rates of which each row takes the one with the best validation AUC of its first seed"
 )

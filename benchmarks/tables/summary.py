@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import stdev
@@ -18,7 +18,7 @@ from benchmarks.tables.runs import Run
 from benchmarks.tables.variants import Variant
 from fpt_fast.accounting import memory_efficiency, parameter_efficiency
 from fpt_fast.metrics import compute_metrics
-from fpt_fast.report.figures import log_axis, render
+from fpt_fast.report.figures import dot, log_axis, render
 from fpt_fast.trust import resampled_metrics
 
 RESAMPLES = 2000
@@ -150,8 +150,9 @@ def write(
             memory = row.memory
             tail = [round(memory.share, 4), memory.step.saved_bytes, memory.peak]
             out.writerows([row.variant.name, seed, auc, *tail] for seed, auc in enumerate(row.aucs))
-    paths[2].write_text(json.dumps([_json(row) for row in rows], indent=1) + "\n")
-    paths[3].write_bytes(plot(title, rows))
+    values = [_json(row) for row in rows]
+    paths[2].write_text(json.dumps(values, indent=1) + "\n")
+    paths[3].write_bytes(plot(title, values))
     if rates := rates_of(rows):
         (folder / "rates.json").write_text(json.dumps(rates, indent=1) + "\n")
     return paths
@@ -176,21 +177,26 @@ def _json(row: Row) -> dict[str, Any]:
     }
 
 
-def plot(title: str, rows: Sequence[Row]) -> bytes:
-    """AUC against memory, the dot's area by trained parameters, as the papers' figure 2: SVG."""
+def plot(title: str, rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """AUC against memory, the dot's area by trained parameters, as the papers' figure 2, of the
+    rows of ``NAME.json``: SVG."""
 
     def draw_dots(figure: Any) -> None:
         axis = figure.subplots()
         axis.set_title(title)
-        for row in rows:
-            x, y = row.memory.peak / 1e6, 100 * row.auc
-            below, above = y - 100 * row.low, 100 * row.high - y
-            bars = [[max(below, 0.0)], [max(above, 0.0)]]
-            axis.errorbar([x], [y], yerr=bars, color="#9ca3af", linewidth=1)
-            axis.scatter([x], [y], s=30 + 12 * row.memory.share, zorder=3)
-            axis.annotate(row.variant.label, (x, y), xytext=(7, 3), textcoords="offset points")
+        for number, row in enumerate(rows):
+            memory, low_high = row["memory"], row["interval"]
+            x, y = memory["peak"] / 1e6, 100 * sum(row["aucs"]) / len(row["aucs"])
+            axis.vlines(x, *(100 * end for end in low_high), color="#9ca3af", linewidth=1)
+            dot(axis, x, y, number, row["label"], 60 + 10 * memory["share"] ** 0.75)
         log_axis(axis.xaxis)
-        axis.set_xlabel("memory of training, MB (dots: share of trained parameters)")
+        axis.margins(x=0.08)
+        axis.set_xlabel("memory of training, MB")
         axis.set_ylabel("AUC, %")
+        legend = figure.legend(
+            loc="outside right center", title="area: trained parameters", alignment="left"
+        )
+        for handle in legend.legend_handles:
+            handle.set_sizes([60])
 
-    return render(draw_dots, (7.0, 4.2))
+    return render(draw_dots, (7.6, 4.0))

@@ -129,4 +129,5 @@ def _peer(options: Options) -> dict[str, Any]:
     }
 
 
+TITLES = {"methods": "Methods", "components": "Components", "ratios": "Token ratios"}
 TABLES = {"components": components, "ratios": ratios, "methods": methods}

@@ -17,28 +17,16 @@ from fpt_fast.compat.checkpoints import (
     to_reference,
 )
 from fpt_fast.config import FptConfig, fpt, fpt_plus
-from fpt_fast.records import BackboneSpec, FeatureBatch
+from fpt_fast.records import FeatureBatch
+from helpers import TINY_SPEC
 
-SPEC = BackboneSpec(
-    name="tiny",
-    weights_hash="",
-    hidden_size=48,
-    num_heads=3,
-    depth=4,
-    patch_size=(8, 8),
-    prefix_tokens=1,
-    has_class_token=True,
-    image_size=(32, 32),
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-)
 OUTPUTS, PROMPTS, BATCH, KEPT = 5, 4, 2, 6
 CHANGES = {"side_size": (16, 16), "side_reduction": 2, "num_prompts": PROMPTS}
 CONFIGS = {"fpt_plus": fpt_plus(**CHANGES), "fpt": fpt(**CHANGES)}
 
 
 def reference_model(config: FptConfig) -> FineGrainedPromptTuning:
-    layers = len(config.resolve_layers(SPEC.depth))
+    layers = len(config.resolve_layers(TINY_SPEC.depth))
     side = SimpleNamespace(
         hidden_size=24,
         num_hidden_layers=layers,
@@ -68,7 +56,7 @@ def reference_model(config: FptConfig) -> FineGrainedPromptTuning:
 def test_there_and_back(tmp_path: Path, method: str) -> None:
     theirs = reference_model(CONFIGS[method])
     torch.save(theirs.state_dict(), tmp_path / "best.pt")
-    ours = load_checkpoint(tmp_path / "best.pt", config=CONFIGS[method], spec=SPEC)
+    ours = load_checkpoint(tmp_path / "best.pt", config=CONFIGS[method], spec=TINY_SPEC)
     assert ours.num_outputs == OUTPUTS
     assert not ours.training
 
@@ -91,7 +79,7 @@ def test_checkpoint_with_optimizer_state(tmp_path: Path) -> None:
     theirs = reference_model(CONFIGS["fpt"])
     content = {"epoch": 3, "state_dict": theirs.state_dict(), "optimizer": {"state": {}}}
     torch.save(content, tmp_path / "checkpoint.pt")
-    ours = load_checkpoint(tmp_path / "checkpoint.pt", config=CONFIGS["fpt"], spec=SPEC)
+    ours = load_checkpoint(tmp_path / "checkpoint.pt", config=CONFIGS["fpt"], spec=TINY_SPEC)
     assert torch.equal(ours.side.head.weight, theirs.side_encoder.classifier.weight)
 
 
@@ -114,7 +102,7 @@ def test_optimizer_state_resumes_in_the_compat_model() -> None:
 def refused(tmp_path: Path, weights: object, method: str = "fpt") -> str:
     torch.save(weights, tmp_path / "w.pt")
     with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(tmp_path / "w.pt", config=CONFIGS[method], spec=SPEC)
+        load_checkpoint(tmp_path / "w.pt", config=CONFIGS[method], spec=TINY_SPEC)
     return str(caught.value)
 
 
@@ -164,18 +152,18 @@ def test_files_that_would_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(CheckpointError, match="not a file of plain tensors"):
-            load_checkpoint(tmp_path / name, config=CONFIGS["fpt"], spec=SPEC)
+            load_checkpoint(tmp_path / name, config=CONFIGS["fpt"], spec=TINY_SPEC)
     torch.save({"x": Hostile()}, tmp_path / "code2.pt")
     with pytest.raises(CheckpointError, match="not a file of plain tensors"):
-        load_checkpoint(tmp_path / "code2.pt", config=CONFIGS["fpt"], spec=SPEC)
+        load_checkpoint(tmp_path / "code2.pt", config=CONFIGS["fpt"], spec=TINY_SPEC)
     assert not (tmp_path / "hacked").exists()
     with pytest.raises(FileNotFoundError):
-        load_checkpoint(tmp_path / "nowhere.pt", config=CONFIGS["fpt"], spec=SPEC)
+        load_checkpoint(tmp_path / "nowhere.pt", config=CONFIGS["fpt"], spec=TINY_SPEC)
 
 
 def test_converted_weights_do_not_share_memory(tmp_path: Path) -> None:
     torch.save(weights(), tmp_path / "w.pt")
-    model = load_checkpoint(tmp_path / "w.pt", config=CONFIGS["fpt"], spec=SPEC)
+    model = load_checkpoint(tmp_path / "w.pt", config=CONFIGS["fpt"], spec=TINY_SPEC)
     converted = to_reference(model)
     converted["side_encoder.classifier.bias"].fill_(9)
     assert not bool((model.side.head.bias == 9).any())

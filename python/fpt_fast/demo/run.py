@@ -66,18 +66,7 @@ def run_demo(output: Path, *, images: int = 800, epochs: int = 20, seed: int = 0
             "pip install 'fpt-fast[demo]'"
         )
     started = time.monotonic()
-    # Named by what makes them: other settings make other images, and need another cache.
-    name = f"{images}-seed{seed}"
-    data = output / f"images-{name}"
-    make_needle_dataset(data, images=images, size=INPUT_SIZE, seed=seed)
-    cache = output / f"cache-{name}"
-    preload(
-        data=data,
-        backbone=str(BACKBONE),
-        cache=cache,
-        input_size=str(INPUT_SIZE),
-        normalization="backbone",
-    )
+    data, cache = make_demo_cache(output, images=images, seed=seed)
     aucs = {}
     for run, fusion in (("fpt_plus", True), ("side_alone", False)):
         trained = train(
@@ -109,6 +98,22 @@ def run_demo(output: Path, *, images: int = 800, epochs: int = 20, seed: int = 0
     with write_atomically(output / "demo.json") as file:
         json.dump(dataclasses.asdict(result), file, indent=1)
     return result
+
+
+def make_demo_cache(output: Path, *, images: int, seed: int) -> tuple[Path, Path]:
+    """The demo's images and their feature cache under ``output``; what is there is used again."""
+    # Named by what makes them: other settings make other images, and need another cache.
+    name = f"{images}-seed{seed}"
+    data, cache = output / f"images-{name}", output / f"cache-{name}"
+    make_needle_dataset(data, images=images, size=INPUT_SIZE, seed=seed)
+    preload(
+        data=data,
+        backbone=str(BACKBONE),
+        cache=cache,
+        input_size=str(INPUT_SIZE),
+        normalization="backbone",
+    )
+    return data, cache
 
 
 def linear_probe_auc(data: Path) -> float:

@@ -13,9 +13,11 @@ from fpt_fast.trust import Calibration
 # Okabe and Ito's colours, which colour-blind readers tell apart; dashes help in print.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5c5c5c")
 DASHES = ("-", "--", "-.", ":")
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p")
 _GREY = "#6b7280"
 # Any: newer matplotlib types its keys, older does not.
 _STYLE: Any = {
+    "axes.axisbelow": True,
     "axes.edgecolor": "#9ca3af",
     "axes.grid": True,
     "axes.labelcolor": "#374151",
@@ -174,6 +176,21 @@ def line(
         markersize=3.5,
         # matplotlib hides labels that begin with an underscore.
         label=f"\u200b{label}" if label.startswith("_") else label,
+    )
+
+
+def dot(axis: Any, x: float, y: float, number: int, label: str, area: float) -> None:
+    """Draw one dot of ``area`` square points in the colour and shape of its ``number``."""
+    axis.scatter(
+        [x],
+        [y],
+        s=area,
+        color=COLOURS[number % len(COLOURS)],
+        marker=_MARKERS[number % len(_MARKERS)],
+        edgecolors="white",
+        linewidths=0.8,
+        zorder=3,
+        label=label,
     )
 
 
