@@ -13,7 +13,7 @@ MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 80
 
 # A room is what stands directly below fpt_fast: a module, or a package with all its modules.
-BASE = frozenset({"records", "config", "files", "profiling", "distributed", "hub"})
+BASE = frozenset({"records", "config", "files", "words", "profiling", "distributed", "hub"})
 STAGES = (
     "images",
     "backbone",
@@ -56,6 +56,7 @@ BELOW_PIPELINE = BASE | set(STAGES) | set(HELPERS) | {"ops"}
 ALLOWED_ROOMS: dict[str, frozenset[str]] = {
     "records": frozenset(),
     "files": frozenset(),
+    "words": frozenset(),
     "profiling": frozenset(),
     "distributed": frozenset(),
     "hub": frozenset(),
@@ -70,6 +71,7 @@ ALLOWED_ROOMS: dict[str, frozenset[str]] = {
     "settings": frozenset({"records", "config"}),
     "cache_settings": frozenset({"records", "settings"}),
     "setting_values": frozenset({"config"}),
+    "first_look": frozenset({"config", "hub", "settings", "setting_values"}),
     "pipeline": frozenset(
         BELOW_PIPELINE | {"compat", "settings", "cache_settings", "setting_values"}
     ),
@@ -78,7 +80,7 @@ ALLOWED_ROOMS: dict[str, frozenset[str]] = {
     "cli": frozenset(
         {
             *("config", "interrupts", "settings", "cache_settings", "setting_values"),
-            *("pipeline", "demo", "info"),
+            *("pipeline", "demo", "info", "first_look", "words"),
             *("distributed", "records"),
         }
     ),

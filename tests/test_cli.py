@@ -1,6 +1,9 @@
 """The command line: typed, from flags and YAML, with errors that name what was wrong."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,8 @@ from fpt_fast.cli import main
 from fpt_fast.config import ConfigError
 from fpt_fast.setting_values import build_settings, parse_size, read_yaml, to_yaml_values
 from fpt_fast.settings import PreloadSettings, TrainSettings
-from helpers import write_image_set
+from fpt_fast.words import counted, counted_are
+from helpers import ROOT, write_image_set
 
 
 def run(*words: object) -> int:
@@ -88,6 +92,8 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("info") == 0
     out = capsys.readouterr().out
     assert "torch: " in out and "xformers: " in out
+    for extra in ("pydicom", "onnx", "onnxruntime", "peft", "huggingface-hub"):
+        assert f"\n{extra}: " in out
     for line in (
         "frozen_attention: impl='auto' runs 'native'",
         "token_scores: impl='auto' runs 'native'",
@@ -190,3 +196,52 @@ def test_sizes(text: str | int, size: tuple[int, int]) -> None:
 def test_sizes_that_mean_nothing(text: str) -> None:
     with pytest.raises(ConfigError, match="HEIGHTxWIDTH"):
         parse_size("input_size", text)
+
+
+NO_TORCH = """
+import sys
+from importlib.machinery import PathFinder
+
+find_spec = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *rest: (
+    sys.exit("torch is imported") if name == "torch" else find_spec(name, *rest)
+)
+from fpt_fast.cli import main
+raise SystemExit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("preload --data nowhere --backbone vit --cache c", "no such file or directory: nowhere; "),
+        ("preload --data . --backbone vit --cache c --input-size big", "input_size must be a size"),
+        (
+            "train --data . --cache c --run r",
+            "no feature cache at c; make it with fpt-fast preload",
+        ),
+        ("train --data . --cache none --run r --checkpoint-path w.bin", "names a file of weights"),
+        ("evaluate --run nowhere", "nowhere holds no trained model: there is no such folder"),
+        ("predict --run . --images a.png --output o.csv", "no such file or directory: a.png; "),
+        ("train --config nowhere.yaml", "cannot read the configuration nowhere.yaml"),
+    ],
+)
+def test_what_needs_no_work_is_refused_without_torch(words: str, said: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", NO_TORCH, *words.split()],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "python")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and said in done.stderr, done.stderr
+
+
+def test_small_numbers_are_said_as_people_say_them(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*preload_words(folder)) == 0
+    said = capsys.readouterr().out
+    assert "preloaded 24 of 24 images into" in said and " kB, " in said
+    assert (counted(1, "image"), counted(2, "image")) == ("1 image", "2 images")
+    assert (counted_are(1, "image"), counted_are(0, "image")) == ("1 image is", "0 images are")

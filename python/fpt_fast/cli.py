@@ -13,6 +13,7 @@ import tyro
 from tyro.conf import Positional, arg, subcommand
 
 from fpt_fast.cache_settings import EightBitDtype, ImportSettings, RepairSettings
+from fpt_fast.first_look import look
 from fpt_fast.interrupts import Stopped
 from fpt_fast.records import Split
 from fpt_fast.setting_values import read_yaml
@@ -27,6 +28,7 @@ from fpt_fast.settings import (
     SweepSettings,
     TrainSettings,
 )
+from fpt_fast.words import counted, format_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -215,6 +217,7 @@ def _partial(settings: type[Any], values: dict[str, Any]) -> Any:
 
 def _run(command: Any) -> int:
     """Call the one function that a command stands for, and print what it returns."""
+    look(command)
     from fpt_fast import pipeline
     from fpt_fast.distributed import refuse_several
 
@@ -228,8 +231,8 @@ def _run(command: Any) -> int:
         case PreloadSettings():
             done = pipeline.preload(command)
             _say(
-                f"preloaded {done.computed} of {done.images} images into {done.cache} "
-                f"({done.bytes / 1e9:.2f} GB, {done.seconds:.0f} s)"
+                f"preloaded {done.computed} of {counted(done.images, 'image')} into {done.cache} "
+                f"({format_bytes(done.bytes)}, {done.seconds:.0f} s)"
             )
         case TrainSettings():
             result = pipeline.train(command)
@@ -242,7 +245,8 @@ def _run(command: Any) -> int:
             _say(f"{command.split}: {pipeline.evaluate(command)}")
         case PredictSettings():
             predicted = pipeline.predict(command)
-            _say(f"{len(predicted.predictions.keys)} predictions written to {predicted.output}")
+            count = len(predicted.predictions.keys)
+            _say(f"{counted(count, 'prediction')} written to {predicted.output}")
         case DoctorSettings():
             diagnosis = pipeline.doctor(command)
             _say(str(diagnosis))
@@ -252,7 +256,7 @@ def _run(command: Any) -> int:
             _say(f"shared as {' and '.join(str(x) for x in (shared.folder, shared.address) if x)}")
         case ExplainSettings():
             explained = pipeline.explain(command)
-            _say(f"{len(explained.examples)} images explained in {explained.output}")
+            _say(f"{counted(len(explained.examples), 'image')} explained in {explained.output}")
         case ExportSettings():
             _say(str(pipeline.export(command)))
         case Compare():
@@ -307,17 +311,17 @@ def _run_cache(command: Any) -> int:
                 source=command.source, target=command.target, dtype=command.dtype
             )
             _say(
-                f"converted {done.converted} of {done.images} records into {done.cache} "
-                f"({done.bytes_before / 1e9:.2f} -> {done.bytes_after / 1e9:.2f} GB, "
+                f"converted {done.converted} of {counted(done.images, 'record')} into {done.cache} "
+                f"({format_bytes(done.bytes_before)} -> {format_bytes(done.bytes_after)}, "
                 f"{done.seconds:.0f} s)"
             )
         case RepairSettings():
             bad, report = pipeline.repair(command)
-            _say(f"rebuilt {len(bad)} records\n{report}")
+            _say(f"rebuilt {counted(len(bad), 'record')}\n{report}")
             return 0 if report.ok else 1
         case ImportSettings():
             imported = pipeline.import_reference(command)
-            _say(f"imported {imported.images} images into {command.cache}")
+            _say(f"imported {counted(imported.images, 'image')} into {command.cache}")
             for difference in imported.differences:
                 _say(f"differs: {difference}")
     return 0

@@ -22,6 +22,17 @@ PACKAGES = (
     "pillow",
     "scikit-learn",
     "nvtx",
+    # Extras: DICOM, export, LoRA, the hub, TensorBoard.
+    "pydicom",
+    "pylibjpeg",
+    "pylibjpeg-openjpeg",
+    "pyjpegls",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "peft",
+    "huggingface-hub",
+    "tensorboard",
 )
 
 

@@ -70,6 +70,29 @@ def test_preloading_other_settings_into_a_cache_is_refused(
     assert files_of(settings.cache) == before
 
 
+def test_no_image_is_measured_for_a_cache_that_cannot_fit(
+    preload_settings: MakePreload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = preload_settings()
+    preload(settings)
+
+    def measure(*_: object, **__: object) -> None:
+        raise AssertionError("the images were measured before the cache was found not to fit")
+
+    monkeypatch.setattr("fpt_fast.pipeline.planning.measure_statistics", measure)
+    with pytest.raises(CacheMismatch, match=r"input_size: the cache has \[48, 48\], asked for"):
+        preload(dataclasses.replace(settings, input_size="56", normalization="auto"))
+
+
+def test_a_run_is_not_made_longer(preload_settings: MakePreload, train_settings: MakeTrain) -> None:
+    preload(preload_settings())
+    train(train_settings(epochs=1))
+    with pytest.raises(ValueError, match="config.epochs: 1 -> 3.*cannot be made longer.*anew"):
+        train(train_settings(epochs=3, resume=True))
+    with pytest.raises(ValueError, match="restore them or choose another run_dir"):
+        train(train_settings(epochs=1, seed=1, resume=True))
+
+
 def test_other_weights_under_the_same_name_are_refused(
     preload_settings: MakePreload, train_settings: MakeTrain, tmp_path: Path, data: Path
 ) -> None:
@@ -100,7 +123,7 @@ def test_settings_that_a_cache_has_settled_are_not_ignored(
     preload_settings: MakePreload, train_settings: MakeTrain
 ) -> None:
     preload(preload_settings())
-    with pytest.raises(ConfigError, match="--augment-input: goes with --cache none"):
+    with pytest.raises(ConfigError, match="--augment-input: with a cache this is settled"):
         train(train_settings(augment_input=True))
     with pytest.raises(ConfigError, match="--normalization"):
         train(train_settings(normalization="messidor2"))

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fpt_fast.cache.errors import CacheBusy, CacheError, CacheFull, corrupt
+from fpt_fast.words import format_bytes
 
 LOCK_FILE = "lock"
 TEMPORARY_SUFFIX = ".tmp"
@@ -209,18 +210,6 @@ def free_bytes(path: Path) -> int:
     while not existing.exists():
         existing = existing.parent
     return shutil.disk_usage(existing).free
-
-
-def format_bytes(count: int) -> str:
-    """A count of bytes for people, in decimal units."""
-    if count < 1000:
-        return f"{count} B"
-    value = float(count)
-    for unit in ("kB", "MB", "GB", "TB"):
-        value /= 1000
-        if value < 999.95 or unit == "TB":
-            break
-    return f"{value:.1f} {unit}"
 
 
 def is_network_file_system(path: Path) -> bool:

@@ -28,12 +28,12 @@ from fpt_fast.cache.shards import find_bad_rows, is_current, shard_files, shard_
 from fpt_fast.cache.storage import (
     DirectoryLock,
     exists,
-    format_bytes,
     free_bytes,
     read_optional,
     report_full_disk,
     write_atomic,
 )
+from fpt_fast.words import counted, format_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,8 @@ class Forecast:
         )
         verdict = "" if self.fits else ": too little; make room, or use another --cache directory"
         return (
-            f"the cache of {self.images} images takes {format_bytes(self.bytes_total)}{present}; "
+            f"the cache of {counted(self.images, 'image')} takes "
+            f"{format_bytes(self.bytes_total)}{present}; "
             f"{format_bytes(self.bytes_free)} are free at {self.path}{verdict}"
         )
 

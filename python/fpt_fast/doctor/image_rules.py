@@ -8,6 +8,7 @@ from fpt_fast.doctor.image_facts import ImageFacts
 from fpt_fast.doctor.look_alikes import look_alike_pairs
 from fpt_fast.images import ImageError
 from fpt_fast.records import SPLITS
+from fpt_fast.words import counted, counted_are
 
 Facts = Sequence[ImageFacts]
 
@@ -42,7 +43,7 @@ def _unreadable(errors: Sequence[ImageError]) -> Iterator[Finding]:
     if errors:
         yield Finding(
             "error",
-            f"{len(errors)} images cannot be decoded",
+            f"{counted(len(errors), 'image')} cannot be decoded",
             "mend or remove them; --skip-unreadable leaves them out",
             tuple(f"{error.key}: {error.reason}" for error in errors),
         )
@@ -105,7 +106,10 @@ def _blank(facts: Facts) -> Iterator[Finding]:
     blank = tuple(fact.item.key for fact in facts if fact.blank)
     if blank:
         yield Finding(
-            "warning", f"{len(blank)} images are of one value everywhere", "remove them", blank
+            "warning",
+            f"{counted_are(len(blank), 'image')} of one value everywhere",
+            "remove them",
+            blank,
         )
 
 
@@ -123,8 +127,8 @@ def _sizes(facts: Facts, input_size: tuple[int, int] | None) -> Iterator[Finding
         if small:
             yield Finding(
                 "warning",
-                f"{len(small)} images are smaller than the input of {height}x{width} px: enlarging "
-                "adds tokens and no detail",
+                f"{counted_are(len(small), 'image')} smaller than the input of {height}x{width}: "
+                "enlarging adds tokens and no detail",
                 "choose a smaller --input-size, or find the originals",
                 tuple(f"{f.item.key}: {f.size[0]}x{f.size[1]}" for f in small),
             )
@@ -132,8 +136,8 @@ def _sizes(facts: Facts, input_size: tuple[int, int] | None) -> Iterator[Finding
     if stretched:
         yield Finding(
             "warning",
-            f"{len(stretched)} images are stretched by {_STRETCH} or more when resized to the "
-            "input's shape",
+            f"{counted_are(len(stretched), 'image')} stretched by {_STRETCH} or more when "
+            "resized to the input's shape",
             "give an --input-size of their shape",
             tuple(f"{f.item.key}: {f.size[0]}x{f.size[1]}" for f in stretched),
         )

@@ -131,8 +131,9 @@ def _decode(file: BinaryIO, name: str, reading: Reading, max_pixels: int | None)
         return window_u16(pixels.astype(np.uint16, copy=False), reading.window)
     if parse_window(reading.window) is not None or reading.window == "minmax":
         raise _RefusedError(
-            f"a window is for grey of more than 8 bits, got --window {reading.window} for "
-            f"{'colour' if pixels.shape[2] == 3 else '8 bits'}: use file or full"
+            f"--window {reading.window} chooses the levels of grey images of more than 8 bits, and "
+            f"this one {'has colour' if pixels.shape[2] == 3 else 'has 8 bits'}; leave --window "
+            "out (file), or take such images out of the data"
         )
     return pixels
 

@@ -19,6 +19,7 @@ from fpt_fast.images import (
 )
 from fpt_fast.records import AS_THE_FILE_SAYS, SPLITS, ImageItem, ImageSet, Reading
 from fpt_fast.settings import DataSettings, ListingSettings, ReadingSettings
+from fpt_fast.words import counted
 
 log = logging.getLogger("fpt_fast")
 
@@ -48,8 +49,8 @@ def open_image_set(
         )
     require_training_images(images)
     log.info(
-        "data: %d images of %d classes (%s)",
-        len(images.items),
+        "data: %s of %d classes (%s)",
+        counted(len(images.items), "image"),
         len(images.classes),
         ", ".join(f"{split} {len(images.of_split(split))}" for split in SPLITS),
     )

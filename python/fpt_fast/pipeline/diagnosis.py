@@ -14,6 +14,7 @@ from fpt_fast.pipeline.run_folder import BEST
 from fpt_fast.records import ImageSet
 from fpt_fast.setting_values import build_settings, parse_size
 from fpt_fast.settings import DoctorSettings, TrainSettings
+from fpt_fast.words import counted
 
 
 def doctor(settings: DoctorSettings | None = None, **values: Any) -> Diagnosis:
@@ -105,7 +106,7 @@ def _compare(cache: Path, images: ImageSet, workers: int) -> list[Finding]:
     return [
         Finding(
             "error",
-            f"the cache lacks {len(lacking)} of {len(digests)} images of the data",
+            f"the cache lacks {len(lacking)} of {counted(len(digests), 'image')} of the data",
             "run fpt-fast preload again with the same settings: it adds what is missing",
             lacking,
         )

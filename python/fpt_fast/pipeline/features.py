@@ -5,7 +5,6 @@ and comes back out of it, so that training and prediction never guess.
 """
 
 import dataclasses
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,34 +16,26 @@ from torch import Tensor
 
 from fpt_fast.backbone import FrozenBackbone, load_backbone
 from fpt_fast.cache import CacheMismatch, RecordLayout
-from fpt_fast.config import ConfigError, FptConfig, check_divides, format_layers, parse_layers
-from fpt_fast.distributed import ALONE, World
-from fpt_fast.images import dataset_preset, measure_statistics
+from fpt_fast.config import ConfigError, format_layers, parse_layers
 from fpt_fast.loader import FrozenPass
 from fpt_fast.ops import quantise_kv
-from fpt_fast.pipeline.data import reading_of
 from fpt_fast.records import (
     AS_THE_FILE_SAYS,
     Attention,
     BackboneSpec,
     FeatureDtype,
-    ImageSet,
     Importance,
     Preprocessing,
     Reading,
 )
 from fpt_fast.selection import keep_count
-from fpt_fast.setting_values import parse_size
-from fpt_fast.settings import FrozenSettings
-
-log = logging.getLogger("fpt_fast")
 
 # Raised whenever the same settings begin to give other features.
 FEATURES_VERSION = 1
 
 # What a fingerprint that does not say is of: those of older caches stay as they have always been.
 _FIRST_FEATURES: FeatureDtype = "float16"
-_UNSAID: dict[str, Any] = {
+UNSAID: dict[str, Any] = {
     "features": _FIRST_FEATURES,
     "fit": "stretch",
     "window": AS_THE_FILE_SAYS.window,
@@ -113,7 +104,7 @@ class FeaturePlan:
             "window": self.reading.window,
             "dicom_frame": self.reading.frame,
         }
-        values |= {name: value for name, value in said.items() if value != _UNSAID[name]}
+        values |= {name: value for name, value in said.items() if value != UNSAID[name]}
         return {name: _plain(value) for name, value in values.items()}
 
     def sources(self) -> dict[str, Any]:
@@ -149,7 +140,7 @@ class FeaturePlan:
                     size=_tupled(values["input_size"]),
                     mean=_tupled(values["mean"]),
                     std=_tupled(values["std"]),
-                    fit=values.get("fit", _UNSAID["fit"]),
+                    fit=values.get("fit", UNSAID["fit"]),
                 ),
                 layers=_tupled(values["layers"]),
                 token_ratio=values["token_ratio"],
@@ -157,8 +148,8 @@ class FeaturePlan:
                 features=values.get("features", _FIRST_FEATURES),
                 attention=values.get("attention"),
                 reading=Reading(
-                    values.get("window", _UNSAID["window"]),
-                    values.get("dicom_frame", _UNSAID["dicom_frame"]),
+                    values.get("window", UNSAID["window"]),
+                    values.get("dicom_frame", UNSAID["dicom_frame"]),
                 ),
             )
         except KeyError as error:
@@ -187,7 +178,7 @@ class FeaturePlan:
 
     def require_equal(self, other: "FeaturePlan", what: str) -> None:
         """Raise ``CacheMismatch`` where ``other``, the features of ``what``, are not these."""
-        ours, theirs = _UNSAID | self.fingerprint(), _UNSAID | other.fingerprint()
+        ours, theirs = UNSAID | self.fingerprint(), UNSAID | other.fingerprint()
         differing = [
             f"  {name}: the run has {ours[name]}, {what} has {theirs[name]}"
             for name in ours
@@ -224,81 +215,6 @@ class FeaturePlan:
                 + "\nleave the setting out, name the cache that fits, or preload into another "
                 "--cache directory"
             )
-
-
-def make_plan(
-    settings: FrozenSettings,
-    source: str,
-    input_size: str,
-    method: FptConfig,
-    images: ImageSet,
-    recorded: FeaturePlan | None = None,
-    features: FeatureDtype = "float16",
-    world: World = ALONE,
-) -> tuple[FeaturePlan, FrozenBackbone]:
-    """Load the frozen model and settle everything that shapes the features.
-
-    ``normalization="auto"`` measures the training images at the input size; where features were
-    ``recorded`` at that size, their mean and deviation stay, so that a data set can grow.
-    """
-    size = parse_size("input_size", input_size)
-    backbone = load_backbone(
-        source,
-        checkpoint_path=settings.checkpoint_path,
-        pretrained=settings.pretrained,
-        dtype=settings.dtype,
-        device=settings.device,
-        position_interpolation=settings.position_interpolation,
-        attention=settings.attention,
-    )
-    spec = backbone.spec
-    check_divides("input_size", size, spec.patch_size)
-    method.check_against(spec)
-    reading = reading_of(settings)
-    measured = settings.normalization == "auto" and settings.mean is None and settings.std is None
-    if measured and recorded is not None and _measures_alike(recorded, settings, size):
-        mean, std = recorded.preprocessing.mean, recorded.preprocessing.std
-        log.info("normalisation: as the cache has it (measured when it was begun)")
-    else:
-        mean, std = choose_normalization(settings, spec, size, images, world)
-    plan = FeaturePlan(
-        spec=spec,
-        source=recorded_source(source),
-        checkpoint_path=(
-            None if settings.checkpoint_path is None else str(settings.checkpoint_path.resolve())
-        ),
-        pretrained=settings.pretrained,
-        position_interpolation=settings.position_interpolation,
-        dtype=str(backbone.dtype).removeprefix("torch."),
-        preprocessing=Preprocessing(size, mean, std, settings.fit),
-        layers=method.resolve_layers(spec.depth),
-        token_ratio=method.token_ratio,
-        importance=method.importance,
-        features=features,
-        attention=backbone.attention_implementation,
-        reading=reading,
-    )
-    log.info(
-        "features: %s, layers %s of %d, %d of %d tokens per head, kept as %s, input %dx%d, "
-        "%s on %s, attention %s",
-        spec.name,
-        format_layers(plan.layers),
-        spec.depth,
-        plan.layout.kept,
-        spec.num_tokens(size),
-        plan.features,
-        *size,
-        plan.dtype,
-        backbone.device,
-        plan.attention,
-    )
-    return plan, backbone
-
-
-def _measures_alike(recorded: FeaturePlan, settings: FrozenSettings, size: tuple[int, int]) -> bool:
-    """Whether the mean and deviation of ``recorded`` are of images read and fitted as now."""
-    before = (recorded.preprocessing.size, recorded.preprocessing.fit, recorded.reading)
-    return before == (size, settings.fit, reading_of(settings))
 
 
 def load_recorded_backbone(
@@ -342,45 +258,6 @@ def recorded_source(source: str) -> str:
     """A directory by its absolute path, so that a run finds it from anywhere; a name as it is."""
     path = Path(source)
     return str(path.resolve()) if path.is_dir() else source
-
-
-def choose_normalization(
-    settings: FrozenSettings,
-    spec: BackboneSpec,
-    size: tuple[int, int],
-    images: ImageSet,
-    world: World = ALONE,
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and deviation of the channels, as ``settings`` say: given, named, or measured."""
-    if settings.mean is not None or settings.std is not None:
-        if settings.mean is None or settings.std is None:
-            raise ConfigError("--mean and --std go together; give both or neither")
-        if min(settings.std) <= 0:
-            raise ConfigError(f"std must be above 0 in every channel, got {settings.std}")
-        return settings.mean, settings.std
-    if settings.normalization == "backbone":
-        return spec.mean, spec.std
-    if settings.normalization != "auto":
-        preset = dataset_preset(settings.normalization)
-        return preset.mean, preset.std
-    mean, std = measure_statistics(
-        images.of_split("train"),
-        size=size,
-        fit=settings.fit,
-        workers=settings.workers,
-        world=world,
-    )
-    if min(std) <= 0:
-        raise ConfigError(
-            f"the training images are constant in a channel (std {std}), so they cannot be "
-            "normalised by measurement; use --normalization backbone, or give --mean and --std"
-        )
-    log.info(
-        "normalisation measured on the training images: mean %s, std %s",
-        " ".join(f"{value:.4f}" for value in mean),
-        " ".join(f"{value:.4f}" for value in std),
-    )
-    return mean, std
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,8 @@ from fpt_fast.compat.features import REFERENCE_DIFFERENCES, read_reference_featu
 from fpt_fast.config import preset
 from fpt_fast.distributed import refuse_several
 from fpt_fast.pipeline.data import open_image_set
-from fpt_fast.pipeline.features import make_plan, parse_optional_layers
+from fpt_fast.pipeline.features import parse_optional_layers
+from fpt_fast.pipeline.planning import make_plan
 from fpt_fast.setting_values import build_settings
 from fpt_fast.settings import PreloadSettings
 

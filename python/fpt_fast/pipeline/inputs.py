@@ -41,13 +41,15 @@ from fpt_fast.pipeline.data import (
     require_patients,
     require_training_images,
 )
-from fpt_fast.pipeline.features import FeaturePlan, load_recorded_backbone, make_plan
+from fpt_fast.pipeline.features import FeaturePlan, load_recorded_backbone
 from fpt_fast.pipeline.peer_plan import PeerPlan
 from fpt_fast.pipeline.placing import PlacedFeatures, has_room_for
+from fpt_fast.pipeline.planning import make_plan
 from fpt_fast.records import ImageSet, Preprocessing, Split, Task
 from fpt_fast.setting_values import parse_size
 from fpt_fast.settings import TrainSettings
 from fpt_fast.trainer import resolve_device
+from fpt_fast.words import counted
 
 log = logging.getLogger("fpt_fast")
 
@@ -293,7 +295,7 @@ def _only_cached(images: ImageSet, reader: CacheReader) -> ImageSet:
     known = set(reader.keys)
     missing = [item.key for item in images.items if item.key not in known]
     if missing:
-        log.warning("going on without %d images that the cache lacks", len(missing))
+        log.warning("going on without %s that the cache lacks", counted(len(missing), "image"))
     images = dataclasses.replace(
         images, items=tuple(item for item in images.items if item.key in known)
     )

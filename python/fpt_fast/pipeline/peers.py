@@ -12,9 +12,10 @@ from fpt_fast.loader import NoFeatures
 from fpt_fast.model_files import read_description
 from fpt_fast.peers import LEARNING_RATES, PEER_FORMAT, BackboneSource, PeerConfig, PeerModel
 from fpt_fast.pipeline.data import open_image_set, reading_of
-from fpt_fast.pipeline.features import choose_normalization, recorded_source
+from fpt_fast.pipeline.features import recorded_source
 from fpt_fast.pipeline.inputs import RunInputs, require_classes
 from fpt_fast.pipeline.peer_plan import PeerPlan
+from fpt_fast.pipeline.planning import choose_normalization
 from fpt_fast.records import ImageSet, Preprocessing
 from fpt_fast.setting_values import parse_size
 from fpt_fast.settings import TrainSettings

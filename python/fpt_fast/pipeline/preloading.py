@@ -27,14 +27,15 @@ from fpt_fast.interrupts import stop_on_signals
 from fpt_fast.pipeline.data import open_image_set, patient_notes, reading_of
 from fpt_fast.pipeline.features import (
     FeaturePlan,
-    make_plan,
     parse_optional_layers,
 )
+from fpt_fast.pipeline.planning import make_plan
 from fpt_fast.profiling import span
 from fpt_fast.records import ImageBatch, ImageItem, SelectedTokens
 from fpt_fast.selection import select_features
 from fpt_fast.setting_values import build_settings, parse_size
 from fpt_fast.settings import PreloadSettings
+from fpt_fast.words import counted
 
 log = logging.getLogger("fpt_fast")
 
@@ -107,9 +108,9 @@ def _preload(settings: PreloadSettings, method: FptConfig, world: World) -> Prel
             log.info("resuming: %d of %d images are done", len(keys) - len(pending), len(keys))
         if pending and world.is_first:
             log.info(
-                "this takes about %s for %d images (more where decoding is slower)",
+                "this takes about %s for %s (more where decoding is slower)",
                 _duration(len(pending) * _seconds_per_image(plan, backbone) / world.size),
-                len(pending),
+                counted(len(pending), "image"),
             )
         _fill(writer, images.items, pending, plan, backbone, settings, world)
         writer.finish()

@@ -200,8 +200,9 @@ def refuse_ignored(settings: RunSettings) -> None:
     if given:
         flags = ", ".join("--" + name.replace("_", "-") for name in given)
         raise ConfigError(
-            f"{flags}: goes with --cache none only, since the features of a cache are made; leave "
-            "it out, or preload with it"
+            f"{flags}: with a cache this is settled, by how the cache was preloaded, and is read "
+            "from there: leave it out; to change it, preload another cache with it (training "
+            "itself takes it with --cache none only)"
         )
 
 

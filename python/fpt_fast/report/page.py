@@ -23,6 +23,7 @@ from fpt_fast.report.trust import (
     operating_table,
 )
 from fpt_fast.trust import Assessment
+from fpt_fast.words import counted
 
 REPORT_FILE = "report.html"
 
@@ -80,9 +81,9 @@ def _header(
     classes: Sequence[str],
     history: TrainingHistory | None,
 ) -> str:
-    parts = [f"{images} {escape(split)} images, {len(classes)} classes"]
+    parts = [counted(images, f"{escape(split)} image") + f", {len(classes)} classes"]
     if history is not None and history.epochs:
-        parts.append(f"{len(history.epochs)} epochs trained")
+        parts.append(f"{counted(len(history.epochs), 'epoch')} trained")
         if history.best_epoch is not None:
             value = history.best_value
             reached = (

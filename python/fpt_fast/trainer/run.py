@@ -110,6 +110,17 @@ def leave(run: Run, begun: BegunEpoch) -> None:
     )
 
 
+def _advice(difference: str) -> str:
+    """What to do about a run that was asked to go on otherwise than it was begun."""
+    if "config.epochs" in difference:
+        return (
+            "a run cannot be made longer or shorter, since its learning rate falls over all of "
+            "its epochs: resume it with the number that it was begun with, or train anew in "
+            "another run directory (the cache is used again)"
+        )
+    return "restore them or choose another run_dir"
+
+
 def resume_run(run: Run, resume: bool) -> dict[str, Any]:
     """Take up the state of ``last``, or make sure that there is none to overwrite; returns what
     ``run.train_step`` is to take up."""
@@ -127,7 +138,7 @@ def resume_run(run: Run, resume: bool) -> dict[str, Any]:
     if difference:
         raise CheckpointError(
             f"the run in {run.run_dir} was started with other settings, so it cannot be resumed: "
-            f"{difference}; restore them or choose another run_dir"
+            f"{difference}; {_advice(difference)}"
         )
     load_state(run.model, checkpoint.model, str(run.run_dir / "last"))
     restore_optimizer(run.optimizer, checkpoint.optimizer)

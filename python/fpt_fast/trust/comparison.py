@@ -14,6 +14,7 @@ from fpt_fast.records import UNLABELLED, Predictions
 from fpt_fast.trust.bootstrap import Bootstrap, Interval
 from fpt_fast.trust.delong import AreaDifference, compare_areas, compare_macro_areas
 from fpt_fast.trust.resampled import Floats, Resampler
+from fpt_fast.words import counted
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +39,7 @@ class Comparison:
     def __str__(self) -> str:
         """A table in plain text: DeLong's tests, then the other metrics."""
         said = f"differences are first less second, with {self.level:.0%} intervals"
-        lines = [f"{self.images} images; {said}"]
+        lines = [f"{counted(self.images, 'image')}; {said}"]
         if self.auc is not None:
             lines.append(_row("AUC", self.auc))
         if len(self.classes) > 2:

@@ -1,0 +1,23 @@
+"""Counts in words, for messages."""
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 image``, ``2 images``."""
+    return f"{count:d} {noun}" if count == 1 else f"{count:d} {noun}s"
+
+
+def counted_are(count: int, noun: str) -> str:
+    """``1 image is``, ``2 images are``."""
+    return f"{counted(count, noun)} {'is' if count == 1 else 'are'}"
+
+
+def format_bytes(count: int) -> str:
+    """A count of bytes for people, in decimal units."""
+    if count < 1000:
+        return f"{count} B"
+    value = float(count)
+    for unit in ("kB", "MB", "GB", "TB"):
+        value /= 1000
+        if value < 999.95 or unit == "TB":
+            break
+    return f"{value:.1f} {unit}"
