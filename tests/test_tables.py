@@ -16,7 +16,7 @@ from small_run import write_backbone
 from benchmarks.tables import __main__ as tables
 from benchmarks.tables.memory import Memory
 from benchmarks.tables.publish import publish
-from benchmarks.tables.published import READERS, write_list
+from benchmarks.tables.published import READERS, published_auc, write_list
 from benchmarks.tables.runs import Run, best_validation
 from benchmarks.tables.summary import draw, mean_interval
 from benchmarks.tables.variants import TABLES, Options, Variant
@@ -307,6 +307,33 @@ def test_from_a_download_to_a_row_in_one_command(
     assert str(tmp_path) not in text
     assert ("published AUC" in text) == (auc is not None)
     assert auc is None or f"| {auc} |" in text
+
+
+@pytest.mark.parametrize("name", DOWNLOADS)
+def test_the_page_of_data_sets_has_what_is_published(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page's figures are those of the presets and of the papers' tables, and its commands
+    begin from the list that its first one writes."""
+    page = (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8")
+    [row] = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    preset = dataset_preset(name)
+    assert int(cells[2].split()[0]) == preset.num_classes == DOWNLOADS[name][1]
+    assert float(cells[3]) == preset.learning_rate and preset.input_size == 512
+    for cell, method in ((cells[4], "fpt"), (cells[5], "full_fine_tuning")):
+        published = published_auc(name, method)
+        assert cell == "not given" if published is None else float(cell) == published
+    folder = name.upper()
+    words = f"python -m benchmarks.tables.published {name} {folder}"
+    listed = f"--data {folder}/fpt-fast-{name}.csv"
+    assert words in page and page.count(listed) == 2
+    assert f"--normalization {name}\n" in page and f"--preset {name}\n" in page
+    DOWNLOADS[name][0](tmp_path / folder)
+    assert published.main([name, str(tmp_path / folder)]) == 0
+    assert (tmp_path / folder / f"fpt-fast-{name}.csv").is_file()
+    assert f"fpt-fast-{name}.csv" in capsys.readouterr().out
+    assert published.main([name, str(tmp_path / "nowhere")]) == 1
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,14 @@ Where each comes from: Messidor-2 (ADCIS; grades ``messidor_data.csv`` of Google
 (github.com/nkicsl/DDR-dataset, DR_grading), ISIC 2016 part 3 and ISIC 2018 task 3 (challenge
 pages), DDSM (the JPEG or PNG release "mini-DDSM"), CMMD (TCIA; its clinical table saved as CSV),
 COVID (Kaggle, "COVID CXR Image Dataset": covid, normal, virus), CHNCXR (Shenzhen set of the NLM).
+
+``python -m benchmarks.tables.published ddr DDR`` writes the list of one; docs/datasets.md.
 """
 
+import argparse
 import csv
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -231,3 +235,24 @@ def split_by_patient(rows: list[tuple[Path, str, str]]) -> Iterator[Row]:
     splits = assign_splits(patients, RATIOS, 0)
     for path, label, patient in rows:
         yield path, label, splits[patient]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the list of one download; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables.published")
+    parser.add_argument("name", choices=sorted(READERS))
+    parser.add_argument("folder", type=Path, help="of the download")
+    given = parser.parse_args(arguments)
+    try:
+        path = write_list(given.name, given.folder)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    with path.open(encoding="utf-8") as file:
+        count = sum(1 for _ in file) - 1
+    print(f"{count} images: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
