@@ -37,10 +37,10 @@ HELPERS = {
     "interrupts": set[str](),
     "tracking": {"records"},
     "accounting": {"records"},
-    "trust": {"records", "metrics"},
+    "trust": {"records", "words", "metrics"},
     "explanation": {"records", "fusion"},
     "portable": {"records", "config", "backbone", "selection", "fusion", "side_network", "model"},
-    "doctor": {"records", "images"},
+    "doctor": {"records", "words", "images"},
 }
 # Stages that may see less than what stands upstream of them.
 NARROW = {

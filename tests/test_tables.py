@@ -322,8 +322,8 @@ def test_the_page_of_data_sets_has_what_is_published(
     assert int(cells[2].split()[0]) == preset.num_classes == DOWNLOADS[name][1]
     assert float(cells[3]) == preset.learning_rate and preset.input_size == 512
     for cell, method in ((cells[4], "fpt"), (cells[5], "full_fine_tuning")):
-        published = published_auc(name, method)
-        assert cell == "not given" if published is None else float(cell) == published
+        figure = published_auc(name, method)
+        assert cell == "not given" if figure is None else float(cell) == figure
     folder = name.upper()
     words = f"python -m benchmarks.tables.published {name} {folder}"
     listed = f"--data {folder}/fpt-fast-{name}.csv"
