@@ -14,6 +14,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from small_run import write_backbone
 
 from benchmarks.tables import __main__ as tables
+from benchmarks.tables import published
 from benchmarks.tables.memory import Memory
 from benchmarks.tables.publish import publish
 from benchmarks.tables.published import READERS, published_auc, write_list
