@@ -13,6 +13,7 @@ namespace {
 #include "select_tokens.h"
 #include "product.h"
 #include "rows.h"
+#include "tile_pack.h"
 #include "tile_attention.h"
 #include "attention.h"
 #include "prompt_products.h"

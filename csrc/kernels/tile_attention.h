@@ -7,124 +7,6 @@
 
 #if FPT_AMX
 
-constexpr int64_t SIDE = 16;              // rows of a tile, and its columns of f32
-constexpr int64_t FLOATS = SIDE * SIDE;   // 4-byte steps of a tile
-constexpr int64_t QUERIES = 2 * SIDE;     // of a block: every tile of keys serves two of queries
-constexpr int64_t CHUNK = 32;             // values of a row of bf16: depth of a product, in tokens
-constexpr int64_t BLOCK = 12;             // chunks of a block, at most
-constexpr float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
-
-// Tiles stand one after the other, [groups of 16 rows or columns][depth][16][16 steps].
-struct TileScratch {
-  int64_t chunks;  // of 32 tokens
-  int64_t depth;   // of 32 channels
-  int64_t blocks;
-  bool kept;  // weights stay until their row's sum is known
-  uint32_t *keys, *values, *queries, *weights, *rows;
-  float *logits, *out, *tops, *columns;
-  int64_t bytes = 0;
-
-  explicit TileScratch(const AttentionTask& task) {
-    chunks = (task.tokens + CHUNK - 1) / CHUNK;
-    depth = (task.width + CHUNK - 1) / CHUNK;
-    blocks = (chunks + BLOCK - 1) / BLOCK;
-    kept = task.columns && !task.known_lse;
-    char* at = static_cast<char*>(task.scratch);
-    keys = take<uint32_t>(at, chunks * 2 * depth * FLOATS);
-    values = take<uint32_t>(at, task.v.data ? chunks * 2 * depth * FLOATS : 0);
-    queries = take<uint32_t>(at, 2 * depth * FLOATS);
-    weights = take<uint32_t>(at, task.v.data ? BLOCK * 2 * FLOATS : 0);
-    rows = take<uint32_t>(at, SIDE * depth * SIDE);
-    logits = take<float>(at, (kept ? chunks : BLOCK) * 4 * FLOATS);
-    out = take<float>(at, task.v.data ? 4 * depth * FLOATS : 0);
-    tops = take<float>(at, blocks * QUERIES);
-    columns = take<float>(at, chunks * CHUNK);
-  }
-
-  int64_t first_chunk(int64_t block) const { return block * chunks / blocks; }
-
-  template <class T>
-  T* take(char* base, int64_t count) {
-    T* part = reinterpret_cast<T*>(base + bytes);
-    bytes += round_up(count * sizeof(T), 64);
-    return part;
-  }
-};
-
-// 16 rows of a matrix, as many as it has after `first`, as pairs; then zeros.  [16, depth * 16]
-template <int64_t ROWS>
-static void unpack_rows(const Matrix& matrix, int64_t first, int64_t count, int64_t width,
-                        int64_t steps, uint32_t* to) {
-  for (int64_t row = 0; row < ROWS; ++row) {
-    if (row < count) {
-      unpack(matrix, Kind::bf16, first + row, width, to + row * steps, steps);
-    } else {
-      __builtin_memset(to + row * steps, 0, 4 * steps);
-    }
-  }
-}
-
-// Rows of 16 steps, `stride` steps apart -> a tile of their columns.
-FPT_INLINE void transpose(const uint32_t* from, int64_t stride, uint32_t* to) {
-  __m512i rows[SIDE];
-#pragma GCC unroll 16
-  for (int i = 0; i < SIDE; ++i) rows[i] = _mm512_loadu_si512(from + i * stride);
-  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-#pragma GCC unroll 4
-  for (int apart = 1; apart < SIDE; apart *= 2) {
-    const __mmask16 upper = _mm512_test_epi32_mask(lane, _mm512_set1_epi32(apart));
-    // Lanes of the second operand are numbered from 16.
-    const __m512i evens = _mm512_mask_add_epi32(lane, upper, lane, _mm512_set1_epi32(16 - apart));
-    const __m512i odds = _mm512_mask_add_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(apart)),
-                                               upper, lane, _mm512_set1_epi32(16));
-#pragma GCC unroll 16
-    for (int i = 0; i < SIDE; ++i)
-      if (!(i & apart)) {
-        const __m512i even = rows[i], odd = rows[i + apart];
-        rows[i] = _mm512_permutex2var_epi32(even, evens, odd);
-        rows[i + apart] = _mm512_permutex2var_epi32(even, odds, odd);
-      }
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < SIDE; ++i) _mm512_store_si512(to + i * SIDE, rows[i]);
-}
-
-// Columns of the second operand are tokens.
-static void pack_keys(const AttentionTask& task, const TileScratch& s) {
-  for (int64_t first = 0; first < s.chunks * CHUNK; first += SIDE) {
-    unpack_rows<SIDE>(task.k, first, task.tokens - first, task.width, s.depth * SIDE, s.rows);
-    uint32_t* to = s.keys + first / SIDE * s.depth * FLOATS;
-    for (int64_t d = 0; d < s.depth; ++d)
-      transpose(s.rows + d * SIDE, s.depth * SIDE, to + d * FLOATS);
-  }
-}
-
-// Pairs of the second operand are tokens, its columns channels.
-static void pack_values(const AttentionTask& task, const TileScratch& s) {
-  const int64_t tiles = 2 * s.depth;
-  for (int64_t first = 0; first < s.chunks * CHUNK; first += 2) {
-    unpack_rows<2>(task.v, first, task.tokens - first, task.width, s.depth * SIDE, s.rows);
-    const auto* halves = reinterpret_cast<const uint16_t*>(s.rows);
-    uint32_t* to = s.values + first / CHUNK * tiles * FLOATS + first % CHUNK / 2 * SIDE;
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      const U even = as_bits(load_bf16(halves + tile * SIDE)) >> 16;
-      const U odd = as_bits(load_bf16(halves + (tiles + tile) * SIDE));
-      _mm512_store_si512(to + tile * FLOATS, (__m512i)(even | odd));
-    }
-  }
-}
-
-static void pack_queries(const AttentionTask& task, const TileScratch& s, int64_t first) {
-  for (int64_t group = 0; group < 2; ++group) {
-    const int64_t row = first + group * SIDE;
-    unpack_rows<SIDE>(task.q, row, task.rows - row, task.width, s.depth * SIDE, s.rows);
-    for (int64_t d = 0; d < s.depth; ++d)
-      for (int64_t i = 0; i < SIDE; ++i)
-        __builtin_memcpy(s.queries + ((group * s.depth + d) * SIDE + i) * SIDE,
-                         s.rows + (i * s.depth + d) * SIDE, 4 * SIDE);
-  }
-}
-
 // Logits, unscaled, of 32 queries and a chunk of 32 tokens: [2 of queries][2 of tokens] tiles.
 FPT_INLINE void multiply_keys(const TileScratch& s, int64_t chunk, float* to) {
   const uint32_t* keys = s.keys + chunk * 2 * s.depth * FLOATS;
@@ -209,7 +91,7 @@ FPT_INLINE F highest_of_rows(const float* logits, int64_t chunks) {
     for (int half = 0; half < 2; ++half)
 #pragma GCC unroll 16
       for (int i = 0; i < SIDE; ++i)
-        highest[i] = join<true>(load(logits + chunk * 4 * FLOATS + half * FLOATS + i * SIDE),
+        highest[i] = join<true>(load(logits + chunk * LOGITS + half * FLOATS + i * SIDE),
                                 highest[i]);
   return reduce_rows<true>(highest);
 }
@@ -224,13 +106,13 @@ static F exponentiate_rows(float* logits, int64_t chunks, float scale, const flo
     const F top = splat(tops[i]);
     F even{}, odd{};
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      float* at = logits + chunk * 4 * FLOATS + i * SIDE;
+      float* at = logits + chunk * LOGITS + i * SIDE;
       const F first = power_of_two(load(at) * splat(scale) - top);
       const F second = power_of_two(load(at + FLOATS) * splat(scale) - top);
       even += first;
       odd += second;
       if (WANTED)
-        _mm512_store_si512(weights + chunk * 2 * FLOATS + i * SIDE,
+        _mm512_store_si512(weights + chunk * WEIGHTS + i * SIDE,
                            (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
       if (KEPT) {
         store(at, first);
@@ -253,8 +135,8 @@ static void multiply_values(const TileScratch& s, int64_t first, int64_t chunks)
     tile_load<2>(out + 2 * FLOATS, 64);
     tile_load<3>(out + 3 * FLOATS, 64);
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      tile_load<4>(s.weights + chunk * 2 * FLOATS, 64);
-      tile_load<5>(s.weights + (chunk * 2 + 1) * FLOATS, 64);
+      tile_load<4>(s.weights + chunk * WEIGHTS, 64);
+      tile_load<5>(s.weights + chunk * WEIGHTS + FLOATS, 64);
       tile_load<6>(values + chunk * tiles * FLOATS, 64);
       tile_load<7>(values + (chunk * tiles + 1) * FLOATS, 64);
       tile_product<0, 4, 6>();
@@ -299,7 +181,7 @@ static void add_kept(const float* weights, int64_t chunks, const float* factors,
                      float* columns) {
   for (int64_t chunk = 0; chunk < chunks; ++chunk)
     for (int64_t half = 0; half < 2; ++half) {
-      const float* at = weights + chunk * 4 * FLOATS + half * FLOATS;
+      const float* at = weights + chunk * LOGITS + half * FLOATS;
       F even{}, odd{};
       for (int64_t i = 0; i + 1 < count; i += 2) {
         even += load(at + i * SIDE) * splat(factors[i]);
@@ -339,7 +221,7 @@ static void finish_group(const AttentionTask& task, const TileScratch& s, int64_
   for (int64_t block = 0; block < s.blocks; ++block) {
     const int64_t chunk = s.first_chunk(block), chunks = s.first_chunk(block + 1) - chunk;
     store(numbers, power_of_two(load(s.tops + block * QUERIES + group * SIDE) - rows.top) * inverse);
-    add_kept(s.logits + (chunk * 4 + group * 2) * FLOATS, chunks, numbers, count,
+    add_kept(s.logits + chunk * LOGITS + group * 2 * FLOATS, chunks, numbers, count,
              s.columns + chunk * CHUNK);
   }
 }
@@ -353,10 +235,10 @@ static void attend_queries(const AttentionTask& task, const TileScratch& s, int6
   if (WANTED) __builtin_memset(s.out, 0, 4 * 4 * s.depth * FLOATS);
   for (int64_t block = 0; block < s.blocks; ++block) {
     const int64_t chunk = s.first_chunk(block), chunks = s.first_chunk(block + 1) - chunk;
-    float* logits = s.logits + (KEPT ? chunk * 4 * FLOATS : 0);
-    for (int64_t i = 0; i < chunks; ++i) multiply_keys(s, chunk + i, logits + i * 4 * FLOATS);
+    float* logits = s.logits + (KEPT ? chunk * LOGITS : 0);
+    for (int64_t i = 0; i < chunks; ++i) multiply_keys(s, chunk + i, logits + i * LOGITS);
     if (block == s.blocks - 1)
-      mask_chunk(task.tokens - (s.chunks - 1) * CHUNK, logits + (chunks - 1) * 4 * FLOATS);
+      mask_chunk(task.tokens - (s.chunks - 1) * CHUNK, logits + (chunks - 1) * LOGITS);
     for (int64_t group = 0; group < groups; ++group)
       weigh_group<WANTED, KEPT>(s, group, logits + group * 2 * FLOATS, chunks, task.scale * LOG2_E,
                                 s.tops + block * QUERIES + group * SIDE, rows[group]);
@@ -375,9 +257,9 @@ static void add_known(const AttentionTask& task, const TileScratch& s, int64_t f
   pack_queries(task, s, first);
   for (int64_t chunk = 0; chunk <= s.chunks; ++chunk) {
     // The products of a chunk run beside the exponentials of the one before.
-    if (chunk < s.chunks) multiply_keys(s, chunk, s.logits + chunk % 2 * 4 * FLOATS);
+    if (chunk < s.chunks) multiply_keys(s, chunk, s.logits + chunk % 2 * LOGITS);
     if (chunk == 0) continue;
-    const float* logits = s.logits + (chunk - 1) % 2 * 4 * FLOATS;
+    const float* logits = s.logits + (chunk - 1) % 2 * LOGITS;
     F first_half{}, second_half{};
     for (int64_t i = 0; i < count; ++i) {
       const float* at = logits + (i / SIDE * 2 * SIDE + i % SIDE) * SIDE;
