@@ -5,10 +5,11 @@ layouts, keys, JSON.  Checksums are recomputed, so that nothing but the checks o
 between the lie and the code behind it.
 """
 
+import copy
 import json
 import random
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fpt_fast.cache.format import DIGEST_BYTES, JOURNAL_ENTRY_BYTES, MAGIC, digest
@@ -82,34 +83,39 @@ class Lie:
         return body + digest(body)
 
 
+def _one_of(values: Sequence[Any], pick: random.Random) -> Any:
+    """A copy: what one lie puts in another may change, and it must not change all that follow."""
+    return copy.deepcopy(pick.choice(values))
+
+
 def _number(lie: Lie, pick: random.Random) -> None:
     lie.header[pick.choice(("records", "records_per_shard", "keys_bytes"))] = pick.choice(ODD)
 
 
 def _layout(lie: Lie, pick: random.Random) -> None:
     name = pick.choice(("layers", "heads", "kept", "head_width"))
-    lie.header["layout"][name] = pick.choice((*ODD, *WRONG))
+    lie.header["layout"][name] = _one_of((*ODD, *WRONG), pick)
 
 
 def _dtype(lie: Lie, pick: random.Random) -> None:
-    lie.header["layout"]["dtype"] = pick.choice((*DTYPES, *WRONG))
+    lie.header["layout"]["dtype"] = _one_of((*DTYPES, *WRONG), pick)
 
 
 def _type(lie: Lie, pick: random.Random) -> None:
-    lie.header[pick.choice(sorted(lie.header))] = pick.choice((*WRONG, *ODD))
+    lie.header[pick.choice(sorted(lie.header))] = _one_of((*WRONG, *ODD), pick)
 
 
 def _inside(lie: Lie, pick: random.Random) -> None:
     place = lie.header[pick.choice(("fingerprint", "notes", "layout"))]
     if isinstance(place, dict):
-        place[pick.choice(("digests", "layers", "x", "", "dtype", "\ud800"))] = pick.choice(WRONG)
+        place[pick.choice(("digests", "layers", "x", "", "dtype", "\ud800"))] = _one_of(WRONG, pick)
 
 
 def _field(lie: Lie, pick: random.Random) -> None:
     if pick.random() < 0.5:
         lie.header.pop(pick.choice(sorted(lie.header)))
     else:
-        lie.header[pick.choice(("shards", "", "ranges", "path", "records "))] = pick.choice(WRONG)
+        lie.header[pick.choice(("shards", "", "ranges", "path", "records "))] = _one_of(WRONG, pick)
 
 
 def _json(lie: Lie, pick: random.Random) -> None:
@@ -126,7 +132,7 @@ def _twice(lie: Lie, pick: random.Random) -> None:
 
 
 def _whole(lie: Lie, pick: random.Random) -> None:
-    lie.header = pick.choice(WRONG)
+    lie.header = _one_of(WRONG, pick)
 
 
 def _keys(lie: Lie, pick: random.Random) -> None:
@@ -181,8 +187,8 @@ def lying_manifest(data: bytes, pick: random.Random) -> Lie:
         if isinstance(lie.header, dict):
             try:
                 pick.choice(LIES)(lie, pick)
-            except (KeyError, TypeError):  # an earlier change has removed what this one wants
-                continue
+            except (KeyError, TypeError, IndexError, ValueError):
+                continue  # an earlier change has removed what this one wants
     return lie
 
 
@@ -193,7 +199,7 @@ def lying_shard(page: bytes, pick: random.Random) -> bytes:
     before = json.dumps(header)
     while json.dumps(header) == before:
         place = header if pick.random() < 0.7 else header["layout"]
-        place[pick.choice(sorted(place))] = pick.choice((*ODD, *WRONG, *DTYPES))
+        place[pick.choice(sorted(place))] = _one_of((*ODD, *WRONG, *DTYPES), pick)
         if not isinstance(header["layout"], dict):
             break
     body = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
