@@ -121,3 +121,10 @@ def side_attention(heads: int, queries: int, tokens: int, width: int) -> Count:
         exponentials=2 * heads * queries * tokens,
         out_bytes=results + softmax,
     )
+
+
+def frozen_linear(rows: int, depth: int, columns: int, dtype: torch.dtype, added: bool) -> Count:
+    """Everything is read and written once; with ``added``, a residual too."""
+    out = rows * columns * dtype.itemsize
+    read = (rows * depth + depth * columns + columns) * dtype.itemsize + added * out
+    return Count(flops=2 * rows * depth * columns, bytes=read + out, exponentials=0, out_bytes=out)

@@ -43,4 +43,8 @@ std::tuple<Tensor, Tensor> side_attention(Tensor q, Tensor k, Tensor v, std::str
 std::tuple<Tensor, Tensor, Tensor> side_attention_backward(
     Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor softmax, std::string level);
 
+Tensor frozen_linear(
+    Tensor x, Tensor weight, std::optional<Tensor> bias, bool gelu, std::optional<Tensor> residual,
+    std::optional<Tensor> scale, std::string level);
+
 }  // namespace fpt

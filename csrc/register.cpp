@@ -36,6 +36,9 @@ STABLE_TORCH_LIBRARY(fpt_native, m) {
   m.def(
       "side_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out,"
       " Tensor softmax, str level) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)");
+  m.def(
+      "frozen_linear(Tensor x, Tensor weight, Tensor? bias, bool gelu, Tensor? residual,"
+      " Tensor? scale, str level) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fpt_native, CompositeExplicitAutograd, m) {
@@ -54,4 +57,5 @@ STABLE_TORCH_LIBRARY_IMPL(fpt_native, CPU, m) {
   m.impl("read_records", TORCH_BOX(&fpt::read_records));
   m.impl("side_attention", TORCH_BOX(&fpt::side_attention));
   m.impl("side_attention_backward", TORCH_BOX(&fpt::side_attention_backward));
+  m.impl("frozen_linear", TORCH_BOX(&fpt::frozen_linear));
 }

@@ -28,6 +28,7 @@ NAMES = (
     "prompt_attention_indexed_backward",
     "side_attention",
     "side_attention_backward",
+    "frozen_linear",
 )
 
 
@@ -53,6 +54,8 @@ def op_calls(impl: str) -> list[tuple[str, tuple[object, ...]]]:
     online = torch.ops.fpt.prompt_attention_indexed(prompts, *indexed, "auto")
     leaf = prompts.clone().requires_grad_()
     qkv = (q[..., :8].clone().requires_grad_(), k[..., :8], v[..., :8])
+    rows16, weight = torch.randn(2, 5, 32).bfloat16(), torch.randn(64, 32).bfloat16()
+    added, factor = torch.randn(2, 5, 64).bfloat16(), torch.randn(64).bfloat16()
     attended = torch.ops.fpt.side_attention(*(x.detach() for x in qkv), "auto")
     return [
         ("frozen_attention", (q, k, v, impl)),
@@ -60,6 +63,8 @@ def op_calls(impl: str) -> list[tuple[str, tuple[object, ...]]]:
         ("token_scores", (q, k, "class_token", torch.rand(q.shape[:3]), impl)),
         ("select_tokens", (scores, k, v, FROZEN.keep, torch.float16, impl)),
         ("quantise_kv", (kv, torch.int8, impl)),
+        ("frozen_linear", (rows16, weight, None, "gelu", None, None, impl)),
+        ("frozen_linear", (rows16, weight, factor, "none", added, factor, impl)),
         ("prompt_attention", (leaf, kv, None, None, None, impl)),
         ("prompt_attention", (leaf, int8, rows, *scales, impl)),
         (

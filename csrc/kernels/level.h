@@ -20,6 +20,7 @@ namespace {
 #include "prompt_attention.h"
 #include "hash_stripes.h"
 #include "side_attention.h"
+#include "frozen_linear.h"
 
 }  // namespace
 
@@ -39,6 +40,8 @@ const Kernels kernels = {
     .attention_pack = attention_pack,
     .attention_rows = attention_rows,
     .hash_stripes = hash_stripes,
+    .linear_scratch = linear_scratch,
+    .linear_columns = linear_columns,
 };
 
 }  // namespace FPT_LEVEL

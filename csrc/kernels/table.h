@@ -132,6 +132,23 @@ struct SideGradient {
   int64_t stride;
 };
 
+// Some columns of a linear map of bf16 rows.
+struct LinearTask {
+  const uint16_t* x;  // [rows, depth], rows x_stride elements apart; the others likewise
+  int64_t x_stride;
+  const uint16_t* weight;  // [columns, depth]
+  int64_t weight_stride;
+  const uint16_t* bias;      // [columns], or null
+  const uint16_t* scale;     // [columns], or null
+  const uint16_t* residual;  // [rows, columns], or null
+  int64_t residual_stride;
+  uint16_t* out;  // [rows, columns]
+  int64_t out_stride;
+  int64_t rows, depth, columns;  // depth and columns are multiples of 32
+  bool gelu;                     // only where there is no residual
+  void* scratch;                 // as many bytes as linear_scratch says, aligned to 64
+};
+
 struct Kernels {
   int64_t lanes;
   int64_t (*prompt_scratch)(int64_t kept, int64_t width);
@@ -148,6 +165,9 @@ struct Kernels {
   void (*attention_pack)(const AttentionTask&);
   void (*attention_rows)(const AttentionTask&);
   void (*hash_stripes)(const HashTask&);
+  // Null where the level has no tiles.
+  int64_t (*linear_scratch)(int64_t depth, int64_t columns);
+  void (*linear_columns)(const LinearTask&);
 };
 
 }  // namespace fpt

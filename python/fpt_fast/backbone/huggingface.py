@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fpt_fast.backbone.errors import BackboneError
+from fpt_fast.backbone.linear_maps import LayerScale, Mlp
 from fpt_fast.backbone.vit import Embedding, FrozenBlock, FrozenVit
 from fpt_fast.backbone.weights import weights_hash
 from fpt_fast.records import BackboneSpec
@@ -172,27 +173,6 @@ class _Weights:
         return state
 
 
-class _LayerScale(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.empty(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma
-
-
-class _Mlp(nn.Module):
-    def __init__(self, width: int, hidden: int, activation: nn.Module) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.act = activation
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(self.act(self.fc1(x)))
-        return out
-
-
 def _skeleton(folder: Path, config: dict[str, Any], family: _Family) -> FrozenVit:
     """A model of the right shape without weights, on the meta device."""
     try:
@@ -244,9 +224,9 @@ def _skeleton(folder: Path, config: dict[str, Any], family: _Family) -> FrozenVi
                 nn.Linear(width, 3 * width, bias=bool(config.get("qkv_bias", True))),
                 nn.Linear(width, width),
                 nn.LayerNorm(width, eps),
-                _Mlp(width, hidden, _ACTIVATIONS[act]()),
-                scale1=_LayerScale(width) if family.layer_scale else None,
-                scale2=_LayerScale(width) if family.layer_scale else None,
+                Mlp(width, hidden, _ACTIVATIONS[act]()),
+                scale1=LayerScale(width) if family.layer_scale else None,
+                scale2=LayerScale(width) if family.layer_scale else None,
             )
             for _ in range(depth)
         ]

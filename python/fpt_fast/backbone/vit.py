@@ -4,6 +4,7 @@ The adapters (``timm_modules.py``, ``huggingface.py``) bring each source into th
 cannot be brought into it is refused there.
 """
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fpt_fast.backbone.linear_maps import add_linear, add_mlp, apply_linear
 from fpt_fast.backbone.positions import PositionInterpolation, interpolate_positions
 
 # Rows (tokens of all images) of an MLP that run at once.  Bounds the hidden activations, the
@@ -129,14 +131,14 @@ class FrozenBlock(nn.Module):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``x`` [B, N, C] to q, k, v [B, H, N, D]: views of one buffer where no q/k norm is."""
-        qkv = self.qkv(self.norm1(x)).unflatten(2, (3, self.num_heads, -1))  # [B, N, 3, H, D]
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        qkv = apply_linear(self.qkv, self.norm1(x))
+        heads = qkv.view(*x.shape[:2], 3, self.num_heads, -1)  # [B, N, 3, H, D]
+        q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)
         return self.q_norm(q), self.k_norm(k), v
 
     def merge(self, attended: Tensor) -> Tensor:
         """Output of the attention module [B, N, C] from ``attended`` [B, H, N, D]."""
-        merged = attended.transpose(1, 2).flatten(2)
-        return self.proj(self.attention_norm(merged))  # type: ignore[no-any-return]
+        return self.proj(self._merge_heads(attended))  # type: ignore[no-any-return]
 
     def complete(self, x: Tensor, attended: Tensor, chunk_rows: int | None = None) -> Tensor:
         """The block's output [B, N, C] from its input ``x`` and ``attended`` [B, H, N, D].
@@ -145,9 +147,10 @@ class FrozenBlock(nn.Module):
         the hidden layer of the MLP never exists for all tokens of a large image.
         """
         rows = chunk_rows or CHUNK_ROWS.get(x.device.type, CHUNK_ROWS["cuda"])
-        tokens = max(1, rows // x.shape[0])
-        if tokens >= x.shape[1]:
+        chunks = math.ceil(x.shape[1] / max(1, rows // x.shape[0]))
+        if chunks <= 1:
             return self._complete(x, attended)
+        tokens = math.ceil(x.shape[1] / chunks)  # of equal size: one odd token is no chunk
         out = torch.empty_like(x)
         for start in range(0, x.shape[1], tokens):
             part = slice(start, start + tokens)
@@ -159,8 +162,11 @@ class FrozenBlock(nn.Module):
         return self.complete(x, F.scaled_dot_product_attention(*self.project(x)))
 
     def _complete(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + self.scale1(self.merge(attended))
-        return x + self.scale2(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
+        x = add_linear(x, self.proj, self._merge_heads(attended), self.scale1)
+        return add_mlp(x, self.mlp, self.norm2(x), self.scale2)
+
+    def _merge_heads(self, attended: Tensor) -> Tensor:
+        return self.attention_norm(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class FrozenVit(nn.Module):

@@ -6,6 +6,7 @@ when they first run.
 
 from fpt_fast.ops.attention import attention_with_scores, scores_come_free
 from fpt_fast.ops.frozen_attention import frozen_attention
+from fpt_fast.ops.frozen_linear import frozen_linear
 from fpt_fast.ops.implementation import explain
 from fpt_fast.ops.prompt_attention import prompt_attention, prompt_attention_indexed
 from fpt_fast.ops.quantise_kv import dequantise_kv, quantise_kv
@@ -18,6 +19,7 @@ __all__ = [
     "dequantise_kv",
     "explain",
     "frozen_attention",
+    "frozen_linear",
     "prompt_attention",
     "prompt_attention_indexed",
     "quantise_kv",

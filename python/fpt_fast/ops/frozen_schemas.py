@@ -29,6 +29,42 @@ define(
 without_gradient("frozen_attention")
 
 
+def _frozen_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    residual: Tensor | None,
+    scale: Tensor | None,
+    impl: str,
+) -> Tensor:
+    args = (x, weight, bias, activation, residual, scale)
+    out: Tensor = resolve("frozen_linear", impl, args).load()(*args)
+    return out.contiguous()
+
+
+def _frozen_linear_fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    residual: Tensor | None,
+    scale: Tensor | None,
+    impl: str,
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+define(
+    "frozen_linear",
+    "(Tensor x, Tensor weight, Tensor? bias, str activation, Tensor? residual, Tensor? scale,"
+    " str impl) -> Tensor",
+    _frozen_linear,
+    _frozen_linear_fake,
+)
+without_gradient("frozen_linear")
+
+
 def _token_scores(q: Tensor, k: Tensor, importance: str, lse: Tensor | None, impl: str) -> Tensor:
     function = resolve("token_scores", impl, (q, k, importance, lse)).load()
     scores: Tensor = function(q, k, importance, lse)

@@ -28,6 +28,7 @@ from fpt_fast.ops.native_reasons import (
     native_narrow_reasons,
     native_prompt_reasons,
     native_reasons,
+    native_tiles_reasons,
 )
 from fpt_fast.ops.triton_reasons import triton_reasons
 
@@ -77,6 +78,9 @@ for _op in ("side_attention", "side_attention_backward"):
     _register(_op, "native", "fpt_fast.ops.native", native_narrow_reasons)
     _register(_op, "torch", "fpt_fast.ops.reference_ops")
     _register(_op, "reference", "fpt_fast.ops.reference_ops")
+_register("frozen_linear", "native", "fpt_fast.ops.native", native_tiles_reasons)
+_register("frozen_linear", "torch", "fpt_fast.ops.torch_linear")
+_register("frozen_linear", "reference", "fpt_fast.ops.reference_ops")
 # Last, so that auto does not choose them: no GPU has run these kernels yet (issues 3 and 8).  Once
 # `make device` has, they belong behind "cpu".
 _register("frozen_attention", "triton", "fptkernels.frozen_attention", triton_reasons(width_of=0))

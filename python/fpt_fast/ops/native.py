@@ -43,6 +43,23 @@ def attention_with_scores(
     return out.transpose(1, 2) if need_output else None, scores if need_scores else None, lse
 
 
+def frozen_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    residual: Tensor | None,
+    scale: Tensor | None,
+) -> Tensor:
+    """[..., O] of bf16: one pass over the rows, whose sums stay f32 until all is done to them."""
+    shape = (*x.shape[:-1], weight.shape[0])
+    rows = x.reshape(-1, x.shape[-1])
+    added = None if residual is None else residual.reshape(-1, weight.shape[0])
+    gelu = activation == "gelu"
+    out: Tensor = _ops.frozen_linear(rows, weight, bias, gelu, added, scale, level())
+    return out.view(shape)
+
+
 def side_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Output [B, H, Q, D], in memory [B, Q, H, D], and the softmax's rows [2, B, H, Q].
 

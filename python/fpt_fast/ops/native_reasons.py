@@ -20,6 +20,7 @@ from torch import Tensor
 
 _FOLDER = Path(__file__).resolve().parent.parent
 _WIDEST = 16  # csrc/side_attention.cpp
+_PANEL = 32  # csrc/frozen_linear.cpp
 # What fpt_fast.ops.native calls: a build that is older than a checkout may lack some.
 _OPS = (
     "levels",
@@ -32,6 +33,7 @@ _OPS = (
     "prompt_attention_indexed_backward",
     "side_attention",
     "side_attention_backward",
+    "frozen_linear",
 )
 
 
@@ -75,6 +77,25 @@ def native_narrow_reasons(args: Sequence[object]) -> list[str]:
     return reasons
 
 
+def native_tiles_reasons(args: Sequence[object]) -> list[str]:
+    """``native_reasons`` of a linear map in tiles: bf16, sizes that 32 divides, level amx."""
+    reasons = native_reasons(args)
+    if reasons:
+        return reasons
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    if any(tensor.dtype != torch.bfloat16 for tensor in tensors):
+        reasons.append("it takes bfloat16 alone")
+    weight = tensors[1]
+    if weight.shape[0] % _PANEL or weight.shape[1] % _PANEL or not weight.shape[1]:
+        reasons.append(f"it takes weights whose sizes {_PANEL} divides, got {tuple(weight.shape)}")
+    if any(x.dim() and x.stride(-1) != 1 and x.shape[-1] > 1 for x in tensors):
+        reasons.append("it reads tensors whose last axis has stride 1")
+    level = os.environ.get("FPT_NATIVE_LEVEL") or native_levels().split(", ")[0]
+    if level != "amx":
+        reasons.append(f"it needs the tiles of level amx, and level {level} runs here")
+    return reasons
+
+
 @cache
 def native_missing() -> str | None:
     """Load the extension; None where it is there, else why it is not."""
@@ -97,6 +118,7 @@ def native_missing() -> str | None:
     return None
 
 
+@cache
 def native_levels() -> str:
     """Levels that this processor runs, the best first; only where nothing is missing."""
     levels: str = torch.ops.fpt_native.levels()

@@ -29,6 +29,24 @@ def frozen_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return torch.softmax(logits, dim=-1) @ v, torch.logsumexp(logits, dim=-1)
 
 
+def frozen_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    scale: Tensor | None = None,
+) -> Tensor:
+    """``residual + scale · act(x weightᵀ + bias)``: x [..., I], weight [O, I], bias, scale [O],
+    residual [..., O] -> [..., O]; ``"gelu"`` is ``x Φ(x)``."""
+    out = x @ weight.T if bias is None else x @ weight.T + bias
+    if activation == "gelu":
+        out = 0.5 * out * (1 + torch.erf(out * 2**-0.5))
+    if scale is not None:
+        out = out * scale
+    return out if residual is None else residual + out
+
+
 def select_tokens(scores: Tensor, k: Tensor, v: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     """Keys and values of the ``keep`` highest scores, in ascending token order.
 

@@ -19,6 +19,21 @@ def frozen_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return out.to(q.dtype), lse.float()
 
 
+def frozen_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    residual: Tensor | None,
+    scale: Tensor | None,
+) -> Tensor:
+    """``reference.frozen_linear``."""
+    wide = _wide(x)
+    bias, residual, scale = (None if t is None else t.to(wide) for t in (bias, residual, scale))
+    out = reference.frozen_linear(x.to(wide), weight.to(wide), bias, activation, residual, scale)
+    return out.to(x.dtype)
+
+
 def select_tokens(
     scores: Tensor, k: Tensor, v: Tensor, keep: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
