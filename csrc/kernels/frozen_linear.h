@@ -8,12 +8,12 @@
 
 #if FPT_AMX
 
-constexpr int64_t SIDE = 32;  // rows and columns of a block
+constexpr int64_t BLOCK_SIDE = 32;  // rows and columns of a block
 constexpr int64_t TILE_OF_BF16 = 1024;
 
 // Bytes of scratch: packed columns; bias and scale as f32; sums of two blocks; a strip of rows.
 static int64_t linear_scratch(int64_t depth, int64_t columns) {
-  return columns * (2 * depth + 8) + 2 * SIDE * SIDE * 4 + 2 * SIDE * depth;
+  return columns * (2 * depth + 8) + 2 * BLOCK_SIDE * BLOCK_SIDE * 4 + 2 * BLOCK_SIDE * depth;
 }
 
 // 16 rows of 16 words -> their columns: words, pairs, then quarters of a vector change places.
@@ -62,7 +62,7 @@ FPT_INLINE void transpose_words(const char* from, int64_t stride, char* to) {
 // Rows of the weights -> panels; of one step of a panel, both tiles side by side.
 static void pack_columns(const LinearTask& task, char* to) {
   const int64_t stride = 2 * task.weight_stride, steps = task.depth / 32;
-  for (int64_t column = 0; column < task.columns; column += SIDE)
+  for (int64_t column = 0; column < task.columns; column += BLOCK_SIDE)
     for (int64_t step = 0; step < steps; ++step)
       for (int half = 0; half < 2; ++half, to += TILE_OF_BF16)
         transpose_words(reinterpret_cast<const char*>(task.weight) +
@@ -102,7 +102,7 @@ struct LinearBlock {
 
 template <After AFTER>
 FPT_INLINE void finish_row(LinearBlock& block) {
-  const float* sums = block.sums + block.done * SIDE;
+  const float* sums = block.sums + block.done * BLOCK_SIDE;
   F low = load(sums) + load(block.bias), high = load(sums + W) + load(block.bias + W);
   if constexpr (AFTER == After::gelu) {
     low = gelu(low);
@@ -146,7 +146,7 @@ struct LinearStrip {
 template <After AFTER, bool TALL, bool FIRST>
 static void multiply_block(const LinearStrip& strip, const char* panel, int64_t steps, float* sums,
                            LinearBlock& last) {
-  const int64_t at_once = (SIDE + steps - 1) / steps;
+  const int64_t at_once = (BLOCK_SIDE + steps - 1) / steps;
   const char* from = FIRST ? strip.rows : strip.tiles;
   const int64_t stride = FIRST ? strip.row_bytes : 64;
   const int64_t second = FIRST ? 16 * strip.row_bytes : TILE_OF_BF16;
@@ -175,11 +175,11 @@ static void multiply_block(const LinearStrip& strip, const char* panel, int64_t 
     for (int64_t i = 0; i < at_once && last.done < last.rows; ++i) finish_row<AFTER>(last);
   }
   finish<AFTER>(last);
-  tile_store<0>(sums, 4 * SIDE);
-  tile_store<1>(sums + 16, 4 * SIDE);
+  tile_store<0>(sums, 4 * BLOCK_SIDE);
+  tile_store<1>(sums + 16, 4 * BLOCK_SIDE);
   if constexpr (TALL) {
-    tile_store<2>(sums + 16 * SIDE, 4 * SIDE);
-    tile_store<3>(sums + 16 * SIDE + 16, 4 * SIDE);
+    tile_store<2>(sums + 16 * BLOCK_SIDE, 4 * BLOCK_SIDE);
+    tile_store<3>(sums + 16 * BLOCK_SIDE + 16, 4 * BLOCK_SIDE);
   }
 }
 
@@ -204,8 +204,8 @@ struct LinearScratch {
     bias = reinterpret_cast<float*>(panels + 2 * task.depth * task.columns);
     scale = bias + task.columns;
     sums[0] = scale + task.columns;
-    sums[1] = sums[0] + SIDE * SIDE;
-    tiles = reinterpret_cast<char*>(sums[1] + SIDE * SIDE);
+    sums[1] = sums[0] + BLOCK_SIDE * BLOCK_SIDE;
+    tiles = reinterpret_cast<char*>(sums[1] + BLOCK_SIDE * BLOCK_SIDE);
   }
 };
 
@@ -218,7 +218,7 @@ static LinearBlock block_at(const LinearTask& task, const LinearScratch& s, int6
     block.residual =
         reinterpret_cast<const char*>(task.residual + row * task.residual_stride + column);
   block.out = reinterpret_cast<char*>(task.out + row * task.out_stride + column);
-  block.rows = task.rows - row < SIDE ? task.rows - row : SIDE;
+  block.rows = task.rows - row < BLOCK_SIDE ? task.rows - row : BLOCK_SIDE;
   block.residual_bytes = 2 * task.residual_stride;
   block.out_bytes = 2 * task.out_stride;
   return block;
@@ -235,12 +235,12 @@ static void linear_of(const LinearTask& task) {
   }
   LinearBlock last{};
   int turn = 0;
-  for (int64_t row = 0; row < task.rows; row += SIDE) {
+  for (int64_t row = 0; row < task.rows; row += BLOCK_SIDE) {
     const bool tall = task.rows - row > 16;
     const Tiles tiles(shapes_of(task.rows - row));
     const LinearStrip strip{reinterpret_cast<const char*>(task.x + row * task.x_stride),
                             2 * task.x_stride, s.tiles};
-    for (int64_t column = 0; column < task.columns; column += SIDE, turn ^= 1) {
+    for (int64_t column = 0; column < task.columns; column += BLOCK_SIDE, turn ^= 1) {
       LinearBlock next = block_at(task, s, row, column);
       next.sums = s.sums[turn];
       fetch_ahead<AFTER>(next);
