@@ -83,7 +83,7 @@ browser-install:
 	command -v chromedriver > /dev/null || { apt-get -qq update && apt-get -qq install -y chromium chromium-driver; }
 
 benchmarks: native
-	FPT_BENCH_RECORDS=16 $(BIN)/python -m pytest -q --benchmark-disable benchmarks
+	$(BIN)/python -m pytest -q --benchmark-disable benchmarks
 
 # A fresh process in which `import triton` fails.
 cold-import: $(STAMP)

@@ -1,6 +1,7 @@
 """What benchmarks share: ``--full`` sizes, the plain twin beside every row, what each must say."""
 
 import importlib.metadata
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,6 +30,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("--full"):
+        os.environ.setdefault("FPT_BENCH_RECORDS", "16")  # before bench_cache.py is imported
     config.stash[FAILED] = []
     config.pluginmanager.register(Failures(config.stash[FAILED]), "fpt-benchmark-failures")
 
