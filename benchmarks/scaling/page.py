@@ -1,5 +1,6 @@
 """The curves as plots, and the page in docs/ that shows them."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def write_page(results: dict[str, Any], docs: Path) -> None:
 
 
 def plot(curve: Curve, points: list[Point]) -> bytes:
-    """Time and bytes against size on logarithmic axes; a cross where there was none: SVG."""
+    """Time and bytes against size on logarithmic axes; a dotted line where one was not run: SVG."""
 
     def draw(figure: Any) -> None:
         axes = figure.subplots(1, 2)
@@ -51,10 +52,16 @@ def plot(curve: Curve, points: list[Point]) -> bytes:
             x = [point.x for point in mine]
             line(axes[0], x, [point.seconds or 0.0 for point in mine], number, who)
             line(axes[1], x, [(point.bytes or 0) / 1e6 for point in mine], number, who)
-        for point in points:
-            if point.died:
-                for axis in axes:
-                    axis.axvline(point.x, color="#d55e00", linewidth=1, linestyle=":")
+        died = [(point.x, f"{point.who}: not run") for point in points if point.died]
+        for axis, (number, (x, label)) in itertools.product(axes, enumerate(died)):
+            # Names that begin with an underscore stay out of the legend: one is enough.
+            axis.axvline(
+                x,
+                color="#d55e00",
+                linewidth=1.2,
+                linestyle=":",
+                label="_more" if number else label,
+            )
         sizes = sorted({point.x for point in points})
         for axis in axes:
             axis.set_xticks(sizes, [f"{size:g}" for size in sizes])
