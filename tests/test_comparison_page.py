@@ -1,6 +1,7 @@
 """The page of several runs: what it says is what the runs' files say, and it stands alone."""
 
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -16,9 +17,10 @@ from fpt_fast.cli import main
 from fpt_fast.config import ConfigError
 from fpt_fast.pipeline import compare_runs
 from fpt_fast.records import UNLABELLED, Predictions
+from fpt_fast.report import write_run_files
 from fpt_fast.report.comparison import holm
 from fpt_fast.report.disagreement import disagreement_table
-from fpt_fast.trust import compare_predictions
+from fpt_fast.trust import assess, compare_predictions
 
 
 def section(page: str, title: str) -> str:
@@ -194,6 +196,27 @@ def test_findings_grades_and_unlabelled_images_in_the_table() -> None:
     ]
     same = disagreement_table([grades[0], ("z", grades[0][1])], ("none", "mild", "severe"), {})
     assert "differ on 0 images" in same and "<table" not in same
+
+
+def test_grades_are_cut_where_each_run_says(tmp_path: Path) -> None:
+    keys = ("a", "b", "c", "d")
+    values = torch.tensor([[0.1], [0.6], [1.4], [2.2]])
+    grades = Predictions(keys, torch.tensor([0, 1, 1, 2]), values, None)
+    for name, cuts in (("learned", (0.7, 1.2)), ("halves", (0.5, 1.5))):
+        folder = tmp_path / name
+        folder.mkdir()
+        cut = dataclasses.replace(grades, cuts=cuts)
+        assessment = assess(cut, 3, resamples=10)
+        write_run_files(folder, predictions=cut, classes=CLASSES, assessment=assessment)
+        metrics = json.loads((folder / "metrics.json").read_text()) | {"grade_cuts": {"cuts": cuts}}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    compare_runs([tmp_path / n for n in ("learned", "halves")], output=tmp_path / "p.html",
+                 resamples=10)  # fmt: skip
+    rows = text_rows(section((tmp_path / "p.html").read_text(), "Images on which they disagree"))
+    assert [row[1:] for row in rows[1:]] == [
+        ["b", "mild", "1 of 2", "healthy 0.600 ✗", "mild 0.600 ✓"],
+        ["c", "mild", "1 of 2", "severe <b> 1.400 ✗", "mild 1.400 ✓"],
+    ]
 
 
 def test_what_cannot_be_compared_is_refused(

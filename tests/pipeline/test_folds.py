@@ -92,6 +92,10 @@ def test_pooled_intervals_draw_patients_and_no_image_comes_twice(tmp_path: Path)
     assert by_patient.images == by_image.images == 40
     units = [r.assessment.intervals.units for r in (by_image, by_patient)]  # type: ignore[union-attr]
     assert units == ["images", "patients"]
+    grades = Predictions(("a", "b"), torch.tensor([0, 1]), torch.tensor([[0.2], [0.9]]), None)
+    write_predictions(tmp_path / "graded" / "predictions.csv", grades, ("no", "yes"))
+    graded = pool_folds([tmp_path / "graded"], tmp_path / "grades" / "m", ("no", "yes"), None)
+    assert "cut at the halves" in graded.assessment.metrics.notes[-1]
     with pytest.raises(ConfigError, match=r"'0-0.png' was tested in two folds"):
         pool_folds([folds[0], folds[0]], tmp_path / "twice" / "model", ("no", "yes"), None)
 

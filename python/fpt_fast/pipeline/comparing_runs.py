@@ -129,7 +129,12 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 def _read(folder: Path, name: str, suffix: str) -> ComparedRun:
     metrics = json.loads((folder / f"metrics{suffix}.json").read_text(encoding="utf-8"))
-    predictions, _ = read_predictions(folder / f"predictions{suffix}.csv", metrics["classes"])
+    grading = metrics.get("grade_cuts")
+    predictions, _ = read_predictions(
+        folder / f"predictions{suffix}.csv",
+        metrics["classes"],
+        None if grading is None else tuple(grading["cuts"]),
+    )
     return ComparedRun(
         name, predictions, metrics, _history(folder / "history.csv"), _config(folder)
     )

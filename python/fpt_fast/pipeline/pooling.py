@@ -2,6 +2,7 @@
 seen it, judged together."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,6 +34,11 @@ def pool_folds(
     groups = None if patients is None else [patients[key] for key in predictions.keys]
     # The files hold probabilities, of which no AUC on the models' raw logits can be made.
     assessment = assess(predictions, len(classes), groups=groups).without("auc_raw_logits")
+    if predictions.probabilities is None:
+        # Folds learn cut points of their own; one set cannot be that of all of them.
+        said = "grades of all folds are cut at the halves, not where each fold's model would"
+        metrics = replace(assessment.metrics, notes=(*assessment.metrics.notes, said))
+        assessment = replace(assessment, metrics=metrics)
     write_run_files(target, predictions=predictions, classes=classes, assessment=assessment)
     return PooledRow(f"{target.parent.name}/{target.name}", len(predictions.keys), assessment)
 
