@@ -245,3 +245,24 @@ def test_small_numbers_are_said_as_people_say_them(
     assert "preloaded 24 of 24 images into" in said and " kB, " in said
     assert (counted(1, "image"), counted(2, "image")) == ("1 image", "2 images")
     assert (counted_are(1, "image"), counted_are(0, "image")) == ("1 image is", "0 images are")
+
+
+def test_other_libraries_are_heard_when_they_warn() -> None:
+    code = """
+import logging
+from fpt_fast.cli import main
+assert main(["doctor"]) == 1
+for name in ("fpt_fast", "onnxscript.optimizer"):
+    logging.getLogger(name).info("%s tells", name)
+    logging.getLogger(name).warning("%s warns", name)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "python")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    for heard in ("fpt_fast tells", "fpt_fast warns", "onnxscript.optimizer warns"):
+        assert heard in done.stderr
+    assert "onnxscript.optimizer tells" not in done.stderr

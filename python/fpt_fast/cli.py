@@ -147,7 +147,10 @@ WITH_CONFIG: dict[str, type[Any]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status (0 done, 1 refused or failed, 130 stopped)."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # Of other libraries warnings only: an exporter alone tells hundreds of steps.
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    own = logging.getLogger("fpt_fast")
+    own.setLevel(min(own.level or logging.INFO, logging.INFO))
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         command = _parse(given)
