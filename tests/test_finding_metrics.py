@@ -205,4 +205,4 @@ def test_files_of_findings_read_back(tmp_path: Path) -> None:
         tmp_path, history=None, predictions=predictions, classes=NAMES, assessment=assessment
     ).read_text()
     assert "Calls at a probability of 0.5" in page and "Average precision" in page
-    assert "ROC and precision-recall of each finding" in page and "Calibration" not in page
+    assert "ROC and precision-recall of each finding" in page and "Calibration" in page

@@ -7,18 +7,21 @@ the finding; precision, recall and F1 at least one with it.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fpt_fast.metrics import ClassMetrics, Metrics
+from fpt_fast.metrics import ClassMetrics, Metrics, named
 from fpt_fast.records import Predictions
 
 FINDING_METRICS = ("auc", "ap", "accuracy", "f1", "precision", "recall", "exact_match")
 
 
-def compute_finding_metrics(predictions: Predictions, num_findings: int) -> Metrics:
+def compute_finding_metrics(
+    predictions: Predictions, num_findings: int, names: Sequence[str] | None = None
+) -> Metrics:
     """Metrics of ``predictions`` with labels [images, findings] (1, 0 or ``UNLABELLED``).
 
     ``auc`` and ``ap`` are scikit-learn's ``roc_auc_score`` and ``average_precision_score``,
@@ -47,10 +50,11 @@ def compute_finding_metrics(predictions: Predictions, num_findings: int) -> Metr
     values["exact_match"] = float(right[whole].all(axis=1).mean()) if whole.any() else math.nan
     missing = tuple(int(f) for f in np.flatnonzero(support == 0))
     notes = []
+    numbers = [f"finding {f}" for f in range(num_findings)]
     if missing:
         notes.append(
-            f"no image with finding {', '.join(map(str, missing))} in this split; averages are "
-            "over the findings present"
+            f"no image with {', '.join(named(missing, names or numbers))} in this split; averages "
+            "are over the findings present"
         )
     if math.isnan(values["auc"]):
         notes.append("auc is not defined: no finding has images with and without it")

@@ -9,7 +9,7 @@ image are named in ``Metrics.missing_classes``, and what could not be computed i
 """
 
 import math
-from collections.abc import ItemsView, Iterator, KeysView
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -124,7 +124,9 @@ def metric_names(*, regression: bool = False, findings: bool = False) -> tuple[s
     return REGRESSION_METRICS if regression else CLASSIFICATION_METRICS
 
 
-def compute_metrics(predictions: Predictions, num_classes: int) -> Metrics:
+def compute_metrics(
+    predictions: Predictions, num_classes: int, names: Sequence[str] | None = None
+) -> Metrics:
     """Compute all metrics of a split (policy: see the module).
 
     ``auc`` equals ``sklearn.metrics.roc_auc_score`` on ``predictions.probabilities``: with two
@@ -134,7 +136,8 @@ def compute_metrics(predictions: Predictions, num_classes: int) -> Metrics:
     images on an unnormalised scale; it is here to be compared with published numbers only.
     Labels [images, findings] are of several findings per image: see ``finding_metrics``.
     Without probabilities the predictions are of a regression, whose ``cuts`` (or halves) give a
-    class for ``accuracy``, ``f1``, ``precision``, ``recall``, ``kappa``; no AUC.
+    class for ``accuracy``, ``f1``, ``precision``, ``recall``, ``kappa``; no AUC.  ``names`` of the
+    classes (their numbers, where not given) are for the notes.
 
     Raises ``ValueError`` for fewer than two classes, shapes that do not fit, labels out of range,
     logits that are not finite (named by image), or when no image has a label.
@@ -142,7 +145,7 @@ def compute_metrics(predictions: Predictions, num_classes: int) -> Metrics:
     if predictions.labels.dim() == 2:
         from fpt_fast.finding_metrics import compute_finding_metrics
 
-        return compute_finding_metrics(predictions, num_classes)
+        return compute_finding_metrics(predictions, num_classes, names)
     labels, logits, probabilities = _checked_arrays(predictions, num_classes)
     notes: list[str] = []
     predicted = (
@@ -156,7 +159,7 @@ def compute_metrics(predictions: Predictions, num_classes: int) -> Metrics:
     missing = tuple(int(c) for c in np.flatnonzero(support == 0))
     if missing:
         notes.append(
-            f"no image of class {', '.join(map(str, missing))} in this split; "
+            f"no image of class {', '.join(named(missing, names))} in this split; "
             "averages are over the classes present"
         )
 
@@ -202,6 +205,11 @@ def compute_metrics(predictions: Predictions, num_classes: int) -> Metrics:
         missing_classes=missing,
         notes=tuple(notes),
     )
+
+
+def named(labels: Iterable[int], names: Sequence[str] | None) -> list[str]:
+    """Names of ``labels``; their numbers where there are no names."""
+    return [str(label) if names is None else names[label] for label in labels]
 
 
 def predicted_classes(predictions: Predictions, num_classes: int) -> Tensor:

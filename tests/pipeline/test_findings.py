@@ -4,9 +4,11 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fpt_fast.config import ConfigError
@@ -73,11 +75,24 @@ def test_findings_from_a_list_to_predictions(
     [row] = csv.DictReader((tmp_path / "p.csv").open())
     called = [name for name in FINDINGS if float(row[f"probability_{name}"]) >= 0.5]
     assert row["predicted"] == ";".join(called)
-    with pytest.raises(ConfigError, match="calibrated is for one class per image"):
-        Predictor(tmp_path / "run", calibrated=True)
     assert doctor(run=tmp_path / "run", workers=2).ok
-    with pytest.raises(ConfigError, match="one class per image"):
-        compare(tmp_path / "run", tmp_path / "run")
+    _check_calibration(tmp_path / "run", data.parent / "0.png", written)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "By finding" in page and "classes" not in page.partition("<h2>Settings")[0]
+    images = len((tmp_path / "run" / "predictions.csv").read_text().splitlines()) - 1
+    assert page.count('<td class="picture"><img') == images
+    comparison = compare(tmp_path / "run", tmp_path / "run", resamples=50)
+    assert comparison.auc is None and len(comparison.per_class) == 2
+    assert "AUC of striped" in str(comparison)
+
+
+def _check_calibration(run: Path, image: Path, written: dict[str, Any]) -> None:
+    """Each finding has a temperature, which a calibrated predictor divides its logits by."""
+    temperatures = [found["temperature"] for found in written["calibration_by_finding"]]
+    assert all(temperatures)
+    plain, scaled = (Predictor(run, calibrated=c)([image]) for c in (False, True))
+    expected = torch.logit(plain.probabilities.double()) / torch.tensor(temperatures)
+    torch.testing.assert_close(scaled.probabilities.double(), expected.sigmoid(), rtol=0, atol=1e-5)
 
 
 def test_a_sweep_of_findings_trains_what_train_trains(
@@ -130,5 +145,5 @@ def test_cells(tmp_path: Path, cell: str, blank: str, expected: int) -> None:
     with pytest.raises(ImageSetError, match=r"row 2: a must be 1, 0, -1 \(unknown\) or empty"):
         load_image_set(tmp_path / "list.csv", **listed)  # type: ignore[arg-type]
     (tmp_path / "list.csv").write_text("\n".join([lines[0], "0.png,train,0,1", "1.png,train,0,1"]))
-    with pytest.raises(ImageSetError, match="class 'a' .* no images in the train split"):
+    with pytest.raises(ImageSetError, match="finding 'a' .* no images in the train split"):
         load_image_set(tmp_path / "list.csv", **listed)  # type: ignore[arg-type]

@@ -182,6 +182,8 @@ def _named(fact: ImageFacts, classes: Sequence[str]) -> str:
 
 
 def _balance(facts: Facts, classes: Sequence[str]) -> Iterator[Finding]:
+    several = any(fact.item.findings for fact in facts)
+    kind, kinds = ("finding", "findings") if several else ("class", "classes")
     counts = Counter((fact.item.split, label) for fact in facts for label in _labels(fact))
     labels = range(len(classes))
     train = [counts["train", label] for label in labels]
@@ -189,9 +191,9 @@ def _balance(facts: Facts, classes: Sequence[str]) -> Iterator[Finding]:
     if least > 0 and most >= _IMBALANCE * least:
         yield Finding(
             "warning",
-            f"the largest class has {most / least:.0f} times the training images of the smallest: "
+            f"the largest {kind} has {most / least:.0f} times the training images of the smallest: "
             + ", ".join(f"{name} {train[label]}" for label, name in enumerate(classes)),
-            "weight the classes in the loss, and judge by AUC and per-class figures, not accuracy",
+            f"weight the {kinds} in the loss, and judge by AUC and figures by {kind}, not accuracy",
         )
     for split in SPLITS:
         here = [counts[split, label] for label in labels]
@@ -205,15 +207,15 @@ def _balance(facts: Facts, classes: Sequence[str]) -> Iterator[Finding]:
         if missing:
             yield Finding(
                 "error" if split == "train" else "warning",
-                f"{len(missing)} classes have no image in the {split} split: "
+                f"{len(missing)} {kinds} have no image in the {split} split: "
                 "no figure can be given for them",
-                "split the images anew, by class",
+                f"split the images anew, by {kind}",
                 missing,
             )
         if few:
             yield Finding(
                 "warning",
-                f"{len(few)} classes have fewer than {_FEW} images in the {split} split: their "
+                f"{len(few)} {kinds} have fewer than {_FEW} images in the {split} split: their "
                 "figures say little",
                 "read the confidence intervals",
                 few,

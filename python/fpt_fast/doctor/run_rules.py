@@ -15,6 +15,8 @@ Row = Mapping[str, float]
 _BY_HEART = 1.3
 # An AUC that chance alone often gives.
 _CHANCE = 0.55
+# A finding called on this share of the images and there on less than that says nothing.
+_NEARLY_ALL, _SELDOM = 0.95, 0.8
 
 
 def find_in_run(run: Path) -> list[Finding]:
@@ -88,6 +90,9 @@ def _curves(rows: Sequence[Row], metrics: Mapping[str, Any]) -> Iterator[Finding
 def _guesses(path: Path) -> Iterator[Finding]:
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
+    if rows and "predicted" not in rows[0]:
+        yield from _called_findings(rows)
+        return
     guessed = {row.get("predicted") for row in rows}
     labels = {row.get("label") for row in rows}
     if len(rows) > 1 and len(guessed) == 1 and len(labels) > 1:
@@ -95,4 +100,36 @@ def _guesses(path: Path) -> Iterator[Finding]:
             "warning",
             f"every one of {len(rows)} images is predicted as {guessed.pop()!r}",
             "weight the classes in the loss, or judge by AUC and set an operating point",
+        )
+
+
+def _called_findings(rows: Sequence[Mapping[str, str]]) -> Iterator[Finding]:
+    """Of several findings per image: those that are called on nearly every image, and never."""
+    always, never = [], []
+    for column in rows[0]:
+        if not column.startswith("predicted_"):
+            continue
+        name = column.removeprefix("predicted_")
+        known = [row for row in rows if row[f"label_{name}"]]
+        called = [row[column] == "1" for row in known]
+        there = sum(row[f"label_{name}"] == "1" for row in known)
+        said = f"{name}: called on {sum(called)} of {len(known)} images, there on {there}"
+        if known and sum(called) >= _NEARLY_ALL * len(known) and there < _SELDOM * len(known):
+            always.append(said)
+        elif there > 1 and not any(called):
+            never.append(said)
+    advice = "judge by AUC, and call by the operating points of metrics.json instead of 0.5"
+    if always:
+        yield Finding(
+            "warning",
+            f"{len(always)} findings are called on nearly every image",
+            f"{advice}; --loss-weight balance makes rare findings probable",
+            tuple(always),
+        )
+    if never:
+        yield Finding(
+            "warning",
+            f"{len(never)} findings are never called although they are there",
+            f"{advice}; --loss-weight balance makes rare findings probable",
+            tuple(never),
         )

@@ -166,8 +166,9 @@ def _make_set(
     trained |= {classes[f] for row in in_train for f, has in enumerate(row.findings) if has == 1}
     for name in classes:
         if name not in trained:
+            kind = "finding" if several else "class"
             raise ImageSetError(
-                f"class {name!r} of {root} has no images in the train split; a class that is "
+                f"{kind} {name!r} of {root} has no images in the train split; a {kind} that is "
                 "only in val or test cannot be learned"
             )
     labels = {name: label for label, name in enumerate(classes)}

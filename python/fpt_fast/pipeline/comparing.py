@@ -3,10 +3,11 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from fpt_fast.config import ConfigError
 from fpt_fast.files import write_atomically
+from fpt_fast.pipeline.grades import cuts_of_metrics
 from fpt_fast.records import Split
 from fpt_fast.report import read_predictions
 from fpt_fast.trust import Comparison, compare_predictions
@@ -39,13 +40,8 @@ def compare(
             how = "train it" if split is None else f"fpt-fast evaluate --run {run} --split {split}"
             raise ConfigError(f"{run} has no {name}; make it first: {how}")
         values = json.loads((run / metrics_name).read_text(encoding="utf-8"))
-        tables.append(read_predictions(path, values["classes"], _cuts(values)))
+        tables.append(read_predictions(path, values["classes"], cuts_of_metrics(values)))
     (ours, classes), (theirs, other_classes) = tables
-    if ours.labels.dim() == 2 or theirs.labels.dim() == 2:
-        raise ConfigError(
-            "compare is of one class per image; of several findings look at the intervals in each "
-            "run's metrics.json"
-        )
     if classes != other_classes:
         raise ConfigError(
             f"{first} has the classes {', '.join(classes)}, {second} has "
@@ -60,12 +56,6 @@ def compare(
         with write_atomically(Path(output)) as file:
             json.dump(comparison.to_json(), file, indent=1, allow_nan=False)
     return comparison
-
-
-def _cuts(metrics: dict[str, Any]) -> tuple[float, ...] | None:
-    """The cuts that a run's grades were made with, from its ``metrics.json``."""
-    grading = metrics.get("grade_cuts")
-    return None if grading is None else tuple(grading["cuts"])
 
 
 def _without_logits(comparison: Comparison) -> Comparison:

@@ -16,6 +16,7 @@ from fpt_fast.config import ConfigError
 from fpt_fast.images import DecodedStore, ImageError, ImageSetError
 from fpt_fast.pipeline.data import list_image_set, patients_of, read_as
 from fpt_fast.pipeline.examples import draw_pictures
+from fpt_fast.pipeline.grades import cuts_of_metrics
 from fpt_fast.records import ImageItem, Predictions, Reading, Split
 from fpt_fast.report import read_predictions
 from fpt_fast.report.comparison import ComparedRun, Pair, restrict, write_comparison
@@ -129,12 +130,8 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 def _read(folder: Path, name: str, suffix: str) -> ComparedRun:
     metrics = json.loads((folder / f"metrics{suffix}.json").read_text(encoding="utf-8"))
-    grading = metrics.get("grade_cuts")
-    predictions, _ = read_predictions(
-        folder / f"predictions{suffix}.csv",
-        metrics["classes"],
-        None if grading is None else tuple(grading["cuts"]),
-    )
+    table = folder / f"predictions{suffix}.csv"
+    predictions, _ = read_predictions(table, metrics["classes"], cuts_of_metrics(metrics))
     return ComparedRun(
         name, predictions, metrics, _history(folder / "history.csv"), _config(folder)
     )

@@ -49,9 +49,10 @@ def open_image_set(
         )
     require_training_images(images)
     log.info(
-        "data: %s of %d classes (%s)",
+        "data: %s of %d %s (%s)",
         counted(len(images.items), "image"),
         len(images.classes),
+        "findings" if images.task == "multilabel" else "classes",
         ", ".join(f"{split} {len(images.of_split(split))}" for split in SPLITS),
     )
     return images
@@ -136,7 +137,7 @@ def require_training_images(images: ImageSet) -> None:
     if empty:
         raise UnreadableImages(
             f"no readable training image is left of {', '.join(empty)}; mend the images, or leave "
-            "these classes out of the data"
+            f"these {'findings' if images.task == 'multilabel' else 'classes'} out of the data"
         )
 
 

@@ -85,6 +85,7 @@ def evaluate(settings: EvaluateSettings | None = None, **values: Any) -> Assessm
             method=settings.interval,
             groups=patients_of(items),
             cuts_seen=settings.split == "val" and settings.data is None,
+            names=recorded,
         )
         if world.is_first:
             write_run_files(

@@ -31,3 +31,9 @@ def cuts_of(extra: Mapping[str, Any]) -> tuple[float, ...] | None:
 def with_cuts(predictions: Predictions, cuts: tuple[float, ...] | None) -> Predictions:
     """``predictions`` graded by ``cuts``."""
     return dataclasses.replace(predictions, cuts=cuts)
+
+
+def cuts_of_metrics(metrics: Mapping[str, Any]) -> tuple[float, ...] | None:
+    """The cuts that a run's grades were made with, from its ``metrics.json``."""
+    grading = metrics.get("grade_cuts")
+    return None if grading is None else cuts_of({GRADE_CUTS: grading["cuts"]})

@@ -33,8 +33,10 @@ def pool_folds(
     )
     groups = None if patients is None else [patients[key] for key in predictions.keys]
     # The files hold probabilities, of which no AUC on the models' raw logits can be made.
-    assessment = assess(predictions, len(classes), groups=groups).without("auc_raw_logits")
-    if predictions.probabilities is None:
+    assessment = assess(predictions, len(classes), groups=groups, names=classes).without(
+        "auc_raw_logits"
+    )
+    if predictions.probabilities is None and not predictions.labels.is_floating_point():
         # Folds learn cut points of their own; one set cannot be that of all of them.
         said = "grades of all folds are cut at the halves, not where each fold's model would"
         metrics = replace(assessment.metrics, notes=(*assessment.metrics.notes, said))

@@ -32,7 +32,7 @@ from fpt_fast.records import (
 )
 from fpt_fast.report import read_predictions
 from fpt_fast.trainer import open_progress, resolve_device
-from fpt_fast.trust import fit_temperature
+from fpt_fast.trust import finding_temperatures, fit_temperature
 
 Image = str | Path | Tensor
 
@@ -54,7 +54,8 @@ class Predictor:
     grades and their cut points too; where an image may have several findings, each finding's own).
     ``views`` averages over mirrored images as well: ``"side"`` mirrors the side input alone, as
     training does, and costs no frozen pass; ``"both"`` mirrors the whole image.  ``calibrated``
-    scales each model's logits by the temperature of its validation images.
+    scales each model's logits by the temperature of its validation images, each finding's by its
+    own.
 
     Raises ``ConfigError`` for runs that do not go together, and ``CacheMismatch`` where the
     frozen model found has other weights than that of the runs.
@@ -85,14 +86,14 @@ class Predictor:
         self.regression = members[0].regression
         self.several = members[0].several
         self.cuts = _mean_cuts(members)
-        if calibrated and (self.several or self.regression):
-            raise ConfigError(
-                "calibrated is for one class per image: neither findings nor grades have a "
-                "temperature; leave it out"
-            )
+        if calibrated and self.regression:
+            raise ConfigError("calibrated is for probabilities, and grades have none; leave it out")
         sizes = dict.fromkeys(model.config.side_size for model in self._models)
         self._sides = {size: number for number, size in enumerate(sizes)}
-        self._temperatures = [_temperature(f) if calibrated else 1.0 for f in folders]
+        self._temperatures = [
+            (_temperatures(folder) if calibrated else torch.ones(())).to(self._device)
+            for folder in folders
+        ]
         self._features: LiveFeatures | None = None
         if any(model.config.fusion for model in self._models):
             frozen = load_recorded_backbone(
@@ -210,7 +211,7 @@ class Predictor:
         side: Tensor,
         kept: KeptFeatures | None,
         keys: Sequence[str],
-        temperature: float,
+        temperature: Tensor,
     ) -> Tensor:
         used = kept if model.config.fusion else None
         batch = FeatureBatch(
@@ -225,7 +226,8 @@ class Predictor:
         logits: Tensor = model(batch).float()
         if self.regression:
             return logits
-        return logits.sigmoid() if self.several else (logits / temperature).softmax(dim=1)
+        logits = logits / temperature
+        return logits.sigmoid() if self.several else logits.softmax(dim=1)
 
 
 def _inputs(image: Tensor, preprocessing: Preprocessing, *, mirrored: bool) -> Tensor:
@@ -273,11 +275,16 @@ def _mean_cuts(members: Sequence[RecordedRun]) -> tuple[float, ...] | None:
     return tuple(statistics.fmean(cuts) for cuts in zip(*own, strict=True))
 
 
-def _temperature(folder: Path) -> float:
+def _temperatures(folder: Path) -> Tensor:
+    """[] f32, or [findings]: what the logits are divided by."""
     path = folder / VALIDATION_FILE
     if not path.is_file():
         raise ConfigError(
             f"{folder} has no {VALIDATION_FILE} to calibrate by: train writes it where the data "
             "has validation and test images"
         )
-    return fit_temperature(read_predictions(path)[0])
+    validation = read_predictions(path)[0]
+    if validation.labels.dim() == 1:
+        return torch.tensor(fit_temperature(validation))
+    # A finding that the validation images do not show both ways stays as it is.
+    return torch.tensor([value or 1.0 for value in finding_temperatures(validation)])

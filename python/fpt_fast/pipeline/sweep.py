@@ -273,6 +273,7 @@ def _save(
             groups=patients_of(images.of_split(split)),
             validation=validation,
             cuts_seen=split == "val",
+            names=images.classes,
         )
         own.run.mkdir(exist_ok=True)
         write_config(own, inputs, trial.method, trial.recipe)

@@ -105,6 +105,7 @@ def train(settings: TrainSettings | None = None, **values: Any) -> TrainResult:
                 device=settings.device,
                 resume=settings.resume,
                 num_classes=len(classes),
+                class_names=classes,
                 class_counts=class_counts(inputs.images),
                 callbacks=_callbacks(settings) if world.is_first else (),
                 extra=model_extra(inputs, recipe),
@@ -133,6 +134,7 @@ def train(settings: TrainSettings | None = None, **values: Any) -> TrainResult:
             groups=patients_of(inputs.images.of_split(split)),
             validation=validation,
             cuts_seen=split == "val",
+            names=classes,
         )
         report = settings.run / REPORT_FILE
         if world.is_first:

@@ -117,7 +117,7 @@ def threshold_curves(predictions: Predictions, classes: Sequence[str], metrics: 
                 names,
                 loc="outside lower center",
                 ncols=2,
-                title="class, AUC, average precision",
+                title=f"{'finding' if several else 'class'}, AUC, average precision",
                 alignment="left",
             )
 

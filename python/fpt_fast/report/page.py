@@ -18,6 +18,7 @@ from fpt_fast.report.trust import (
     TITLES,
     calibration_table,
     class_table,
+    finding_calibration_table,
     grading_table,
     metric_cards,
     operating_table,
@@ -51,10 +52,11 @@ def write_report(
     """
     metrics, intervals = assessment.metrics, assessment.intervals
     check_classes(classes, predictions, metrics)
+    kind = "findings" if predictions.labels.dim() == 2 else "classes"
     folder = Path(run_dir)
     name = folder.resolve().name
     sections = [
-        _header(name, split, len(predictions.keys), classes, history),
+        _header(name, split, len(predictions.keys), classes, history, kind),
         metric_cards(metrics, intervals),
         _notes(metrics, classes),
         _learning(history),
@@ -63,6 +65,7 @@ def write_report(
         grading_table(assessment.grading, metrics, classes),
         class_table(metrics, intervals, classes),
         _calibration(assessment),
+        finding_calibration_table(assessment.by_finding, classes),
         operating_table(assessment.points, classes),
         _examples(examples, classes, split),
         predictions_table(predictions, classes, thumbnails or {}),
@@ -80,8 +83,9 @@ def _header(
     images: int,
     classes: Sequence[str],
     history: TrainingHistory | None,
+    kind: str,
 ) -> str:
-    parts = [counted(images, f"{escape(split)} image") + f", {len(classes)} classes"]
+    parts = [counted(images, f"{escape(split)} image") + f", {len(classes)} {kind}"]
     if history is not None and history.epochs:
         parts.append(f"{counted(len(history.epochs), 'epoch')} trained")
         if history.best_epoch is not None:
@@ -99,7 +103,8 @@ def _notes(metrics: Metrics, classes: Sequence[str]) -> str:
     notes = list(metrics.notes)
     if metrics.missing_classes:
         names = ", ".join(f"“{classes[label]}”" for label in metrics.missing_classes)
-        notes[0] = f"No image of {names} in this split; averages are over the classes present."
+        of, kind = ("with", "findings") if metrics.confusion.dim() == 3 else ("of", "classes")
+        notes[0] = f"No image {of} {names} in this split; averages are over the {kind} present."
     if not notes:
         return ""
     return '<div class="notes">' + "".join(f"<p>{escape(note)}</p>" for note in notes) + "</div>"

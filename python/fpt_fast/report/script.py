@@ -19,10 +19,14 @@ if (table && form) {
     let shown = 0;
     for (const row of rows) {
       const fits = controls.every((control) => {
-        const cell = text(row, Number(control.dataset.column));
-        return control.type === "search"
-          ? cell.toLowerCase().includes(control.value.toLowerCase())
-          : !control.value || cell === control.value;
+        const column = Number(control.dataset.column);
+        const cell = text(row, column);
+        if (control.type === "search") {
+          return cell.toLowerCase().includes(control.value.toLowerCase());
+        }
+        // A cell with several names has an element for each.
+        const names = Array.from(row.cells[column].children, (name) => name.textContent);
+        return !control.value || cell === control.value || names.includes(control.value);
       });
       row.hidden = !fits;
       shown += fits;

@@ -50,7 +50,10 @@ def metric_cards(metrics: Metrics, intervals: Intervals | None) -> str:
 
 def class_table(metrics: Metrics, intervals: Intervals | None, classes: Sequence[str]) -> str:
     """Each class against the rest: images, AUC, precision, recall, specificity, F1."""
-    head = "".join(f'<th scope="col">{title}</th>' for title in ("images", *_COLUMNS.values()))
+    kind, counted = (
+        ("finding", "images with it") if metrics.confusion.dim() == 3 else ("class", "images")
+    )
+    head = "".join(f'<th scope="col">{title}</th>' for title in (counted, *_COLUMNS.values()))
     rows = []
     for label, (name, row) in enumerate(zip(classes, metrics.per_class, strict=True)):
         cells = [f"<td>{row.support}</td>"]
@@ -65,7 +68,7 @@ def class_table(metrics: Metrics, intervals: Intervals | None, classes: Sequence
             cells.append(f"<td>{shown}{_below(interval)}</td>")
         rows.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>')
     return (
-        '<h2>By class</h2><div class="scroll"><table><thead><tr><th class="left">class</th>'
+        f'<h2>By {kind}</h2><div class="scroll"><table><thead><tr><th class="left">{kind}</th>'
         f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -123,6 +126,31 @@ def calibration_table(calibration: Calibration) -> str:
         '<th scope="col">expected calibration error</th><th scope="col">log loss</th>'
         f'<th scope="col">Brier score</th></tr></thead><tbody>{rows}</tbody></table></div>'
         f'<p class="soft">{origin}</p>'
+    )
+
+
+def finding_calibration_table(findings: Sequence[Calibration | None], names: Sequence[str]) -> str:
+    """Temperature of each finding, and calibration errors without and with it; empty without."""
+    if not findings:
+        return ""
+    rows = []
+    for name, found in zip(names, findings, strict=True):
+        cells = ["–"] * 4
+        if found is not None:
+            cells[0] = f"{number(found.plain.ece.estimate)}{_below(found.plain.ece)}"
+            cells[1] = number(found.plain.nll.estimate)
+        if found is not None and found.scaled is not None and found.temperature is not None:
+            cells[2] = f"{found.temperature:.3f}"
+            cells[3] = f"{number(found.scaled.ece.estimate)}{_below(found.scaled.ece)}"
+        filled = "".join(f"<td>{cell}</td>" for cell in cells)
+        rows.append(f'<tr><th scope="row">{escape(name)}</th>{filled}</tr>')
+    titles = ("expected calibration error", "log loss", "temperature", "error at it")
+    head = "".join(f'<th scope="col">{title}</th>' for title in titles)
+    return (
+        '<h2>Calibration</h2><div class="scroll"><table><thead><tr><th class="left">finding</th>'
+        f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        '<p class="soft">Each finding has its own temperature, fitted on the validation images '
+        "that it is known of.</p>"
     )
 
 

@@ -35,6 +35,7 @@ def run_epoch(run: Run, epoch: int, bar: Progress) -> EpochRecord:
             run.num_classes,
             run.device,
             explain=epoch == 0,
+            class_names=run.class_names,
             world=run.world,
             after_batch=lambda: leave(run, trained) if run.asked_to_stop() else None,
         )

@@ -50,6 +50,7 @@ def fit(
     run_dir: str | Path,
     num_classes: int,
     class_counts: Sequence[int] | None = None,
+    class_names: Sequence[str] | None = None,
     device: str | torch.device = "auto",
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
@@ -64,8 +65,9 @@ def fit(
     """Train ``model``, called as ``model(batch: FeatureBatch) -> logits [B, outputs]``.
 
     ``outputs`` is ``num_classes``, or 1 for a regression loss.  ``class_counts`` (training images
-    per class) are needed for balanced loss weights.  ``extra`` goes to ``model.save_pretrained``.
-    ``inputs``: JSON values of what else shapes the run (model, features, images, augmentation),
+    per class) are needed for balanced loss weights; ``class_names`` are for what is logged.
+    ``extra`` goes to ``model.save_pretrained``.  ``inputs``: JSON values of what else shapes the
+    run (model, features, images, augmentation),
     which must be the same for it to be resumed.
 
     After each epoch ``run_dir/last`` is replaced, and ``run_dir/best`` where
@@ -104,6 +106,7 @@ def fit(
         val_batches=None if val_batches is None or len(val_batches) == 0 else val_batches,
         config=config,
         num_classes=num_classes,
+        class_names=class_names,
         identity={
             **_identity(train_batches, val_batches, config, num_classes, class_counts),
             "inputs": json.loads(json.dumps(dict(inputs or {}))),

@@ -1,7 +1,7 @@
 """A training run under way, and how it is put down and taken up again."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ class Run:
     val_batches: EpochBatches | None
     config: TrainConfig
     num_classes: int
+    class_names: Sequence[str] | None
     identity: dict[str, Any]
     run_dir: Path
     device: torch.device

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import nn
@@ -51,6 +51,7 @@ def validate(
     device: torch.device,
     *,
     explain: bool,
+    class_names: Sequence[str] | None = None,
     world: World = ALONE,
     after_batch: Callable[[], None] | None = None,
 ) -> dict[str, float]:
@@ -66,7 +67,7 @@ def validate(
         world=world,
         after_batch=after_batch,
     )
-    metrics = compute_metrics(predictions, num_classes)
+    metrics = compute_metrics(predictions, num_classes, class_names)
     if explain:
         for note in metrics.notes:
             LOGGER.warning("validation: %s", note)

@@ -19,6 +19,7 @@ from fpt_fast.trust.calibration import (
 )
 from fpt_fast.trust.comparison import Comparison, compare_predictions
 from fpt_fast.trust.delong import AreaDifference, compare_areas, compare_macro_areas
+from fpt_fast.trust.finding_calibration import calibrate_findings, finding_temperatures
 from fpt_fast.trust.grade_cuts import Grading, fit_grade_cuts, grading_of
 from fpt_fast.trust.operating import (
     OperatingPoint,
@@ -45,11 +46,13 @@ __all__ = [
     "Threshold",
     "assess",
     "bootstrap_intervals",
+    "calibrate_findings",
     "calibration_errors",
     "choose_thresholds",
     "compare_areas",
     "compare_macro_areas",
     "compare_predictions",
+    "finding_temperatures",
     "fit_grade_cuts",
     "fit_temperature",
     "grading_of",

@@ -1,13 +1,21 @@
 """Everything that is said of one split: metrics, and how far they can be trusted."""
 
+import statistics
 from collections.abc import ItemsView, Iterator, KeysView, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fpt_fast.metrics import Metrics, compute_metrics, spoken
 from fpt_fast.records import UNLABELLED, Predictions
-from fpt_fast.trust.bootstrap import Bootstrap, IntervalMethod, Intervals, bootstrap_intervals
+from fpt_fast.trust.bootstrap import (
+    Bootstrap,
+    Interval,
+    IntervalMethod,
+    Intervals,
+    bootstrap_intervals,
+)
 from fpt_fast.trust.calibration import Calibration, calibration_errors, fit_temperature
+from fpt_fast.trust.finding_calibration import calibrate_findings
 from fpt_fast.trust.grade_cuts import Grading, grading_of
 from fpt_fast.trust.operating import OperatingPoint, choose_thresholds, operating_points
 
@@ -21,7 +29,8 @@ _SEEN = (
 class Assessment:
     """``metrics`` of a split with their ``intervals`` (None: not asked for), the ``calibration``
     of its probabilities (None: a regression), ``points`` of operation (without validation
-    images, none) and the ``grading`` by learned cuts (None: there are none).
+    images, none) and the ``grading`` by learned cuts (None: there are none).  Of several findings
+    per image, ``by_finding`` is the calibration of each (None: no image tells it).
 
     Reads like ``Metrics``: ``assessment["auc"]``, ``assessment.values``, ``dict(assessment)``.
     """
@@ -31,6 +40,7 @@ class Assessment:
     calibration: Calibration | None = None
     points: tuple[OperatingPoint, ...] = ()
     grading: Grading | None = None
+    by_finding: tuple[Calibration | None, ...] = ()
 
     @property
     def values(self) -> dict[str, float]:
@@ -70,19 +80,22 @@ class Assessment:
     def __str__(self) -> str:
         """The metrics with their intervals, how these were made, and the calibration error."""
         if self.intervals is None:
-            return "\n".join([str(self.metrics), *_described(self.grading)])
-        lines = [
-            ", ".join(f"{spoken(name)} {value}" for name, value in self.intervals.values.items()),
-            self.intervals.describe(),
-            *_described(self.grading),
-        ]
-        if self.calibration is not None:
+            said = [f"{spoken(name)} {value:.4f}" for name, value in self.metrics.items()]
+            lines = [", ".join(said)]
+        else:
+            named = self.intervals.values.items()
+            said = [f"{spoken(name)} {interval}" for name, interval in named]
+            lines = [", ".join(said), self.intervals.describe()]
+        lines += _described(self.grading)
+        if self.calibration is not None and self.intervals is not None:
             lines.append(_describe(self.calibration))
+        if self.by_finding:
+            lines.append(_describe_findings(self.by_finding))
         return "\n".join([*lines, *(f"note: {note}" for note in self.metrics.notes)])
 
     def to_json(self) -> dict[str, Any]:
         """``Metrics.to_json`` and ``intervals``, ``calibration``, ``operating_points``,
-        ``grade_cuts``."""
+        ``grade_cuts``, ``calibration_by_finding``."""
         values = self.metrics.to_json()
         if self.intervals is not None:
             values["intervals"] = self.intervals.to_json()
@@ -92,6 +105,10 @@ class Assessment:
             values["operating_points"] = [point.to_json() for point in self.points]
         if self.grading is not None:
             values["grade_cuts"] = self.grading.to_json()
+        if self.by_finding:
+            values["calibration_by_finding"] = [
+                None if found is None else found.to_json() for found in self.by_finding
+            ]
         return values
 
 
@@ -108,20 +125,23 @@ def assess(
     seed: int = 0,
     groups: Sequence[str] | None = None,
     cuts_seen: bool = False,
+    names: Sequence[str] | None = None,
 ) -> Assessment:
     """Metrics of a split, with intervals by ``bootstrap_intervals`` unless ``resamples`` is 0.
 
     ``validation`` are predictions of the same model on validation images, on which temperature
     and thresholds are chosen; labelled images are needed there.  ``cuts_seen``: the cuts of
     ``predictions`` were chosen on these very images, which a note then says.
+    ``names`` of the classes are for the notes.
     """
-    metrics = compute_metrics(predictions, num_classes)
+    metrics = compute_metrics(predictions, num_classes, names)
     if cuts_seen and predictions.cuts is not None:
         metrics = replace(metrics, notes=(*metrics.notes, _SEEN))
     intervals: Intervals | None = None
     bootstrap: Bootstrap | None = None
+    options: dict[str, Any] | None = None
     if resamples:
-        options: dict[str, Any] = {
+        options = {
             "level": level,
             "resamples": resamples,
             "method": method,
@@ -134,14 +154,16 @@ def assess(
         grading = grading_of(predictions, num_classes)
         return Assessment(metrics, intervals, grading=grading)
     if predictions.labels.dim() == 2:
-        # Of several findings per image, each has thresholds, and no class is the most probable.
+        # Of several findings per image each has thresholds and a temperature.
         if validation is None or not bool((validation.labels != UNLABELLED).any()):
-            return Assessment(metrics, intervals)
+            by_finding = calibrate_findings(predictions, None, options)
+            return Assessment(metrics, intervals, by_finding=by_finding)
+        by_finding = calibrate_findings(predictions, validation, options)
         thresholds = choose_thresholds(
             validation, at_sensitivity=at_sensitivity, at_specificity=at_specificity
         )
         points = operating_points(predictions, thresholds, bootstrap=bootstrap)
-        return Assessment(metrics, intervals, None, points)
+        return Assessment(metrics, intervals, None, points, by_finding=by_finding)
     plain = calibration_errors(predictions, bootstrap=bootstrap)
     if validation is None or not bool((validation.labels != UNLABELLED).any()):
         return Assessment(metrics, intervals, Calibration(plain, None, None))
@@ -152,6 +174,21 @@ def assess(
     )
     points = operating_points(predictions, thresholds, bootstrap=bootstrap)
     return Assessment(metrics, intervals, Calibration(plain, temperature, scaled), points)
+
+
+def _describe_findings(findings: Sequence[Calibration | None]) -> str:
+    """Mean calibration error of the findings, and of those with a temperature at it."""
+    known = [found for found in findings if found is not None]
+    line = f"calibration error, mean of findings {_mean([f.plain.ece for f in known])}"
+    scaled = [found.scaled.ece for found in known if found.scaled is not None]
+    if scaled:
+        said = "each" if len(scaled) == len(findings) else f"{len(scaled)} of them"
+        line += f", {said} at its own temperature {_mean(scaled)}"
+    return line
+
+
+def _mean(errors: Sequence[Interval]) -> str:
+    return f"{statistics.fmean(error.estimate for error in errors):.4f}" if errors else "unknown"
 
 
 def _described(grading: Grading | None) -> list[str]:

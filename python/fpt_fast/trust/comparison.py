@@ -13,7 +13,7 @@ from fpt_fast.metrics import spoken
 from fpt_fast.records import UNLABELLED, Predictions
 from fpt_fast.trust.bootstrap import Bootstrap, Interval
 from fpt_fast.trust.delong import AreaDifference, compare_areas, compare_macro_areas
-from fpt_fast.trust.resampled import Floats, Resampler
+from fpt_fast.trust.resampled import Floats, make_resampler
 from fpt_fast.words import counted
 
 
@@ -22,9 +22,10 @@ class Comparison:
     """The first model against the second on ``images`` images.
 
     ``auc`` is DeLong's test of the (macro) areas and ``per_class`` of each class against the
-    rest; None for a regression, or where a class has fewer than two images.  ``differences`` are
-    first less second by metric, with paired bootstrap intervals; ``first`` and ``second`` the
-    metrics themselves.
+    rest; None for a regression, or where a class has fewer than two images.  Of several findings
+    per image ``per_class`` is of each finding, and ``auc`` None: their areas share images.
+    ``differences`` are first less second by metric, with paired bootstrap intervals; ``first`` and
+    ``second`` the metrics themselves.
     """
 
     images: int
@@ -42,7 +43,7 @@ class Comparison:
         lines = [f"{counted(self.images, 'image')}; {said}"]
         if self.auc is not None:
             lines.append(_row("AUC", self.auc))
-        if len(self.classes) > 2:
+        if len(self.classes) > 2 or self.auc is None:
             named = zip(self.classes, self.per_class, strict=True)
             lines += [_row(f"AUC of {name}", row) for name, row in named if row is not None]
         for name, interval in self.differences.items():
@@ -92,7 +93,7 @@ def compare_predictions(
         raise ValueError(
             "one of the two is a regression and the other is not; compare like with like"
         )
-    one, other = Resampler(first, len(classes)), Resampler(second, len(classes))
+    one, other = make_resampler(first, len(classes)), make_resampler(second, len(classes))
     names = one.value_names
 
     def differences(counts: NDArray[np.int64]) -> Floats:  # [R, metrics]
@@ -121,6 +122,10 @@ def _areas(
     """DeLong's tests: of the macro average, and of each class."""
     if first.probabilities is None or second.probabilities is None:
         return None, (None,) * len(classes)
+    if first.labels.dim() == 2:
+        # The areas of several findings share images: of their mean there is no such test.
+        findings = range(len(classes))
+        return None, tuple(_area_of_finding(first, second, f, level) for f in findings)
     labelled = first.labels != UNLABELLED
     labels = first.labels[labelled].numpy()
     ours, theirs = first.probabilities[labelled].numpy(), second.probabilities[labelled].numpy()
@@ -138,6 +143,19 @@ def _areas(
     )
 
 
+def _area_of_finding(
+    first: Predictions, second: Predictions, finding: int, level: float
+) -> AreaDifference | None:
+    """DeLong's test of one finding, on the images that it is known of."""
+    assert first.probabilities is not None and second.probabilities is not None
+    known = first.labels[:, finding] != UNLABELLED
+    positive = (first.labels[known, finding] == 1).numpy()
+    if min(int(positive.sum()), int((~positive).sum())) < 2:
+        return None
+    ours, theirs = (p[known, finding].numpy() for p in (first.probabilities, second.probabilities))
+    return compare_areas(positive, ours, theirs, level=level)
+
+
 def _in_order_of(first: Predictions, second: Predictions) -> Predictions:
     """``second`` in the order of ``first``; the same images and labels, or an error."""
     place = {key: row for row, key in enumerate(second.keys)}
@@ -149,8 +167,10 @@ def _in_order_of(first: Predictions, second: Predictions) -> Predictions:
             f"{len(first.keys)} are missing in the second{example}, which has {len(second.keys)}"
         )
     rows = torch.tensor([place[key] for key in first.keys])
+    if second.labels.shape[1:] != first.labels.shape[1:]:
+        raise ValueError("one of the two is of findings and the other of one class per image")
     if not torch.equal(second.labels[rows], first.labels):
-        at = int((second.labels[rows] != first.labels).nonzero()[0])
+        at = int((second.labels[rows] != first.labels).nonzero()[0, 0])
         raise ValueError(
             f"the two disagree on the label of {first.keys[at]!r}; compare runs on the same data"
         )
