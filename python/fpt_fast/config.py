@@ -205,6 +205,8 @@ class TrainConfig:
     ``learning_rate`` per step follows a half cosine to 0 after ``warmup_epochs`` of linear
     warm-up.  ``loss_weights`` goes with ``loss_weight="given"``; ``loss_weight_decay`` with
     ``"dynamic"`` (weights move from balanced to equal by this factor per epoch).
+    ``target`` is mean and standard deviation of the training images' numbers, where labels are
+    such: the model learns the number less the mean, over the deviation.
     ``monitor`` is the validation metric that picks the best epoch.  ``precision`` is that of the
     training step's matrix products; weights and optimiser are in f32 whatever it is.
     """
@@ -222,6 +224,7 @@ class TrainConfig:
     loss_weight: LossWeight = "none"
     loss_weights: tuple[float, ...] = ()
     loss_weight_decay: float = 0.9
+    target: tuple[float, float] | None = None
     monitor: str = "auc"
     eval_interval: int = 1
     seed: int = 0
@@ -242,6 +245,13 @@ class TrainConfig:
             "one weight per class together with loss_weight='given', and none otherwise",
             self.loss_weights,
         )
+        if self.target is not None:
+            require(
+                self.is_regression and len(self.target) == 2 and self.target[1] > 0,
+                "target",
+                f"(mean, deviation above 0), with a loss of {', '.join(REGRESSION_LOSSES)}",
+                self.target,
+            )
         weighted = ("cross_entropy", "binary_cross_entropy")
         if self.loss_weight != "none" and self.loss not in weighted:
             raise ConfigError(

@@ -117,21 +117,26 @@ class KappaLoss(EpochLoss):
 
 
 class RegressionLoss(EpochLoss):
-    """Mean square error, mean absolute error or smooth L1 of one output against the label."""
+    """Mean square error, mean absolute error or smooth L1 (Huber's, bent at 1) of one output
+    against the label; with ``target`` (mean, deviation), against the label less the mean, over the
+    deviation."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, target: tuple[float, float] | None = None) -> None:
         super().__init__()
+        self.target = target
         if kind not in REGRESSION_LOSSES:
             raise ValueError(f"kind must be one of {', '.join(REGRESSION_LOSSES)}, got {kind!r}")
         self.kind = kind
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits [B, 1], labels [B] i64 -> scalar."""
+        """Logits [B, 1], labels [B] i64 or f64 -> scalar."""
         if logits.dim() != 2 or logits.shape[1] != 1:
             raise ValueError(
                 f"a regression loss needs one output, logits [B, 1], got {tuple(logits.shape)}"
             )
         # Not squeeze(): a batch of one image must stay a batch.
+        if self.target is not None:
+            labels = (labels - self.target[0]) / self.target[1]
         grades, target = logits[:, 0], labels.to(logits.dtype)
         if self.kind == "mean_square_error":
             return F.mse_loss(grades, target)
@@ -213,7 +218,7 @@ def build_loss(
     Raises ``ConfigError`` where counts or weights are missing or do not fit.
     """
     if config.is_regression:
-        return RegressionLoss(config.loss)
+        return RegressionLoss(config.loss, config.target)
     if config.loss == "focal":
         return FocalLoss()
     if config.loss == "kappa":

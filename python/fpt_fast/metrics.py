@@ -30,7 +30,7 @@ CLASSIFICATION_METRICS = (
     "kappa",
 )
 REGRESSION_METRICS = ("mae", "mse", "accuracy", "f1", "precision", "recall", "kappa")
-LOWER_IS_BETTER = frozenset({"loss", "mae", "mse"})
+LOWER_IS_BETTER = frozenset({"loss", "mae", "mse", "rmse"})
 # Names for people where the one of a file leaves something open.
 _SPOKEN = {"kappa": "quadratic kappa"}
 
@@ -115,8 +115,14 @@ def finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def metric_names(*, regression: bool = False, findings: bool = False) -> tuple[str, ...]:
+def metric_names(
+    *, regression: bool = False, findings: bool = False, values: bool = False
+) -> tuple[str, ...]:
     """Names in ``compute_metrics(...).values``, in order."""
+    if values:
+        from fpt_fast.value_metrics import VALUE_METRICS
+
+        return VALUE_METRICS
     if findings:
         from fpt_fast.finding_metrics import FINDING_METRICS
 
@@ -134,7 +140,8 @@ def compute_metrics(
     ``auc_raw_logits`` is what the authors' code reports: one-vs-rest areas over the columns of
     the logits as they are (with two classes too: the mean over both columns), which ranks
     images on an unnormalised scale; it is here to be compared with published numbers only.
-    Labels [images, findings] are of several findings per image: see ``finding_metrics``.
+    Labels [images, findings] are of several findings per image: see ``finding_metrics``; those of
+    a floating-point dtype are a number per image: see ``value_metrics``.
     Without probabilities the predictions are of a regression, whose ``cuts`` (or halves) give a
     class for ``accuracy``, ``f1``, ``precision``, ``recall``, ``kappa``; no AUC.  ``names`` of the
     classes (their numbers, where not given) are for the notes.
@@ -142,6 +149,10 @@ def compute_metrics(
     Raises ``ValueError`` for fewer than two classes, shapes that do not fit, labels out of range,
     logits that are not finite (named by image), or when no image has a label.
     """
+    if predictions.labels.is_floating_point():
+        from fpt_fast.value_metrics import compute_value_metrics
+
+        return compute_value_metrics(predictions)
     if predictions.labels.dim() == 2:
         from fpt_fast.finding_metrics import compute_finding_metrics
 
@@ -205,6 +216,11 @@ def compute_metrics(
         missing_classes=missing,
         notes=tuple(notes),
     )
+
+
+def is_labelled(labels: Tensor) -> Tensor:
+    """Which labels are known: those that are not ``UNLABELLED``, of numbers those not NaN."""
+    return ~labels.isnan() if labels.is_floating_point() else labels != UNLABELLED
 
 
 def named(labels: Iterable[int], names: Sequence[str] | None) -> list[str]:

@@ -22,7 +22,8 @@ class PortableClassifier(nn.Module):
     """``forward(frozen_pixels [B, 3, H, W], side_pixels [B, 3, h, w]) -> [B, outputs]`` f32.
 
     Both inputs are normalised as ``to_network_input`` does; ``input_size`` (H, W) is fixed.
-    ``output`` is ``"softmax"``, ``"sigmoid"`` (several findings) or ``"none"`` (grades).  Kept
+    ``output`` is ``"softmax"``, ``"sigmoid"`` (several findings) or ``"none"`` (grades, or numbers
+    with the mean and deviation of ``target``).  Kept
     keys and values are rounded to f16, as the features are that the model was trained on; of
     tokens with exactly equal scores either may be kept.  Raises ``ConfigError`` for a side
     network alone, which needs no frozen model.
@@ -39,6 +40,7 @@ class PortableClassifier(nn.Module):
         input_size: tuple[int, int],
         output: str = "softmax",
         temperature: float = 1.0,
+        target: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
         if model.fusion is None:
@@ -52,6 +54,7 @@ class PortableClassifier(nn.Module):
         self.interpolation = backbone.position_interpolation
         self.output = output
         self.temperature = temperature
+        self.mean, self.deviation = target or (0.0, 1.0)
         # The embedding keeps what it made of the positions for this size: constants of a graph.
         weight = self.vit.embedding.projection.weight
         self.vit.embedding(
@@ -65,7 +68,9 @@ class PortableClassifier(nn.Module):
         logits = self._logits(side_pixels, states) / self.temperature
         if self.output == "softmax":
             return logits.softmax(dim=1)
-        return logits.sigmoid() if self.output == "sigmoid" else logits
+        if self.output == "sigmoid":
+            return logits.sigmoid()
+        return logits * self.deviation + self.mean
 
     def _features(self, pixels: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Kept keys and values of each layer: [B, H, K, D] twice."""

@@ -48,7 +48,7 @@ Attention = Literal[
 Importance = Literal["global", "class_token"]
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-Task = Literal["multiclass", "multilabel"]
+Task = Literal["multiclass", "multilabel", "regression"]
 
 # What cut points between learned grades are chosen for, or that they stay at the halves.
 GradeCuts = Literal["kappa", "accuracy", "halves"]
@@ -88,7 +88,8 @@ class ImageItem:
     ``label`` indexes ``ImageSet.classes``, or is ``UNLABELLED``.  ``patient`` names whom the image
     is of, where that is known: the images of one never stand on two sides of a split.
     Of several findings per image, ``findings`` has 1, 0 or ``UNLABELLED`` for each of
-    ``ImageSet.classes``, and ``label`` is ``UNLABELLED``.
+    ``ImageSet.classes``, and ``label`` is ``UNLABELLED``.  Of a number per image, ``value`` is it,
+    and ``label`` is ``UNLABELLED`` too.
     """
 
     key: str
@@ -98,14 +99,15 @@ class ImageItem:
     reading: Reading = AS_THE_FILE_SAYS
     patient: str | None = None
     findings: tuple[int, ...] = ()
+    value: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSet:
     """A data set: its root, its class names in label order, and its images in key order.
 
-    ``task`` is ``multiclass`` (one class per image) or ``multilabel`` (any of ``classes``, which
-    are findings).
+    ``task`` is ``multiclass`` (one class per image), ``multilabel`` (any of ``classes``, which
+    are findings) or ``regression`` (a number, whose name is the only one in ``classes``).
     """
 
     root: Path
@@ -223,9 +225,9 @@ class FeatureBatch:
     ``side_pixels`` [B, 3, h, w] f32; ``kv`` [M, L, 2, H, K, D], or None for a side network
     alone; ``rows`` [B] i64 picks the batch's images out of ``kv``, or None when M is B and
     the order is the same; ``labels`` [B] i64, or [B, findings] i64 of 1, 0 or ``UNLABELLED`` where
-    an image may have several findings.  8-bit ``kv`` (int8 or fp8) comes with ``k_scales``
-    [M, L, H, D] f32, per channel of K, and ``v_scales`` [M, L, H, K] f32, per token of V; both are
-    None with any other.
+    an image may have several findings, or [B] f64 of a number per image.  8-bit ``kv`` (int8 or
+    fp8) comes with ``k_scales`` [M, L, H, D] f32, per channel of K, and ``v_scales`` [M, L, H, K]
+    f32, per token of V; both are None with any other.
     """
 
     side_pixels: Tensor
@@ -254,7 +256,8 @@ class Predictions:
     Of a regression model, ``logits`` is [images, 1] and ``probabilities`` is None; where the labels
     are grades, ``cuts`` are the points between them, the first between grades 0 and 1 (None: at
     the halves).  Of several findings per image, ``labels`` is [images, findings] of 1, 0 or
-    ``UNLABELLED``, and each probability its own.
+    ``UNLABELLED``, and each probability its own.  Of a number per image, ``labels`` [images] f64
+    (NaN where unknown) and ``logits`` are in its unit.
     """
 
     keys: tuple[str, ...]

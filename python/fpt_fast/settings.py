@@ -35,6 +35,8 @@ class ListingSettings:
     """CSV column of the class."""
     label_columns: tuple[str, ...] = ()
     """Instead of a class, several findings per image: CSV columns of 1 and 0 (-1: unknown)."""
+    value_column: str | None = None
+    """Instead of a class, a number per image (an age, a pressure): CSV column of it."""
     blank_findings: Literal["unknown", "absent"] = "unknown"
     """What an empty cell of these columns means; what is unknown counts in no loss or metric."""
     split_column: str = "split"
@@ -220,7 +222,8 @@ class RunSettings(FrozenSettings):
     """Epochs of linear warm-up."""
     loss: Loss = "cross_entropy"
     """Loss; the square, absolute and smooth ones treat the label as a grade with one output; with
-    several findings per image cross_entropy and focal are those of each finding."""
+    several findings per image cross_entropy and focal are those of each finding; with
+    --value-column cross_entropy stands for mean_square_error."""
     loss_weight: LossWeight = "none"
     """Class weights of the cross-entropy (of findings: weights of the images that have them)."""
     loss_weights: tuple[float, ...] = ()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from fpt_fast.doctor.findings import Finding
 from fpt_fast.doctor.image_facts import ImageFacts
 from fpt_fast.doctor.look_alikes import look_alike_pairs
+from fpt_fast.doctor.value_rules import find_in_values
 from fpt_fast.images import ImageError
 from fpt_fast.records import SPLITS
 from fpt_fast.words import counted, counted_are
@@ -34,6 +35,8 @@ def find_in_images(
     found += _blank(facts)
     found += _sizes(facts, input_size)
     found += _depths(facts)
+    if any(fact.item.value is not None for fact in facts):
+        return found + list(find_in_values([fact.item for fact in facts], classes[0]))
     found += _balance(facts, classes)
     found += _given_away(facts)
     return found
@@ -170,15 +173,19 @@ def _depths(facts: Facts) -> Iterator[Finding]:
         )
 
 
-def _labels(fact: ImageFacts) -> tuple[int, ...]:
-    """The class of an image, or the findings that it has."""
+def _labels(fact: ImageFacts) -> tuple[float, ...]:
+    """The class of an image, the findings that it has, or its number."""
+    if fact.item.value is not None:
+        return (fact.item.value,)
     if fact.item.findings:
         return tuple(place for place, has in enumerate(fact.item.findings) if has == 1)
     return (fact.item.label,)
 
 
 def _named(fact: ImageFacts, classes: Sequence[str]) -> str:
-    return ", ".join(classes[label] for label in _labels(fact)) or "no finding"
+    if fact.item.value is not None:
+        return f"{fact.item.value:g}"
+    return ", ".join(classes[int(label)] for label in _labels(fact)) or "no finding"
 
 
 def _balance(facts: Facts, classes: Sequence[str]) -> Iterator[Finding]:

@@ -37,6 +37,14 @@ def find_in_run(run: Path) -> list[Finding]:
     except (ValueError, OSError) as error:
         return [Finding("error", f"the run's files cannot be read: {error}", "train it again")]
     found = list(_curves(rows, values))
+    if values.get("r2") is not None and values["r2"] <= 0:
+        found.append(
+            Finding(
+                "warning",
+                f"R2 is {values['r2']:.3f}: the mean of all numbers would be as good a prediction",
+                "train longer, try other learning rates, look at the numbers (doctor --data)",
+            )
+        )
     if (run / "predictions.csv").is_file():
         found += _guesses(run / "predictions.csv")
     return found

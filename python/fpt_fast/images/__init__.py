@@ -15,6 +15,7 @@ from fpt_fast.images.side_images import SideImages, shrink_images
 from fpt_fast.images.statistics import check_images, format_unreadable, measure_statistics
 from fpt_fast.images.store import DecodedStore
 from fpt_fast.images.transforms import fit_image, to_network_input
+from fpt_fast.images.values import value_scale
 from fpt_fast.images.windows import parse_window
 
 __all__ = [
@@ -49,4 +50,5 @@ __all__ = [
     "sampling_weights",
     "shrink_images",
     "to_network_input",
+    "value_scale",
 ]

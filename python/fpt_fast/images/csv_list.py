@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from fpt_fast.images.values import parse_value, strata_of
 from fpt_fast.records import SPLITS, UNLABELLED, Split
 
 _DELIMITERS = ",;\t"
@@ -28,13 +29,15 @@ class Row(NamedTuple):
     split: Split | None
     patient: str | None = None
     findings: tuple[int, ...] = ()
+    value: float | None = None
 
 
 class Columns(NamedTuple):
     """Names of a list's columns; that of the split may be absent unless ``split_required``.
 
     With ``findings`` there is no ``label``: each is a column of 1 and 0, and ``blank`` is what an
-    empty cell means.
+    empty cell means.  With ``value`` there is none either: it is a column of numbers, and rows have
+    the fifth that theirs is in for a label.
     """
 
     path: str = "path"
@@ -43,6 +46,12 @@ class Columns(NamedTuple):
     patient: str | None = None
     findings: tuple[str, ...] = ()
     blank: int = UNLABELLED
+    value: str | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The columns that tell what an image shows."""
+        return self.findings or ((self.label,) if self.value is None else (self.value,))
 
     @property
     def split_required(self) -> bool:
@@ -59,7 +68,7 @@ def read_labelled_rows(path: Path, columns: Columns) -> tuple[list[Row], tuple[s
 
     Raises ``ImageSetError`` naming all bad rows by their line numbers (20 at most).
     """
-    wanted = [columns.path, *(columns.findings or [columns.label])]
+    wanted = [columns.path, *columns.labels]
     wanted += [columns.split] if columns.split_required else []
     wanted += [] if columns.patient is None else [columns.patient]
     lines: dict[str, int] = {}
@@ -69,18 +78,28 @@ def read_labelled_rows(path: Path, columns: Columns) -> tuple[list[Row], tuple[s
         if key in lines:
             raise _RowError(f"{key} is already in row {lines[key]}")
         lines[key] = line
-        label = "" if columns.findings else cells[columns.label]
+        label = "" if columns.findings else cells[columns.labels[0]]
         if not label and not columns.findings:
-            raise _RowError(f"{key} has no {columns.label}")
+            raise _RowError(f"{key} has no {columns.labels[0]}")
+        value = None
+        if columns.value is not None:
+            try:
+                value = parse_value(columns.value, label)
+            except ValueError as error:
+                raise _RowError(str(error)) from None
         findings = tuple(_parse_finding(name, cells[name], columns) for name in columns.findings)
         patient = None if columns.patient is None else cells[columns.patient]
         if patient == "":
             raise _RowError(f"{key} has no {columns.patient}")
-        return Row(key, label, _parse_split(cells.get(columns.split)), patient, findings)
+        return Row(key, label, _parse_split(cells.get(columns.split)), patient, findings, value)
 
     rows = _parse_rows(path, wanted, parse)
     if columns.findings:
         return rows, columns.findings
+    if columns.value is not None:
+        strata = strata_of([row.value for row in rows if row.value is not None])
+        named = zip(rows, strata, strict=True)
+        return [row._replace(label=stratum) for row, stratum in named], (columns.value,)
     labels = {row.label for row in rows}
     if all(re.fullmatch(r"[+-]?\d+", label) for label in labels):
         # "01" and "1" are one class.
@@ -137,7 +156,7 @@ def _read_cells(path: Path, wanted: Sequence[str]) -> list[tuple[int, dict[str, 
             raise ImageSetError(
                 f"{path} must have the column {' and '.join(map(repr, missing))}, got "
                 f"{', '.join(map(repr, names)) or 'an empty file'}; name other columns with "
-                "--path-column, --label-column or --label-columns, --patient-column"
+                "--path-column, --label-column, --label-columns or --value-column, --patient-column"
             )
         repeated = [name for name in wanted if names.count(name) > 1]
         if repeated:

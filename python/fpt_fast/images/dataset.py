@@ -23,7 +23,7 @@ from fpt_fast.images.patients import (
     with_patients,
 )
 from fpt_fast.images.splits import Ratios, check_ratios
-from fpt_fast.records import SPLITS, UNLABELLED, ImageItem, ImageSet, Split
+from fpt_fast.records import SPLITS, UNLABELLED, ImageItem, ImageSet, Split, Task
 
 log = logging.getLogger("fpt_fast")
 
@@ -53,6 +53,7 @@ def load_image_set(
     patient_column: str | None = None,
     patient_pattern: str | None = None,
     label_columns: Sequence[str] = (),
+    value_column: str | None = None,
     blank_findings: Literal["unknown", "absent"] = "unknown",
     fold: str | None = None,
 ) -> ImageSet:
@@ -82,6 +83,9 @@ def load_image_set(
     ``label_columns`` of a list are findings, of which an image may have several: cells of 1, 0, or
     -1 (unknown); an empty one is unknown too, or 0 with ``blank_findings="absent"``.
 
+    ``value_column`` of a list is a number per image; it has no class, and splits have their shares
+    of low and high numbers.
+
     ``fold`` (``2/5``) tests on one of several equal parts of all images, whatever splits the data
     brings, and takes val from the rest.
 
@@ -105,16 +109,19 @@ def load_image_set(
             patient_column,
             tuple(label_columns),
             0 if blank_findings == "absent" else UNLABELLED,
+            value_column,
         )
         rows, classes = read_labelled_rows(root, columns)
         root = root.parent
     else:
         raise ImageSetError(f"no such file or directory: {data}")
-    if Path(data).is_dir() and (patient_column is not None or label_columns):
+    if Path(data).is_dir() and (patient_column or label_columns or value_column):
         raise ImageSetError(
-            "patient_column and label_columns need a CSV list, folders have one class each "
-            "(and take a patient_pattern)"
+            "patient_column, label_columns and value_column need a CSV list, folders have one "
+            "class each (and take a patient_pattern)"
         )
+    if label_columns and value_column:
+        raise ImageSetError("an image has findings or a value: give label_columns or value_column")
     if patient_pattern is not None:
         rows = with_patients(rows, patient_pattern)
     return _make_set(root, rows, classes, shares, seed, fold)
@@ -152,7 +159,8 @@ def _make_set(
     fold: str | None,
 ) -> ImageSet:
     several = bool(rows and rows[0].findings)
-    if len(classes) < 2 and not several:
+    valued = bool(rows and rows[0].value is not None)
+    if len(classes) < 2 and not several and not valued:
         raise ImageSetError(
             f"{root} has one class only ({', '.join(classes)}); a classifier needs at least two"
         )
@@ -164,7 +172,9 @@ def _make_set(
     in_train = [row for row in rows if splits[row.key] == "train"]
     trained = {row.label for row in in_train}
     trained |= {classes[f] for row in in_train for f, has in enumerate(row.findings) if has == 1}
-    for name in classes:
+    if valued and not in_train:
+        raise ImageSetError(f"{root} has no images in the train split")
+    for name in () if valued else classes:
         if name not in trained:
             kind = "finding" if several else "class"
             raise ImageSetError(
@@ -176,16 +186,18 @@ def _make_set(
         ImageItem(
             row.key,
             root / row.key,
-            UNLABELLED if several else labels[row.label],
+            UNLABELLED if several or valued else labels[row.label],
             splits[row.key],
             patient=row.patient,
             findings=row.findings,
+            value=row.value,
         )
         for row in sorted(rows, key=lambda row: row.key)
     )
     counts = {split: sum(item.split == split for item in items) for split in SPLITS}
     log.debug("%s: %d classes, images by split %s", root, len(classes), counts)
-    return ImageSet(root, classes, items, "multilabel" if several else "multiclass")
+    task: Task = "regression" if valued else "multilabel" if several else "multiclass"
+    return ImageSet(root, classes, items, task)
 
 
 def _list_splits(root: Path, splits: Sequence[Split]) -> list[Row]:

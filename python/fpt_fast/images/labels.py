@@ -9,7 +9,10 @@ from fpt_fast.records import ImageItem
 
 
 def labels_of(items: Sequence[ImageItem]) -> Tensor:
-    """[images] i64, or [images, findings] i64 of 1, 0 or -1 where images may have several."""
+    """[images] i64, or [images, findings] i64 of 1, 0 or -1 where images may have several, or
+    [images] f64 where they have a number."""
+    if items and items[0].value is not None:
+        return torch.tensor([item.value for item in items], dtype=torch.float64)
     if items and items[0].findings:
         return torch.tensor([item.findings for item in items], dtype=torch.int64)
     return torch.tensor([item.label for item in items], dtype=torch.int64)

@@ -48,11 +48,11 @@ def open_image_set(
             images, skip=settings.skip_unreadable, workers=settings.workers, world=world
         )
     require_training_images(images)
+    kind = {"multilabel": "findings", "multiclass": "classes"}.get(images.task)
     log.info(
-        "data: %s of %d %s (%s)",
+        "data: %s of %s (%s)",
         counted(len(images.items), "image"),
-        len(images.classes),
-        "findings" if images.task == "multilabel" else "classes",
+        f"numbers, {images.classes[0]}" if kind is None else f"{len(images.classes)} {kind}",
         ", ".join(f"{split} {len(images.of_split(split))}" for split in SPLITS),
     )
     return images
@@ -70,6 +70,7 @@ def list_image_set(how: ListingSettings, data: Path) -> ImageSet:
         patient_column=how.patient_column,
         patient_pattern=how.patient_pattern,
         label_columns=how.label_columns,
+        value_column=how.value_column,
         blank_findings=how.blank_findings,
         fold=how.fold,
     )
@@ -131,6 +132,10 @@ def reading_of(settings: ReadingSettings) -> Reading:
 def require_training_images(images: ImageSet) -> None:
     """Raise where a class has no training image (left), naming the classes."""
     train = images.of_split("train")
+    if images.task == "regression":
+        if not train:
+            raise UnreadableImages("no readable training image is left; mend the images")
+        return
     trained = {item.label for item in train}
     trained |= {f for item in train for f, has in enumerate(item.findings) if has == 1}
     empty = [name for label, name in enumerate(images.classes) if label not in trained]

@@ -12,7 +12,7 @@ from fpt_fast.distributed import World, open_world
 from fpt_fast.model import FptModel
 from fpt_fast.peers import PeerModel
 from fpt_fast.pipeline.data import patients_of
-from fpt_fast.pipeline.grades import cuts_of, with_cuts
+from fpt_fast.pipeline.grades import cuts_of, target_of, with_cuts
 from fpt_fast.pipeline.inputs import RunInputs, make_loader, reopen_inputs
 from fpt_fast.pipeline.peers import is_peer, reopen_peer, settle_method
 from fpt_fast.pipeline.run_folder import BEST, CONFIG_FILE, VALIDATION_FILE, require_single_run
@@ -62,6 +62,7 @@ def evaluate(settings: EvaluateSettings | None = None, **values: Any) -> Assessm
                 make_loader(inputs, trained, split),
                 device=settings.device,
                 regression=bool(model.extra["regression"]),
+                target=target_of(model.extra),
                 world=world,
             )
             return with_cuts(found, cuts_of(model.extra))

@@ -46,7 +46,7 @@ def export(settings: ExportSettings | None = None, **values: Any) -> ExportResul
 
     The graph takes ``frozen_pixels`` [B, 3, H, W] and ``side_pixels`` [B, 3, h, w] f32, resized
     and normalised as the metadata under ``fpt_fast`` says, and gives probabilities [B, classes]
-    (a regression's grades [B, 1]).  It is run once and compared before it is reported.
+    (a regression's grades or numbers [B, 1]).  It is run once and compared before it is reported.
     """
     settings = settings or build_settings(ExportSettings, values)
     run = read_recorded_run(settings.run)
@@ -85,6 +85,7 @@ def portable(run: RecordedRun, settings: ExportSettings) -> PortableClassifier:
         token_ratio=run.plan.token_ratio,
         importance=run.plan.importance,
         input_size=run.plan.preprocessing.size,
+        target=run.target,
         output="none" if run.regression else "sigmoid" if run.several else "softmax",
     ).eval()
 

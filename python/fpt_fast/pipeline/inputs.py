@@ -25,7 +25,13 @@ from fpt_fast.config import (
     preset,
 )
 from fpt_fast.distributed import ALONE, World
-from fpt_fast.images import DecodedStore, dataset_preset, digest_images, shrink_images
+from fpt_fast.images import (
+    DecodedStore,
+    dataset_preset,
+    digest_images,
+    shrink_images,
+    value_scale,
+)
 from fpt_fast.loader import (
     FeatureLoader,
     FeatureSource,
@@ -307,20 +313,27 @@ def _optional_size(name: str, text: str | None) -> tuple[int, int] | None:
     return None if text is None else parse_size(name, text)
 
 
-def make_recipe(settings: TrainSettings, task: Task) -> TrainConfig:
+def make_recipe(settings: TrainSettings, images: ImageSet) -> TrainConfig:
     """The training recipe: learning rate from the preset, monitor from the loss, unless said;
-    of several findings per image, the loss of each."""
+    of several findings per image, the loss of each; of numbers, their scale in training."""
+    loss = _loss_of(settings.loss, images.task)
+    target = None
+    if images.task == "regression":
+        if settings.sampling == "balanced":
+            raise ConfigError("--sampling balanced is for classes and findings; leave it out")
+        target = value_scale(images.of_split("train"))
     rate = settings.learning_rate
     if rate is None:
         rate = 1e-4 if settings.preset is None else dataset_preset(settings.preset).learning_rate
     monitor = settings.monitor
     if monitor is None:
         # A grade has no AUC.
-        monitor = "mae" if settings.loss in REGRESSION_LOSSES else "auc"
+        monitor = "mae" if loss in REGRESSION_LOSSES else "auc"
     return TrainConfig(
         learning_rate=rate,
         monitor=monitor,
-        loss=_loss_of(settings.loss, task),
+        loss=loss,
+        target=target,
         **{
             field.name: getattr(settings, field.name)
             for field in dataclasses.fields(TrainConfig)
@@ -336,6 +349,14 @@ def _loss_of(loss: Loss, task: Task) -> Loss:
         "cross_entropy": "binary_cross_entropy",
         "focal": "binary_focal",
     }
+    if task == "regression":
+        loss = "mean_square_error" if loss == "cross_entropy" else loss
+        if loss not in REGRESSION_LOSSES:
+            raise ConfigError(
+                f"loss {loss!r} is for classes, and the data has numbers; use "
+                f"{', '.join(REGRESSION_LOSSES)}"
+            )
+        return loss
     if task == "multilabel":
         loss = of_findings.get(loss, loss)
     if (loss in FINDING_LOSSES) != (task == "multilabel"):

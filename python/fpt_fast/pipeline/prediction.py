@@ -13,7 +13,7 @@ from fpt_fast.files import write_atomically
 from fpt_fast.images import DecodedStore
 from fpt_fast.loader import FeatureLoader, NoFeatures
 from fpt_fast.metrics import predicted_classes
-from fpt_fast.pipeline.grades import cuts_of, with_cuts
+from fpt_fast.pipeline.grades import cuts_of, target_of, with_cuts
 from fpt_fast.pipeline.peers import is_peer_folder, load_peer
 from fpt_fast.pipeline.predictor import Predictor
 from fpt_fast.pipeline.recorded import open_images
@@ -110,6 +110,7 @@ def _predict_peer(settings: PredictSettings) -> Predicted:
         loader,
         device=settings.device,
         regression=bool(model.extra.get("regression", False)),
+        target=target_of(model.extra),
         progress=True,
     )
     return items, with_cuts(predictions, cuts_of(model.extra)), classes
@@ -131,11 +132,16 @@ def _open_images(
 def _write_csv(
     output: Path, items: Sequence[ImageItem], predictions: Predictions, classes: tuple[str, ...]
 ) -> None:
-    """Write path, predicted class and one probability per class (a grade for a regression);
+    """Write path, predicted class and one probability per class (a grade for a regression,
+    or the number alone where labels are numbers);
     of several findings those called, with semicolons between them."""
     probabilities = predictions.probabilities
     rows: list[list[str]] = []
-    if probabilities is None:
+    if predictions.labels.is_floating_point():
+        header = ["path", f"value_{classes[0]}"]
+        for item, value in zip(items, predictions.logits.squeeze(1).tolist(), strict=True):
+            rows.append([str(item.path), f"{value:.9g}"])
+    elif probabilities is None:
         header = ["path", "predicted", "grade"]
         grades = predicted_classes(predictions, len(classes)).tolist()
         logits = predictions.logits.squeeze(1).tolist()

@@ -86,6 +86,8 @@ class Predictor:
         self.regression = members[0].regression
         self.several = members[0].several
         self.cuts = _mean_cuts(members)
+        self.valued = members[0].target is not None
+        self._targets = [member.target for member in members]
         if calibrated and self.regression:
             raise ConfigError("calibrated is for probabilities, and grades have none; leave it out")
         sizes = dict.fromkeys(model.config.side_size for model in self._models)
@@ -117,8 +119,8 @@ class Predictor:
         """Predict ``images``: paths, or decoded [3, h, w] u8 (or u16) tensors, in their order.
 
         ``probabilities`` [images, classes] f32 are the mean over models and views; ``logits`` are
-        their logarithms, or a regression's mean grades [images, 1].  ``workers`` threads decode
-        and prepare images ahead of the networks; ``progress`` shows a bar, or lines.
+        their logarithms, or a regression's mean grades or numbers [images, 1].  ``workers`` threads
+        decode and prepare images ahead of the networks; ``progress`` shows a bar, or lines.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -134,6 +136,9 @@ class Predictor:
         keys = tuple(_key(image, number) for number, image in enumerate(images))
         shape = (len(values), len(self.classes)) if self.several else (len(values),)
         labels = torch.full(shape, UNLABELLED)
+        if self.valued:
+            unknown = torch.full(shape, torch.nan, dtype=torch.float64)
+            return Predictions(keys, unknown, values, None)
         if self.regression:
             return Predictions(keys, labels, values, None, self.cuts)
         if self.several:
@@ -196,11 +201,17 @@ class Predictor:
                 for number in range(len(self._sides))
             ]
         total: Tensor | None = None
-        for model, temperature in zip(self._models, self._temperatures, strict=True):
+        for number_of_model, model in enumerate(self._models):
+            temperature, target = (
+                self._temperatures[number_of_model],
+                self._targets[number_of_model],
+            )
             views = sides[self._sides[model.config.side_size]]
             for number, side in enumerate(views):
                 features = kept[number] if number < len(kept) else kept[0]
                 values = self._one(model, side, features, keys, temperature)
+                if target is not None:
+                    values = values.double() * target[1] + target[0]
                 total = values if total is None else total + values
         assert total is not None
         return total / (len(self._models) * len(sides[0]))
@@ -258,13 +269,17 @@ def _model_folders(runs: Sequence[str | Path]) -> list[Path]:
 def _require_alike(folders: Sequence[Path], members: Sequence[RecordedRun]) -> None:
     first, start = members[0], folders[0]
     for folder, member in zip(folders[1:], members[1:], strict=True):
-        ours = (first.classes, first.regression, first.several)
-        if (member.classes, member.regression, member.several) != ours:
+        if _kind_of(member) != _kind_of(first):
             raise ConfigError(
                 f"{folder} knows the classes {', '.join(member.classes)}, {start} "
                 f"{', '.join(first.classes)}: their predictions cannot be averaged"
             )
         first.plan.require_equal(member.plan, str(folder))
+
+
+def _kind_of(run: RecordedRun) -> tuple[object, ...]:
+    """What runs must have in common for their predictions to be averaged."""
+    return (run.classes, run.regression, run.several, run.target is None)
 
 
 def _mean_cuts(members: Sequence[RecordedRun]) -> tuple[float, ...] | None:

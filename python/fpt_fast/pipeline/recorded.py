@@ -9,7 +9,7 @@ from fpt_fast.images import list_images
 from fpt_fast.model import FptModel
 from fpt_fast.pipeline.data import without_unreadable
 from fpt_fast.pipeline.features import FeaturePlan
-from fpt_fast.pipeline.grades import cuts_of
+from fpt_fast.pipeline.grades import cuts_of, target_of
 from fpt_fast.pipeline.peers import is_peer_folder
 from fpt_fast.pipeline.run_folder import model_folder, read_best_model
 from fpt_fast.records import UNLABELLED, ImageItem, ImageSet, Reading
@@ -18,7 +18,8 @@ from fpt_fast.records import UNLABELLED, ImageItem, ImageSet, Reading
 @dataclass(frozen=True, slots=True)
 class RecordedRun:
     """A trained model, how its features are made, its class names, whether it grades, and whether
-    an image may have several of the classes; ``cuts`` between learned grades."""
+    an image may have several of the classes; ``cuts`` between learned grades, and the scale
+    ``target`` of a number that it predicts (None: it predicts no numbers)."""
 
     model: FptModel
     plan: FeaturePlan
@@ -26,6 +27,7 @@ class RecordedRun:
     regression: bool
     several: bool = False
     cuts: tuple[float, ...] | None = None
+    target: tuple[float, float] | None = None
 
 
 def read_recorded_run(run: Path) -> RecordedRun:
@@ -47,6 +49,7 @@ def read_recorded_run(run: Path) -> RecordedRun:
             bool(model.extra.get("regression", False)),
             model.extra.get("task") == "multilabel",
             cuts_of(model.extra),
+            target_of(model.extra),
         )
     except KeyError as error:
         raise ConfigError(

@@ -126,7 +126,11 @@ def run_identity(
 ) -> dict[str, Any]:
     """What must be the same for a run to be resumed, beside the recipe."""
     images = [
-        (item.key, item.label, item.split, *([item.findings] if item.findings else []))
+        (
+            *(item.key, item.label, item.split),
+            *([item.findings] if item.findings else []),
+            *([] if item.value is None else [item.value]),
+        )
         for item in inputs.images.items
     ]
     return {
@@ -141,8 +145,11 @@ def run_identity(
     }
 
 
-def class_counts(images: ImageSet) -> list[int]:
-    """Training images of each class; of findings, those with each, then those without each."""
+def class_counts(images: ImageSet) -> list[int] | None:
+    """Training images of each class; of findings, those with each, then those without each; of
+    numbers, None."""
+    if images.task == "regression":
+        return None
     if images.task == "multilabel":
         labels = labels_of(images.of_split("train"))
         having, lacking = (labels == 1).sum(dim=0), (labels == 0).sum(dim=0)
@@ -160,6 +167,8 @@ def model_extra(inputs: RunInputs, recipe: TrainConfig) -> dict[str, Any]:
         "features": inputs.plan.to_json(),
         "regression": recipe.is_regression,
         **({"task": inputs.images.task} if inputs.images.task != "multiclass" else {}),
+        # The model's output times the deviation, plus the mean, is the number.
+        **({} if recipe.target is None else {"target": list(recipe.target)}),
     }
 
 

@@ -124,6 +124,7 @@ def _facts(
         parameters=trained,
         version=__version__,
         several=model.extra.get("task") == "multilabel",
+        target=model.extra.get("target"),
         base_model=base_model,
         repository=settings.repo or "",
         **{

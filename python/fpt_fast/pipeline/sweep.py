@@ -100,7 +100,7 @@ def sweep(settings: SweepSettings | None = None, **values: Any) -> SweepResult:
     with ExitStack() as stack:
         stack.enter_context(deterministic_algorithms(settings.deterministic))
         inputs, method = open_inputs(base, stack)
-        recipe = make_recipe(base, inputs.images.task)
+        recipe = make_recipe(base, inputs.images)
         if settings.learning_rate is None:
             axes = {"learning_rate": (recipe.learning_rate,), **axes}
         trials = make_trials(method, recipe, axes)
@@ -242,12 +242,17 @@ def _save(
     split: Split = next((s for s in ("test", "val") if images.of_split(s)), "train")
     with_weights = [outcome for outcome in outcomes if outcome.best is not None]
     models = [_best_model(inputs, outcome) for outcome in with_weights]
+    target = outcomes[0].trial.recipe.target
     loader = make_loader(inputs, _alone(settings, axes, {}), split)
-    predictions = predict_sweep(models, SweepLoader(loader, (0,)), device=settings.device)
+    predictions = predict_sweep(
+        models, SweepLoader(loader, (0,)), device=settings.device, target=target
+    )
     validations: Sequence[Predictions | None] = [None] * len(models)
     if split == "test" and images.of_split("val"):
         val_loader = make_loader(inputs, _alone(settings, axes, {}), "val")
-        validations = predict_sweep(models, SweepLoader(val_loader, (0,)), device=settings.device)
+        validations = predict_sweep(
+            models, SweepLoader(val_loader, (0,)), device=settings.device, target=target
+        )
     assessments: dict[str, Assessment] = {}
     for outcome, model, predicted, validation in zip(
         with_weights, models, predictions, validations, strict=True

@@ -82,7 +82,7 @@ def train(settings: TrainSettings | None = None, **values: Any) -> TrainResult:
             check_run_folder(settings.run, resume=settings.resume, overwrite=settings.overwrite)
         stack.enter_context(deterministic_algorithms(settings.deterministic))
         inputs, method, make_model = _open(settings, stack, world)
-        recipe = make_recipe(settings, inputs.images.task)
+        recipe = make_recipe(settings, inputs.images)
         classes = inputs.images.classes
         torch.manual_seed(settings.seed)
         model = make_model(1 if recipe.is_regression else len(classes))
@@ -165,6 +165,7 @@ def _predict(
             loader,
             device=settings.device,
             regression=recipe.is_regression,
+            target=recipe.target,
             world=inputs.world,
         )
 

@@ -12,7 +12,25 @@ import yaml
 from fpt_fast.metrics import spoken
 
 _METHODS = {"fpt": "FPT", "fpt_plus": "FPT+"}
-_METRICS = ("auc", "ap", "mae", "accuracy", "exact_match", "f1", "kappa", "recall", "precision")
+_VALUES = (
+    "It predicts a number for every image, whatever it shows, and knows no bounds: outside the "
+    "range that it was trained on it guesses."
+)
+_METRICS = (
+    "auc",
+    "ap",
+    "mae",
+    "accuracy",
+    "exact_match",
+    "f1",
+    "kappa",
+    "recall",
+    "precision",
+    "rmse",
+    "r2",
+    "pearson",
+    "spearman",
+)
 _LIMITS = (
     "Nothing here is a medical device. Do not use the model for diagnosis or treatment.",
     "The figures hold for images like those that it was tested on: other cameras, hospitals, "
@@ -33,7 +51,8 @@ class CardFacts:
     """What a card is made of.
 
     ``config``, ``training`` and ``features`` as in a run's ``config.yaml``; ``metrics`` as in its
-    ``metrics.json``; ``several``: an image may have any number of the ``classes``; ``base_model``
+    ``metrics.json``; ``several``: an image may have any number of the ``classes``; ``target``: mean
+    and deviation of the number that it predicts, whose name is the only class; ``base_model``
     the frozen model's repository on the hub, if it has one.  ``data_set``, ``license``,
     ``intended_use`` and ``contact`` are the author's words, empty where not given.
     """
@@ -47,6 +66,7 @@ class CardFacts:
     parameters: int
     version: str
     several: bool = False
+    target: Sequence[float] | None = None
     base_model: str = ""
     repository: str = ""
     data_set: str = ""
@@ -119,6 +139,13 @@ def _method_name(facts: CardFacts) -> str:
 
 
 def _introduction(facts: CardFacts) -> str:
+    if facts.target is not None:
+        return (
+            f"A regression of {facts.classes[0]} trained with {_method_name(facts)}, Fine-grained "
+            f"Prompt Tuning: {facts.parameters:,d} trained parameters beside a frozen "
+            f"{facts.features.get('backbone.name', 'vision transformer')}. "
+            f"Made with fpt-fast {facts.version}."
+        )
     what = "findings, any number of them in an image" if facts.several else "classes"
     return (
         f"A classifier of {len(facts.classes)} {what} ({', '.join(facts.classes)}) trained with "
@@ -129,7 +156,10 @@ def _introduction(facts: CardFacts) -> str:
 
 
 def _limits(facts: CardFacts) -> str:
-    limits = (*_LIMITS, _FINDINGS if facts.several else _ONE_CLASS)
+    if facts.target is not None:
+        limits: tuple[str, ...] = (*_LIMITS[:-1], _VALUES)
+    else:
+        limits = (*_LIMITS, _FINDINGS if facts.several else _ONE_CLASS)
     return "\n".join(f"- {limit}" for limit in limits)
 
 
@@ -172,6 +202,10 @@ def _grading(grading: Mapping[str, Any] | None) -> str:
 
 
 def _data(facts: CardFacts) -> str:
+    if facts.target is not None:
+        mean, deviation = facts.target
+        told = f"{facts.classes[0]} of the training images: {mean:.6g} ± {deviation:.6g}."
+        return (facts.data_set or "The author did not name the data set.") + "\n\n" + told
     what = "finding | test images with it" if facts.several else "class | test images"
     rows = [f"| {what} | recall | AUC |", "| --- | --- | --- | --- |"]
     per_class = facts.metrics.get("per_class") or []
@@ -207,11 +241,21 @@ def _listed(values: Mapping[str, Any]) -> str:
     return "\n".join(f"- {name}: {value}" for name, value in values.items() if value != [])
 
 
+def _scaled(facts: CardFacts) -> str:
+    if facts.target is None:
+        return ""
+    mean, deviation = facts.target
+    return (
+        f"Its output times {deviation:.9g}, plus {mean:.9g}, is {facts.classes[0]} (`target` in "
+        "config.json; `Predictor` and `fpt-fast predict` do it). "
+    )
+
+
 def _usage(facts: CardFacts) -> str:
     where = facts.repository or "FOLDER"
     return (
         "```python\nfrom fpt_fast.model import FptModel\n\n"
         f'model = FptModel.from_pretrained("{where}")\n```\n\n'
-        "The frozen model is not part of these files: fpt-fast finds it by its name, and refuses "
-        "other weights than those named above."
+        f"{_scaled(facts)}The frozen model is not part of these files: fpt-fast finds it by its "
+        "name, and refuses other weights than those named above."
     )

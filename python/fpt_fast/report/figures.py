@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from fpt_fast.metrics import Metrics, spoken
+from fpt_fast.metrics import Metrics, is_labelled, spoken
 from fpt_fast.records import Predictions, TrainingHistory
 from fpt_fast.trust import Calibration
 
@@ -56,7 +56,7 @@ def learning_curves(history: TrainingHistory) -> bytes:
             at = [record.epoch + 1 for record in validated]
             line(axes[0], at, [record.val["loss"] for record in validated], 1, "validation")
             axes[1].set_title("Validation")
-            others = ("auc", "accuracy", "f1", "kappa", "mae")
+            others = ("auc", "accuracy", "f1", "kappa", "mae", "r2")
             shown = dict.fromkeys((history.monitor, *others))
             for number, name in enumerate(
                 n for n in shown if n in validated[0].val and n != "loss"
@@ -132,6 +132,27 @@ def name_axes(axis: Any, across: str, up: str) -> None:
     axis.set_xlim(-0.03, 1.03)
     axis.set_ylim(-0.03, 1.03)
     axis.set_aspect("equal")
+
+
+def value_scatter(predictions: Predictions, name: str) -> bytes:
+    """Predicted numbers over true ones, the diagonal on which they would agree, and the errors
+    below: SVG."""
+    known = is_labelled(predictions.labels)
+    labels = predictions.labels[known].numpy()
+    values = predictions.logits[known, 0].double().numpy()
+
+    def draw(figure: Any) -> None:
+        top, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        ends = [min(labels.min(), values.min()), max(labels.max(), values.max())]
+        top.plot(ends, ends, color="#9ca3af", linewidth=1, linestyle=":")
+        below.axhline(0, color="#9ca3af", linewidth=1, linestyle=":")
+        for axis, heights in ((top, values), (below, values - labels)):
+            axis.scatter(labels, heights, s=14, color=COLOURS[0], alpha=0.6, linewidths=0)
+        top.set_ylabel(f"predicted {short(name)}")
+        below.set_ylabel("error")
+        below.set_xlabel(f"true {short(name)}")
+
+    return render(draw, (5.6, 5.4))
 
 
 def reliability_diagram(calibration: Calibration) -> bytes:

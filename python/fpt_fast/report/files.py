@@ -15,6 +15,7 @@ from fpt_fast.records import UNLABELLED, Predictions, TrainingHistory
 from fpt_fast.trust import Assessment
 
 _LABEL = "label_"
+_VALUE = "value_"
 _KINDS = (_LABEL, "predicted_", "probability_")
 
 
@@ -51,6 +52,13 @@ def write_run_files(
 
 def check_classes(classes: Sequence[str], predictions: Predictions, metrics: Metrics) -> None:
     """Raise ``ValueError`` unless there is a name for every class of predictions and metrics."""
+    if predictions.labels.is_floating_point():
+        if len(classes) != 1 or predictions.logits.shape[1] != 1:
+            raise ValueError(
+                f"a number per image has one name, got {len(classes)} names and logits "
+                f"{tuple(predictions.logits.shape)}"
+            )
+        return
     outputs = len(classes) if predictions.probabilities is not None else 1
     if predictions.logits.shape[1] != outputs or len(metrics.per_class) != len(classes):
         raise ValueError(
@@ -100,10 +108,14 @@ def write_predictions(path: Path, predictions: Predictions, classes: Sequence[st
     """One row an image: key, label and prediction by name, probabilities or the predicted grade.
 
     Of several findings per image: for each finding a label (empty where unknown), whether it is
-    called, and its probability.
+    called, and its probability.  Of a number per image: what it is (empty where unknown), and what
+    is predicted.
     """
     if predictions.labels.dim() == 2:
         _write_findings(path, predictions, classes)
+        return
+    if predictions.labels.is_floating_point():
+        _write_values(path, predictions, classes[0])
         return
     predicted = predicted_classes(predictions, len(classes)).tolist()
     if predictions.probabilities is None:
@@ -143,6 +155,8 @@ def read_predictions(
         raise ValueError(f"cannot read predictions from {path}: {error.strerror}") from error
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{path} is empty, or no CSV file: {error}") from error
+    if len(header) == 3 and header[1:] == [_LABEL + _name(header[1]), _VALUE + _name(header[1])]:
+        return _read_values(path, rows, _name(header[1]))
     if len(header) > 1 and header[1].startswith(_LABEL):
         return _read_findings(path, header, rows)
     columns = header[3:]
@@ -200,6 +214,38 @@ def _read_findings(
     logits = torch.logit(numbers.double(), eps=1e-9).float()
     keys = tuple(row[0] for row in rows)
     return Predictions(keys, torch.tensor(labels), logits, numbers), findings
+
+
+def _name(column: str) -> str:
+    return column.removeprefix(_LABEL)
+
+
+def _write_values(path: Path, predictions: Predictions, name: str) -> None:
+    with write_atomically(path) as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["key", _LABEL + name, _VALUE + name])
+        for key, label, value in zip(
+            predictions.keys,
+            predictions.labels.tolist(),
+            predictions.logits[:, 0].tolist(),
+            strict=True,
+        ):
+            # Seventeen digits read back as the same f64.
+            rows.writerow([key, "" if math.isnan(label) else repr(label), f"{value:.17g}"])
+
+
+def _read_values(
+    path: Path, rows: Sequence[Sequence[str]], name: str
+) -> tuple[Predictions, tuple[str, ...]]:
+    """What ``_write_values`` wrote."""
+    try:
+        labels = [float(row[1] or "nan") for row in rows]
+        values = [[float(row[2])] for row in rows]
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"{path} holds a row that does not fit its columns: {error}") from error
+    keys = tuple(row[0] for row in rows)
+    numbers = torch.tensor(values, dtype=torch.float64).reshape(-1, 1)
+    return Predictions(keys, torch.tensor(labels, dtype=torch.float64), numbers, None), (name,)
 
 
 def _write_yaml(path: Path, config: Mapping[str, Any]) -> None:

@@ -9,7 +9,12 @@ from typing import Any
 from fpt_fast.files import write_atomically
 from fpt_fast.metrics import Metrics
 from fpt_fast.records import UNLABELLED, Predictions, TokenExample, TrainingHistory
-from fpt_fast.report.figures import learning_curves, reliability_diagram, threshold_curves
+from fpt_fast.report.figures import (
+    learning_curves,
+    reliability_diagram,
+    threshold_curves,
+    value_scatter,
+)
 from fpt_fast.report.files import check_classes
 from fpt_fast.report.html import document, flatten, image_tag
 from fpt_fast.report.predictions_table import predictions_table
@@ -52,15 +57,18 @@ def write_report(
     """
     metrics, intervals = assessment.metrics, assessment.intervals
     check_classes(classes, predictions, metrics)
-    kind = "findings" if predictions.labels.dim() == 2 else "classes"
+    kind = f"{len(classes)} {'findings' if predictions.labels.dim() == 2 else 'classes'}"
+    if predictions.labels.is_floating_point():
+        kind = f"the number {escape(classes[0])}"
     folder = Path(run_dir)
     name = folder.resolve().name
     sections = [
-        _header(name, split, len(predictions.keys), classes, history, kind),
+        _header(name, split, len(predictions.keys), history, kind),
         metric_cards(metrics, intervals),
         _notes(metrics, classes),
         _learning(history),
         _roc(predictions, classes, metrics),
+        _scatter(predictions, classes),
         _confusion(metrics, classes),
         grading_table(assessment.grading, metrics, classes),
         class_table(metrics, intervals, classes),
@@ -81,11 +89,10 @@ def _header(
     name: str,
     split: str,
     images: int,
-    classes: Sequence[str],
     history: TrainingHistory | None,
     kind: str,
 ) -> str:
-    parts = [counted(images, f"{escape(split)} image") + f", {len(classes)} {kind}"]
+    parts = [counted(images, f"{escape(split)} image") + f", {kind}"]
     if history is not None and history.epochs:
         parts.append(f"{counted(len(history.epochs), 'epoch')} trained")
         if history.best_epoch is not None:
@@ -139,7 +146,18 @@ def _calibration(assessment: Assessment) -> str:
     return f"<h2>Calibration</h2>{calibration_table(calibration)}<figure>{picture}</figure>"
 
 
+def _scatter(predictions: Predictions, classes: Sequence[str]) -> str:
+    if not predictions.labels.is_floating_point():
+        return ""
+    picture = image_tag(
+        value_scatter(predictions, classes[0]), "svg+xml", "Predicted numbers against true ones"
+    )
+    return f"<h2>Predicted against true</h2><figure>{picture}</figure>"
+
+
 def _confusion(metrics: Metrics, classes: Sequence[str]) -> str:
+    if not metrics.per_class:
+        return ""
     if metrics.confusion.dim() == 3:
         return _calls(metrics, classes)
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in classes)

@@ -14,7 +14,7 @@ from fpt_fast.report.figures import line, log_axis, render
 from fpt_fast.report.pooled import PooledRow, pooled_markdown
 
 # Metrics of the evaluated split that the summary shows, where there are such.
-_SHOWN = ("auc", "accuracy", "f1", "kappa", "mae")
+_SHOWN = ("auc", "accuracy", "f1", "kappa", "mae", "rmse", "r2")
 
 
 @dataclass(frozen=True, slots=True)

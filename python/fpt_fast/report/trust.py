@@ -19,6 +19,10 @@ TITLES = {
     "kappa": "Quadratic kappa",
     "mae": "Mean absolute error",
     "mse": "Mean square error",
+    "rmse": "Root mean square error",
+    "r2": "R²",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
 }
 _COLUMNS = {
     "auc": "AUC",
@@ -50,6 +54,8 @@ def metric_cards(metrics: Metrics, intervals: Intervals | None) -> str:
 
 def class_table(metrics: Metrics, intervals: Intervals | None, classes: Sequence[str]) -> str:
     """Each class against the rest: images, AUC, precision, recall, specificity, F1."""
+    if not metrics.per_class:
+        return ""
     kind, counted = (
         ("finding", "images with it") if metrics.confusion.dim() == 3 else ("class", "images")
     )

@@ -30,7 +30,7 @@ from fpt_fast.sweep.trials import Trial, distinct_seeds
 from fpt_fast.trainer import learning_rate_at, monitor_names, resolve_device
 from fpt_fast.trainer.arithmetic import Arithmetic
 from fpt_fast.trainer.batches import check_labels, move_batch
-from fpt_fast.trainer.prediction import probabilities_of
+from fpt_fast.trainer.prediction import in_units, probabilities_of
 from fpt_fast.trainer.progress import Progress, format_seconds, open_progress
 from fpt_fast.trainer.validation import is_better, validation_loss
 
@@ -270,7 +270,7 @@ def _metrics_of(
     if not bool(logits.isfinite().all()):
         return {}
     probabilities = None if sweep.recipe.is_regression else probabilities_of(logits, labels)
-    predictions = Predictions(keys, labels, logits, probabilities)
+    predictions = in_units(Predictions(keys, labels, logits, probabilities), sweep.recipe.target)
     loss = validation_loss(predictions, sweep.recipe)
     return {"loss": loss, **compute_metrics(predictions, sweep.num_classes).values}
 

@@ -11,7 +11,7 @@ from fpt_fast.records import FeatureBatch, Predictions, SweepBatch
 from fpt_fast.sweep.stack import ModelStack
 from fpt_fast.trainer import resolve_device
 from fpt_fast.trainer.batches import move_batch
-from fpt_fast.trainer.prediction import probabilities_of
+from fpt_fast.trainer.prediction import in_units, probabilities_of
 
 
 def attend_all(stacks: Sequence[ModelStack], batch: FeatureBatch) -> list[Tensor | None]:
@@ -52,10 +52,17 @@ def forward_all(
 
 
 def predict_sweep(
-    models: Sequence[FptModel], batches: Iterable[SweepBatch], *, device: str | torch.device
+    models: Sequence[FptModel],
+    batches: Iterable[SweepBatch],
+    *,
+    device: str | torch.device,
+    target: tuple[float, float] | None = None,
 ) -> list[Predictions]:
-    """Predictions of each model, in their order; those with equal configurations run as one."""
-    target = resolve_device(device)
+    """Predictions of each model, in their order; those with equal configurations run as one.
+
+    ``target`` as in ``trainer.predict``.
+    """
+    place = resolve_device(device)
     rows: dict[str, list[int]] = {}
     for row, model in enumerate(models):
         rows.setdefault(repr(model.config), []).append(row)
@@ -63,8 +70,8 @@ def predict_sweep(
     if not stacks:
         return []
     for stack in stacks:
-        stack.to(target)
-    logits, keys, labels = forward_all(stacks, batches, target)
+        stack.to(place)
+    logits, keys, labels = forward_all(stacks, batches, place)
     regression = models[0].num_outputs == 1 and labels.dim() == 1
     of_row = {
         row: part[i]
@@ -72,6 +79,9 @@ def predict_sweep(
         for i, row in enumerate(of)
     }
     return [
-        Predictions(keys, labels, own, None if regression else probabilities_of(own, labels))
+        in_units(
+            Predictions(keys, labels, own, None if regression else probabilities_of(own, labels)),
+            target,
+        )
         for own in (of_row[row] for row in range(len(models)))
     ]

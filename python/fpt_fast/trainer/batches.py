@@ -91,7 +91,8 @@ def pick_rows(batch: FeatureBatch) -> FeatureBatch:
 
 
 def check_labels(batch: FeatureBatch, num_classes: int) -> None:
-    """Raise ``ValueError`` naming the first image whose label is not in 0..num_classes - 1.
+    """Raise ``ValueError`` naming the first image whose label is not in 0..num_classes - 1, or no
+    finite number where labels are numbers.
 
     Of several findings per image: unless there are ``num_classes`` of them, each 1, 0 or -1.
     """
@@ -103,6 +104,11 @@ def check_labels(batch: FeatureBatch, num_classes: int) -> None:
                 f"{tuple(batch.labels.shape)} from {int(batch.labels.min())} to "
                 f"{int(batch.labels.max())}"
             )
+        return
+    if batch.labels.is_floating_point():
+        if not bool(batch.labels.isfinite().all()):
+            first = int((~batch.labels.isfinite()).nonzero()[0, 0])
+            raise ValueError(f"training images need a value, {batch.keys[first]!r} has none")
         return
     bad = (batch.labels < 0) | (batch.labels >= num_classes)
     if bool(bad.any()):

@@ -182,7 +182,7 @@ def _check_setup(
         raise ConfigError(f"checkpoint_steps must be at least 0, got {checkpoint_steps}")
     check_schedule(config)
     check_monitor(config)
-    if num_classes < (1 if config.has_findings else 2):
+    if num_classes < (1 if config.has_findings or config.target is not None else 2):
         raise ConfigError(
             f"training needs at least two classes, got {num_classes}; is the data's folder "
             "one level too deep?"

@@ -1,5 +1,6 @@
 """Prediction: the model over all batches of a split, in their order."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence, Sized
 from itertools import accumulate
 
@@ -19,6 +20,7 @@ def predict(
     *,
     device: str | torch.device = "auto",
     regression: bool = False,
+    target: tuple[float, float] | None = None,
     progress: bool = False,
     world: World = ALONE,
     after_batch: Callable[[], None] | None = None,
@@ -26,14 +28,15 @@ def predict(
     """Run ``model`` in evaluation mode over ``batches`` and collect what it says, on the CPU.
 
     ``probabilities`` are the softmax of the logits (of several findings per image their sigmoid),
-    or None with ``regression``.  Keys stand in the order of the batches.  The model moves to
+    or None with ``regression``; ``target`` (of ``TrainConfig``) brings what the model says to the
+    unit of the labels.  Keys stand in the order of the batches.  The model moves to
     ``device`` and keeps its training mode.  The ranks of ``world`` share the images, and each
     returns all of them.  ``after_batch`` is called after each batch.  Raises ``ValueError`` where
     there is no batch, or logits are not [B, outputs].
     """
-    target = resolve_device(device)
+    place = resolve_device(device)
     was_training = model.training
-    model.to(target).eval()
+    model.to(place).eval()
     parts: list[tuple[Share, Tensor]] = []
     total = len(batches) if isinstance(batches, Sized) else 0
     shows = progress and world.is_first
@@ -42,7 +45,7 @@ def predict(
             for share in shares_from(batches, 0, world):
                 if share.counted:
                     # They stay on the device until the end: copying each would wait for each.
-                    parts.append((share, _logits(model, move_batch(share.batch, target))))
+                    parts.append((share, _logits(model, move_batch(share.batch, place))))
                 else:
                     parts.append((share, torch.zeros(0)))
                 bar.advance()
@@ -52,7 +55,7 @@ def predict(
         model.train(was_training)
     if not parts:
         raise ValueError("predict needs at least one batch, got none: is the split empty?")
-    return _collect(parts, regression, world)
+    return in_units(_collect(parts, regression, world), target)
 
 
 def _logits(model: nn.Module, batch: FeatureBatch) -> Tensor:
@@ -107,6 +110,18 @@ def _order(totals: Sequence[int], world: World) -> Tensor:
         for row in world.share(total, rank)
     ]
     return torch.tensor(places).argsort()
+
+
+def in_units(predictions: Predictions, target: tuple[float, float] | None) -> Predictions:
+    """``predictions`` of a model that learned (label - mean) / deviation, in the label's unit."""
+    if target is None:
+        return predictions
+    mean, deviation = target
+    labels = predictions.labels
+    if not labels.is_floating_point():  # of images that nobody labelled
+        labels = torch.full(labels.shape, math.nan, dtype=torch.float64)
+    logits = predictions.logits.double() * deviation + mean
+    return Predictions(predictions.keys, labels, logits, None)
 
 
 def probabilities_of(logits: Tensor, labels: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from torch import nn
 from fpt_fast.config import ConfigError, TrainConfig
 from fpt_fast.distributed import ALONE, World
 from fpt_fast.losses import build_loss
-from fpt_fast.metrics import LOWER_IS_BETTER, compute_metrics, metric_names
-from fpt_fast.records import UNLABELLED, FeatureBatch, Predictions
+from fpt_fast.metrics import LOWER_IS_BETTER, compute_metrics, is_labelled, metric_names
+from fpt_fast.records import FeatureBatch, Predictions
 from fpt_fast.trainer.prediction import predict
 
 LOGGER = logging.getLogger("fpt_fast")
@@ -19,7 +19,12 @@ LOGGER = logging.getLogger("fpt_fast")
 
 def monitor_names(config: TrainConfig) -> tuple[str, ...]:
     """Metrics that ``config.monitor`` may name, ``loss`` (of the validation images) included."""
-    return ("loss", *metric_names(regression=config.is_regression, findings=config.has_findings))
+    names = metric_names(
+        regression=config.is_regression,
+        findings=config.has_findings,
+        values=config.target is not None,
+    )
+    return ("loss", *names)
 
 
 def check_monitor(config: TrainConfig) -> None:
@@ -64,6 +69,7 @@ def validate(
         batches,
         device=device,
         regression=config.is_regression,
+        target=config.target,
         world=world,
         after_batch=after_batch,
     )
@@ -79,8 +85,11 @@ def validation_loss(predictions: Predictions, config: TrainConfig) -> float:
 
     Without, so that epochs compare although dynamic weights change from one to the next.
     """
-    labelled = predictions.labels != UNLABELLED
+    labelled = is_labelled(predictions.labels)
     if labelled.dim() == 2:
         labelled = labelled.any(dim=1)
-    loss = build_loss(TrainConfig(loss=config.loss))
-    return float(loss(predictions.logits[labelled], predictions.labels[labelled]))
+    loss = build_loss(TrainConfig(loss=config.loss, target=config.target))
+    logits = predictions.logits[labelled]
+    if config.target is not None:
+        logits = (logits - config.target[0]) / config.target[1]
+    return float(loss(logits, predictions.labels[labelled]))

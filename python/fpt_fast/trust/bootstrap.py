@@ -16,8 +16,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fpt_fast.metrics import finite_or_none
-from fpt_fast.records import UNLABELLED, Predictions
+from fpt_fast.metrics import finite_or_none, is_labelled
+from fpt_fast.records import Predictions
 from fpt_fast.trust.resampled import Floats, make_resampler
 
 IntervalMethod = Literal["percentile", "bca"]
@@ -161,12 +161,13 @@ class Bootstrap:
             raise ValueError(f"resamples must be at least 2, and better 2000, got {resamples}")
         if method not in get_args(IntervalMethod):
             raise ValueError(f"method must be percentile or bca, got {method!r}")
-        labelled = (predictions.labels != UNLABELLED).numpy()
+        labelled = is_labelled(predictions.labels).numpy()
         labels = predictions.labels.numpy()
-        self.stratified = labels.ndim == 1
+        self.stratified = labels.ndim == 1 and not predictions.labels.is_floating_point()
         if not self.stratified:
-            # Several findings per image: images are drawn as they are, whatever they show.
-            labelled = np.ones(len(labels), dtype=np.bool_)
+            # Several findings, or a number: images are drawn as they are, whatever they show.
+            if labels.ndim == 2:
+                labelled = np.ones(len(labels), dtype=np.bool_)
             labels = np.zeros(len(labels), dtype=np.int64)
         labels = labels[labelled]
         self.units = "images" if groups is None else "patients"

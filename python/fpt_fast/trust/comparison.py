@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fpt_fast.metrics import spoken
+from fpt_fast.metrics import is_labelled, spoken
 from fpt_fast.records import UNLABELLED, Predictions
 from fpt_fast.trust.bootstrap import Bootstrap, Interval
 from fpt_fast.trust.delong import AreaDifference, compare_areas, compare_macro_areas
@@ -167,10 +167,16 @@ def _in_order_of(first: Predictions, second: Predictions) -> Predictions:
             f"{len(first.keys)} are missing in the second{example}, which has {len(second.keys)}"
         )
     rows = torch.tensor([place[key] for key in first.keys])
-    if second.labels.shape[1:] != first.labels.shape[1:]:
-        raise ValueError("one of the two is of findings and the other of one class per image")
-    if not torch.equal(second.labels[rows], first.labels):
-        at = int((second.labels[rows] != first.labels).nonzero()[0, 0])
+    kinds = [(p.labels.shape[1:], p.labels.is_floating_point()) for p in (first, second)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            "the two must both be of classes, of as many findings, or of numbers; compare runs on "
+            "the same data"
+        )
+    told = is_labelled(first.labels) | is_labelled(second.labels[rows])
+    differ = told & (second.labels[rows] != first.labels)
+    if bool(differ.any()):
+        at = int(differ.nonzero()[0, 0])
         raise ValueError(
             f"the two disagree on the label of {first.keys[at]!r}; compare runs on the same data"
         )
@@ -180,6 +186,7 @@ def _in_order_of(first: Predictions, second: Predictions) -> Predictions:
         first.labels,
         second.logits[rows],
         None if probabilities is None else probabilities[rows],
+        second.cuts,
     )
 
 

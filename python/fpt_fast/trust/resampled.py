@@ -13,6 +13,7 @@ from fpt_fast.records import UNLABELLED, Predictions
 
 if TYPE_CHECKING:
     from fpt_fast.trust.resampled_findings import FindingResampler
+    from fpt_fast.trust.resampled_values import ValueResampler
 
 Floats = NDArray[np.float64]
 
@@ -109,8 +110,15 @@ class Resampler:
         return (weights @ one_hot).reshape(-1, self._classes, self._classes)
 
 
-def make_resampler(predictions: Predictions, num_classes: int) -> "Resampler | FindingResampler":
-    """What computes the metrics of resamples, of one class per image or of several findings."""
+def make_resampler(
+    predictions: Predictions, num_classes: int
+) -> "Resampler | FindingResampler | ValueResampler":
+    """What computes the metrics of resamples, of one class per image, several findings, or a
+    number."""
+    if predictions.labels.is_floating_point():
+        from fpt_fast.trust.resampled_values import ValueResampler
+
+        return ValueResampler(predictions)
     if predictions.labels.dim() == 2:
         from fpt_fast.trust.resampled_findings import FindingResampler
 
