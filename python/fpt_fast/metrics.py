@@ -157,6 +157,13 @@ def compute_metrics(
         from fpt_fast.finding_metrics import compute_finding_metrics
 
         return compute_finding_metrics(predictions, num_classes, names)
+    return _class_metrics(predictions, num_classes, names)
+
+
+def _class_metrics(
+    predictions: Predictions, num_classes: int, names: Sequence[str] | None
+) -> Metrics:
+    """``compute_metrics`` of one class per image."""
     labels, logits, probabilities = _checked_arrays(predictions, num_classes)
     notes: list[str] = []
     predicted = (
@@ -166,19 +173,13 @@ def compute_metrics(
     )
     confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
     np.add.at(confusion, (labels, predicted), 1)
-    support = confusion.sum(axis=1)
-    missing = tuple(int(c) for c in np.flatnonzero(support == 0))
+    present = confusion.sum(axis=1) > 0
+    missing = tuple(int(c) for c in np.flatnonzero(~present))
     if missing:
         notes.append(
             f"no image of class {', '.join(named(missing, names))} in this split; "
             "averages are over the classes present"
         )
-
-    precision = _ratio(confusion.diagonal(), confusion.sum(axis=0))
-    recall = _ratio(confusion.diagonal(), support)
-    f1 = _ratio(2 * confusion.diagonal(), confusion.sum(axis=0) + support)
-    rest = confusion.sum() - support
-    specificity = _ratio(rest - confusion.sum(axis=0) + confusion.diagonal(), rest)
     auc = np.full(num_classes, np.nan)
     values: dict[str, float] = {}
     if probabilities is None:
@@ -191,30 +192,35 @@ def compute_metrics(
         values["auc_raw_logits"] = _mean_of_finite(_one_vs_rest_auc(labels, logits))
         if math.isnan(values["auc"]):
             notes.append("auc is not defined: all images of this split are of one class")
-    present = support > 0
+    per_class = _by_class(confusion, auc)
     values["accuracy"] = float(confusion.trace() / confusion.sum())
-    values["f1"] = float(f1[present].mean())
-    values["precision"] = float(precision[present].mean())
-    values["recall"] = float(recall[present].mean())
+    for name in ("f1", "precision", "recall"):
+        of_classes = np.array([getattr(row, name) for row in per_class])
+        values[name] = float(of_classes[present].mean())
     values["kappa"] = _quadratic_kappa(confusion)
     if math.isnan(values["kappa"]):
         notes.append("kappa is not defined: labels and predictions are all of one class")
-    return Metrics(
-        values=values,
-        confusion=torch.from_numpy(confusion),
-        per_class=tuple(
-            ClassMetrics(
-                support=int(support[c]),
-                precision=float(precision[c]),
-                recall=float(recall[c]),
-                specificity=float(specificity[c]),
-                f1=float(f1[c]),
-                auc=float(auc[c]),
-            )
-            for c in range(num_classes)
-        ),
-        missing_classes=missing,
-        notes=tuple(notes),
+    return Metrics(values, torch.from_numpy(confusion), per_class, missing, tuple(notes))
+
+
+def _by_class(confusion: NDArray[np.int64], auc: NDArray[np.float64]) -> tuple[ClassMetrics, ...]:
+    """Each class against the rest."""
+    support, called = confusion.sum(axis=1), confusion.sum(axis=0)
+    rest = confusion.sum() - support
+    precision = _ratio(confusion.diagonal(), called)
+    recall = _ratio(confusion.diagonal(), support)
+    f1 = _ratio(2 * confusion.diagonal(), called + support)
+    specificity = _ratio(rest - called + confusion.diagonal(), rest)
+    return tuple(
+        ClassMetrics(
+            support=int(support[c]),
+            precision=float(precision[c]),
+            recall=float(recall[c]),
+            specificity=float(specificity[c]),
+            f1=float(f1[c]),
+            auc=float(auc[c]),
+        )
+        for c in range(len(confusion))
     )
 
 

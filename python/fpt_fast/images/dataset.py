@@ -96,6 +96,7 @@ def load_image_set(
         shares = check_ratios(ratios)
     except ValueError as error:
         raise ImageSetError(str(error)) from None
+    _check_columns(data, patient_column, label_columns, value_column)
     root = Path(os.path.abspath(data))  # noqa: PTH100 - resolve() would follow symbolic links
     if root.is_dir():
         splits = [split for split in SPLITS if (root / split).is_dir()]
@@ -115,16 +116,22 @@ def load_image_set(
         root = root.parent
     else:
         raise ImageSetError(f"no such file or directory: {data}")
-    if Path(data).is_dir() and (patient_column or label_columns or value_column):
+    if patient_pattern is not None:
+        rows = with_patients(rows, patient_pattern)
+    return _make_set(root, rows, classes, shares, seed, fold)
+
+
+def _check_columns(
+    data: str | Path, patient: str | None, findings: Sequence[str], value: str | None
+) -> None:
+    """Raise ``ImageSetError`` for columns that do not go together, or of what has none."""
+    if findings and value:
+        raise ImageSetError("an image has findings or a value: give label_columns or value_column")
+    if Path(data).is_dir() and (patient or findings or value):
         raise ImageSetError(
             "patient_column, label_columns and value_column need a CSV list, folders have one "
             "class each (and take a patient_pattern)"
         )
-    if label_columns and value_column:
-        raise ImageSetError("an image has findings or a value: give label_columns or value_column")
-    if patient_pattern is not None:
-        rows = with_patients(rows, patient_pattern)
-    return _make_set(root, rows, classes, shares, seed, fold)
 
 
 def list_images(paths: Sequence[str | Path], *, path_column: str = "path") -> list[Path]:

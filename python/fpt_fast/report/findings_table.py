@@ -11,11 +11,7 @@ COLUMNS = ("image", "true", "called", "verdict", "least of a truth")
 
 @dataclass(frozen=True, slots=True)
 class FindingsRow:
-    """One image: ``labels`` and ``probabilities`` by finding.
-
-    ``least`` is the lowest probability that it has of what is true of a known finding, 1 where
-    none is known.
-    """
+    """One image: ``labels`` and ``probabilities`` by finding."""
 
     key: str
     labels: tuple[int, ...]
@@ -23,6 +19,7 @@ class FindingsRow:
 
     @property
     def least(self) -> float:
+        """The lowest probability of what is true of a known finding; 1 where none is known."""
         truths = [
             value if label == 1 else 1.0 - value
             for label, value in zip(self.labels, self.probabilities, strict=True)

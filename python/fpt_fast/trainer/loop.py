@@ -65,16 +65,14 @@ def fit(
     """Train ``model``, called as ``model(batch: FeatureBatch) -> logits [B, outputs]``.
 
     ``outputs`` is ``num_classes``, or 1 for a regression loss.  ``class_counts`` (training images
-    per class) are needed for balanced loss weights; ``class_names`` are for what is logged.
-    ``extra`` goes to ``model.save_pretrained``.  ``inputs``: JSON values of what else shapes the
-    run (model, features, images, augmentation),
-    which must be the same for it to be resumed.
+    per class) are for balanced loss weights, ``class_names`` for the log, ``extra`` for
+    ``model.save_pretrained``.  ``inputs``: JSON values of what else shapes the run (model,
+    features, images, augmentation), which must be the same for it to be resumed.
 
     After each epoch ``run_dir/last`` is replaced, and ``run_dir/best`` where
     ``config.monitor`` of the validation images became better: the first finite value is better
-    than none, NaN never is, and of equal ones the earlier stays.  If no epoch has a finite value,
-    or without validation images, ``best`` holds the last epoch.  At return the model holds the last
-    epoch's weights; ``load_weights(model, run_dir / "best")`` fetches the best.
+    than none, NaN never is, and of equal ones the earlier stays.  Without a finite one ``best``
+    holds the last epoch, and so does the model: ``load_weights(model, run_dir / "best")``.
 
     SIGTERM or Ctrl-C replaces ``run_dir/last`` by the state after the step under way, and so does
     every ``checkpoint_steps``-th step (0: none); after a kill, the last of these counts.
