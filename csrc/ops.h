@@ -38,6 +38,10 @@ std::tuple<Tensor, Tensor> read_records(
     Tensor places, Tensor mapped, Tensor kv, Tensor k_scales, Tensor v_scales, Tensor index,
     int64_t record_bytes, bool digests, int64_t threads, std::string level);
 
+Tensor resample_images(
+    Tensor levels, Tensor rows, Tensor tones, Tensor row_index, Tensor row_weight,
+    Tensor column_index, Tensor column_weight, Tensor normalisation, std::string level);
+
 std::tuple<Tensor, Tensor> side_attention(Tensor q, Tensor k, Tensor v, std::string level);
 
 std::tuple<Tensor, Tensor, Tensor> side_attention_backward(

@@ -39,6 +39,7 @@ class PackedQueries {
     scratch.resize(kernels_.prompt_scratch(source.kept, q_.size(3)));
     PromptTask task{};
     task.stored = source.stored;
+    task.narrow = kind_ == Kind::bf16;
     task.kept = source.kept;
     task.width = q_.size(3);
     task.prompts = q_.size(2);

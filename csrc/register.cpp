@@ -32,6 +32,10 @@ STABLE_TORCH_LIBRARY(fpt_native, m) {
       " Tensor(c!) v_scales,"
       " Tensor(d!) index, int record_bytes, bool digests, int threads, str level)"
       " -> (Tensor counts, Tensor digests)");
+  m.def(
+      "resample_images(Tensor levels, Tensor rows, Tensor tones, Tensor row_index,"
+      " Tensor row_weight, Tensor column_index, Tensor column_weight, Tensor normalisation,"
+      " str level) -> Tensor");
   m.def("side_attention(Tensor q, Tensor k, Tensor v, str level) -> (Tensor out, Tensor softmax)");
   m.def(
       "side_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out,"
@@ -55,6 +59,7 @@ STABLE_TORCH_LIBRARY_IMPL(fpt_native, CPU, m) {
   m.impl(
       "prompt_attention_indexed_backward", TORCH_BOX(&fpt::prompt_attention_indexed_backward));
   m.impl("read_records", TORCH_BOX(&fpt::read_records));
+  m.impl("resample_images", TORCH_BOX(&fpt::resample_images));
   m.impl("side_attention", TORCH_BOX(&fpt::side_attention));
   m.impl("side_attention_backward", TORCH_BOX(&fpt::side_attention_backward));
   m.impl("frozen_linear", TORCH_BOX(&fpt::frozen_linear));

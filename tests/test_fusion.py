@@ -112,6 +112,15 @@ def test_queries_do_not_grow_with_the_batch() -> None:
     assert fusion("fpt").queries().shape == (LAYERS, HEADS, PROMPTS, WIDTH // HEADS)
 
 
+@pytest.mark.parametrize("method", ["fpt_plus", "fpt"])
+def test_queries_are_bf16_under_a_cpus_autocast_to_it(method: str) -> None:
+    module = fusion(method)
+    for dtype, expected in ((torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)):
+        with torch.autocast("cpu", dtype):
+            assert module.queries().dtype == expected
+    assert module.queries().dtype == torch.float32
+
+
 def test_published_start() -> None:
     module = PromptFusion(LAYERS, WIDTH, SIDE, HEADS, 200)
     assert module.prompts.shape == (LAYERS, 1, 200, WIDTH)

@@ -17,8 +17,11 @@ namespace {
 #include "tile_attention.h"
 #include "attention.h"
 #include "prompt_products.h"
+#include "prompt_softmax.h"
+#include "prompt_tiles.h"
 #include "prompt_attention.h"
 #include "hash_stripes.h"
+#include "resample_images.h"
 #include "side_attention.h"
 #include "frozen_linear.h"
 
@@ -42,6 +45,8 @@ const Kernels kernels = {
     .hash_stripes = hash_stripes,
     .linear_scratch = linear_scratch,
     .linear_columns = linear_columns,
+    .resample_scratch = resample_scratch,
+    .resample_image = resample_image,
 };
 
 }  // namespace FPT_LEVEL

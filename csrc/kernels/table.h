@@ -75,6 +75,7 @@ struct PromptTask {
   const char* v_ahead;
   const char* next;
   Stored stored;
+  bool narrow;  // prompts and what is made of them have the 8 bits of bf16
   int64_t kept, width, prompts;
   const float* k_scales;  // [D], or null
   const float* v_scales;  // [K], or null
@@ -149,6 +150,24 @@ struct LinearTask {
   void* scratch;                 // as many bytes as linear_scratch says, aligned to 64
 };
 
+// One channel of an image: levels through clamp(scale * level + shift, low, high), rows of the output
+// as sums of some of its rows, columns alike, and out_scale * sum + out_shift.
+struct ResampleTask {
+  const void* levels;  // [height, width] u8, or u16 where it is deep
+  bool is_deep;
+  int64_t height, width;
+  float scale, shift, low, high;
+  int64_t rows, columns;  // of the output
+  int64_t row_taps, column_taps;
+  const int64_t* row_index;     // [rows, taps]
+  const float* row_weight;      // [rows, taps]
+  const int32_t* column_index;  // [taps, columns rounded up to lanes], as the weight
+  const float* column_weight;
+  float out_scale, out_shift;
+  float* out;      // [rows, columns]
+  float* scratch;  // of resample_scratch floats
+};
+
 struct Kernels {
   int64_t lanes;
   int64_t (*prompt_scratch)(int64_t kept, int64_t width);
@@ -168,6 +187,8 @@ struct Kernels {
   // Null where the level has no tiles.
   int64_t (*linear_scratch)(int64_t depth, int64_t columns);
   void (*linear_columns)(const LinearTask&);
+  int64_t (*resample_scratch)(const ResampleTask&);
+  void (*resample_image)(const ResampleTask&);
 };
 
 }  // namespace fpt

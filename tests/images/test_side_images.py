@@ -28,11 +28,14 @@ from fpt_fast.images import (
     to_network_input,
 )
 from fpt_fast.images.draws import AugmentationDraws
+from fpt_fast.ops import native_images
+from fpt_fast.ops.native_reasons import native_levels, native_missing
 from fpt_fast.records import ImageItem, Preprocessing
 
 UNIT = Preprocessing((64, 80), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 PUBLISHED = AugmentConfig(vertical_flip=0.5)
 LEVEL = 1 / 255
+NATIVE_LEVELS = [] if native_missing() else native_levels().split(", ")
 
 
 @cache
@@ -262,3 +265,59 @@ def test_exact_and_stored_make_the_same_choices(tmp_path: Path) -> None:
         assert float((stored - made).abs().mean()) <= 1.2 * LEVEL
         flipped = exact.apply(read_image(items[i].path).flip(2), draws.of(i))
         assert float((stored - flipped).abs().mean()) > 10 * LEVEL
+
+
+@pytest.mark.parametrize("size", [(64, 80), (33, 7)], ids=str)
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("level", NATIVE_LEVELS)
+def test_the_extension_resamples_as_torch_does(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    level: str,
+    deep: bool,
+    size: tuple[int, int],
+) -> None:
+    """Rounding of f32 alone, of clamped levels too; at sizes that no vector divides."""
+    images = [*photographs(), make_image("bright", 96, 21)]
+    if deep:
+        images = [(i[:1].to(torch.int32) * 257).to(torch.uint16).expand(3, -1, -1) for i in images]
+    preprocessing = Preprocessing(size, (0.4, 0.3, 0.1), (0.2, 0.3, 0.1))
+    shrunk = shrink_images(write(tmp_path, images), preprocessing, augmented=True)
+    batches = SideBatches(shrunk, preprocessing, PUBLISHED)
+    rows = torch.tensor([4, 0, 0, 3, 1, 2])
+    draws = batches.draw(rows, 3)
+    monkeypatch.setenv("FPT_NATIVE_LEVEL", level)
+    assert native_images.can_resample_images(shrunk.levels)
+    ours = batches.augment(rows, draws)
+    monkeypatch.setattr("fpt_fast.images.side_batches.can_resample_images", lambda _: False)
+    torch.testing.assert_close(ours, batches.augment(rows, draws), rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("level", NATIVE_LEVELS[:1])
+def test_what_the_extension_would_read_out_of_bounds_is_refused(level: str) -> None:
+    good = {
+        "levels": torch.zeros(2, 3, 5, 7, dtype=torch.uint8),
+        "rows": torch.tensor([1]),
+        "tones": torch.ones(4, 1),
+        "vertical": (torch.full((1, 4, 2), 4), torch.ones(1, 4, 2)),
+        "horizontal": (torch.full((1, 6, 3), 6), torch.ones(1, 6, 3)),
+        "normalisation": torch.ones(2, 3),
+    }
+    assert native_images.resample_images(**good).shape == (1, 3, 4, 6)  # type: ignore[arg-type]
+    for change, message in (
+        ({"rows": torch.tensor([2])}, r"rows must be in 0..1, got 2"),
+        (
+            {"vertical": (torch.full((1, 4, 2), 5), torch.ones(1, 4, 2))},
+            "row_index must be in 0..4",
+        ),
+        (
+            {"horizontal": (torch.full((1, 6, 3), -1), torch.ones(1, 6, 3))},
+            "column_index must be in",
+        ),
+        ({"horizontal": (torch.full((1, 6, 3), 6), torch.ones(1, 6, 2))}, "column_weight must be"),
+        ({"tones": torch.ones(1, 4)}, "tones must be"),
+        ({"levels": torch.zeros(2, 3, 5, 7)}, "levels must be contiguous and of dtype"),
+        ({"levels": torch.zeros(2, 1, 5, 7, dtype=torch.uint8)}, "levels must be"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            native_images.resample_images(**{**good, **change})  # type: ignore[arg-type]

@@ -22,10 +22,14 @@ CASES = (
     PromptCase("width_24", images=1, layers=2, heads=2, kept=13, width=24, prompts=17),
     PromptCase("width_72", images=2, layers=1, heads=1, kept=50, width=72, prompts=16),
     PromptCase("width_100", images=1, layers=1, heads=2, kept=97, width=100, prompts=3),
+    PromptCase("width_32", images=1, layers=1, heads=2, kept=33, width=32, prompts=16),
+    PromptCase("width_64", images=2, layers=1, heads=2, kept=205, width=64, prompts=81),
+    PromptCase("width_96", images=1, layers=2, heads=1, kept=64, width=96, prompts=5),
     PromptCase("width_128", images=1, layers=1, heads=1, kept=30, width=128, prompts=100),
     PromptCase("sweep", images=1, layers=1, heads=1, kept=29, width=16, prompts=512),
 )
 CASE = CASES[2]
+WIDE_CASE = PromptCase("width_64", images=1, layers=2, heads=2, kept=50, width=64, prompts=17)
 
 pytestmark = pytest.mark.parametrize("impl", LEVELS, indirect=True)
 
@@ -41,11 +45,12 @@ def test_budget(case: PromptCase, impl: str) -> None:
             lambda q, kv=kv: reference.prompt_attention(q, kv, rows),
         )
     kv, scales = eight_bit(case, torch.int8)
-    assert_both_within_budget(
-        case.q(torch.float32),
-        lambda q: prompt_attention(q, kv, rows, scales, impl=impl),
-        lambda q: reference.prompt_attention(q, kv, rows, scales),
-    )
+    for q_dtype in DTYPES:
+        assert_both_within_budget(
+            case.q(q_dtype),
+            lambda q: prompt_attention(q, kv, rows, scales, impl=impl),
+            lambda q: reference.prompt_attention(q, kv, rows, scales),
+        )
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -62,14 +67,16 @@ def test_budget_of_the_indexed_op(case: PromptCase, impl: str) -> None:
             )
 
 
+@pytest.mark.parametrize("case", [CASE, WIDE_CASE], ids=lambda case: case.name)
 @pytest.mark.parametrize("scale", [1e-3, 30.0])
-def test_budget_of_flat_and_of_peaked_attention(impl: str, scale: float) -> None:
-    kv = CASE.kv(torch.float16)
-    assert_both_within_budget(
-        CASE.q(torch.float32) * scale,
-        lambda q: prompt_attention(q, kv, impl=impl),
-        lambda q: reference.prompt_attention(q, kv),
-    )
+def test_budget_of_flat_and_of_peaked_attention(impl: str, scale: float, case: PromptCase) -> None:
+    for q_dtype, dtype in itertools.product(DTYPES, DTYPES):
+        kv = case.kv(dtype)
+        assert_both_within_budget(
+            case.q(q_dtype) * scale,
+            lambda q, kv=kv: prompt_attention(q, kv, impl=impl),
+            lambda q, kv=kv: reference.prompt_attention(q, kv),
+        )
 
 
 def test_lse_is_the_logarithm_of_the_sum(impl: str) -> None:
@@ -78,15 +85,18 @@ def test_lse_is_the_logarithm_of_the_sum(impl: str) -> None:
     torch.testing.assert_close(lse, reference.prompt_attention(q, kv)[1])
 
 
-def test_results_do_not_depend_on_the_number_of_threads(impl: str) -> None:
-    case = PromptCase("", images=5, layers=2, heads=3, kept=37, width=20, prompts=5)
-    kv, grad = case.kv(torch.float16), torch.randn(2, 5, 5, 60)
+@pytest.mark.parametrize(("width", "q_dtype"), [(20, torch.float32), (32, torch.bfloat16)])
+def test_results_do_not_depend_on_the_number_of_threads(
+    impl: str, width: int, q_dtype: torch.dtype
+) -> None:
+    case = PromptCase("", images=5, layers=2, heads=3, kept=37, width=width, prompts=5)
+    kv, grad = case.kv(torch.float16), torch.randn(2, 5, 5, 3 * width).to(q_dtype)
     threads = torch.get_num_threads()
     results = []
     try:
         for count in (1, 2, 3, 5):
             torch.set_num_threads(count)
-            q = case.q(torch.float32).requires_grad_()
+            q = case.q(q_dtype).requires_grad_()
             out = prompt_attention(q, kv, impl=impl)
             out.backward(grad)
             results.append((out.detach(), q.grad))
@@ -115,7 +125,7 @@ def test_records_of_a_memory_map_with_padding(impl: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.int8], ids=str)
-@pytest.mark.parametrize("width", [5, 24])
+@pytest.mark.parametrize("width", [5, 24, 32])
 def test_nothing_behind_the_last_token_is_read(impl: str, width: int, dtype: torch.dtype) -> None:
     """The page after the features cannot be read: a load beyond them ends the process."""
     case = PromptCase("", images=1, layers=1, heads=2, kept=7, width=width, prompts=2)
@@ -129,7 +139,7 @@ def test_nothing_behind_the_last_token_is_read(impl: str, width: int, dtype: tor
     )
     kv.copy_((wide * 20).round())
     scales = (torch.full((1, 1, 2, width), 0.1), torch.full((1, 1, 2, 7), 0.1))
-    q = case.q(torch.float32).requires_grad_()
+    q = case.q(torch.bfloat16 if width == 32 else torch.float32).requires_grad_()
     assert libc.mprotect(ctypes.c_void_p(address + mmap.PAGESIZE), mmap.PAGESIZE, 0) == 0
     try:
         out = prompt_attention(q, kv, None, scales if dtype == torch.int8 else None, impl=impl)

@@ -20,6 +20,7 @@ from fpt_fast.images.augmentation import GREY_WEIGHTS
 from fpt_fast.images.draws import AugmentationDraws, choose, hashed_uniform
 from fpt_fast.images.side_images import SideImages
 from fpt_fast.images.transforms import scale_and_shift
+from fpt_fast.ops.native_images import can_resample_images, resample_images
 from fpt_fast.records import Preprocessing
 
 _BINS = 256
@@ -97,6 +98,21 @@ class SideBatches:
         tone = self._tones(rows, draws)
         vertical = self._resampling(rows, draws, axis=0)
         horizontal = self._resampling(rows, draws, axis=1)
+        levels = self._images.levels
+        if can_resample_images(levels):
+            normalisation = torch.stack((self._scale.view(3), self._shift.view(3)))
+            tones = torch.stack([value.view(-1) for value in tone])
+            return resample_images(levels, rows, tones, vertical, horizontal, normalisation)
+        return self._normalise(self._resample(rows, tone, vertical, horizontal))
+
+    def _resample(
+        self,
+        rows: Tensor,
+        tone: tuple[Tensor, ...],
+        vertical: tuple[Tensor, Tensor],
+        horizontal: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """Levels of [B, 3, H, W] f32 with torch, on any device."""
         device = self._images.levels.device
         out = torch.empty((len(rows), 3, *self._size), device=device)
         step = _IMAGES_AT_ONCE if device.type == "cpu" else max(1, len(rows))
@@ -108,7 +124,7 @@ class SideBatches:
             levels = _weighted_rows(levels, vertical[0][part], vertical[1][part])
             levels = _weighted_rows(levels.mT, horizontal[0][part], horizontal[1][part])
             out[part] = levels.mT
-        return self._normalise(out)
+        return out
 
     def _levels(self, rows: Tensor) -> Tensor:
         levels = self._images.levels
