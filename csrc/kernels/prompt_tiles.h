@@ -264,8 +264,8 @@ FPT_INLINE void tile_weighted_rows(const TokenRows& tokens, const PromptTask& ta
   }
 }
 
-struct TileScratch {
-  explicit TileScratch(const PromptTask& task) {
+struct PromptScratch {
+  explicit PromptScratch(const PromptTask& task) {
     const int64_t padded = up_to(task.kept, PAIRED);
     const auto address = reinterpret_cast<uintptr_t>(task.scratch);
     logits = reinterpret_cast<float*>((address + 63) & ~uintptr_t(63));
@@ -282,7 +282,7 @@ struct TileScratch {
   char* buffer;
 };
 
-// Floats of a TileScratch of three parts.
+// Floats of a PromptScratch of three parts.
 FPT_INLINE int64_t tile_scratch(int64_t kept, int64_t width) {
   const int64_t padded = up_to(kept, PAIRED), chunks = up_to(width, PAIRED) / PAIRED;
   const int64_t rows = 2 * ROW_TILES * chunks, columns = 2 * COLUMN_TILES + padded / PAIRED * 3;
@@ -300,7 +300,7 @@ static void split_blocks(const float* packed, int64_t blocks, int64_t width, cha
 template <class T, int PARTS>
 static void forward_by_tiles(const PromptTask& task, const PromptForward& output) {
   const Tiles shapes;
-  const TileScratch at(task);
+  const PromptScratch at(task);
   const int64_t padded = up_to(task.kept, PAIRED), all = up_to(task.prompts, W) / W;
   for (int64_t first = 0; first < all; first += GROUP) {
     const int64_t blocks = all - first < GROUP ? all - first : GROUP;
@@ -332,7 +332,7 @@ static void forward_by_tiles(const PromptTask& task, const PromptForward& output
 template <class T, int PARTS>
 static void backward_by_tiles(const PromptTask& task, const PromptBackward& gradient) {
   const Tiles shapes;
-  const TileScratch at(task);
+  const PromptScratch at(task);
   const int64_t padded = up_to(task.kept, PAIRED), all = up_to(task.prompts, W) / W;
   const F scale = splat(root_scale(task.width));
   for (int64_t first = 0; first < all; first += GROUP) {
