@@ -27,6 +27,7 @@ PACKAGES = (
     "pylibjpeg",
     "pylibjpeg-openjpeg",
     "pyjpegls",
+    "imagecodecs",
     "onnx",
     "onnxruntime",
     "onnxscript",

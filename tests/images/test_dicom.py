@@ -4,15 +4,18 @@ import builtins
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 import torch
 from images.dicom_files import Pixels, as_jpeg, as_lossless_jpeg, dicom, lut, ramp, save
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, apply_windowing
 from pydicom.uid import (
     JPEG2000Lossless,
+    JPEGExtended12Bit,
     JPEGLossless,
     JPEGLosslessSV1,
     JPEGLSLossless,
@@ -255,6 +258,63 @@ def test_lossless_jpeg_as_mammography_uses_it(tmp_path: Path, syntax: Any) -> No
     for pixels, expected in ((ramp(14), plain), (noise, np.rint(noise / 16383 * 65535))):
         data = as_lossless_jpeg(dicom(pixels, 14), syntax)
         np.testing.assert_array_equal(grey(save(tmp_path / "x.dcm", data)), expected)
+
+
+def test_lossless_jpeg_keeps_signs(tmp_path: Path) -> None:
+    data = dicom(ramp(12, signed=True), 12, WindowCenter=700, WindowWidth=2000)
+    plain = grey(save(tmp_path / "plain.dcm", data))
+    coded = as_lossless_jpeg(data, JPEGLosslessSV1)
+    np.testing.assert_array_equal(grey(save(tmp_path / "x.dcm", coded)), plain)
+
+
+def test_extended_jpeg_of_12_bits(tmp_path: Path) -> None:
+    plain = grey(save(tmp_path / "plain.dcm", dicom(ramp(12), 12)))
+    data = dicom(ramp(12), 12)
+    coded = imagecodecs.jpeg8_encode(data.pixel_array, bitspersample=12, level=98)
+    data.PixelData = encapsulate([coded])
+    data["PixelData"].is_undefined_length = True
+    data.file_meta.TransferSyntaxUID = JPEGExtended12Bit
+    out = grey(save(tmp_path / "x.dcm", data))
+    # In levels of 16 bits; the file's are 16 of them apart.
+    assert np.abs(out.astype(int) - plain).max() <= 16 * 24
+
+
+@pytest.mark.parametrize("kind", ["lossless", "extended"])
+def test_damaged_jpeg_ends_no_process(tmp_path: Path, kind: str) -> None:
+    """Bytes changed and cut at random: an image of the right shape or an error, in this process.
+    (Lossless JPEG has no checksum: other pixels cannot be told from the right ones.)"""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 4096, (24, 31), dtype=np.uint16)
+    data = dicom(pixels, 12)
+    if kind == "lossless":
+        coded = as_lossless_jpeg(data, JPEGLosslessSV1).PixelData
+        whole, syntax = next(generate_frames(coded, number_of_frames=1)), JPEGLosslessSV1
+    else:
+        whole, syntax = imagecodecs.jpeg8_encode(pixels, bitspersample=12), JPEGExtended12Bit
+    refused = read = 0
+    for attempt in range(400):
+        frame = bytearray(whole)
+        for place in rng.integers(0, 60 if attempt % 2 else len(frame), rng.integers(1, 4)):
+            frame[place] = rng.integers(0, 256)
+        if attempt % 5 == 0:
+            frame = frame[: rng.integers(2, len(frame))]
+        data.PixelData = encapsulate([bytes(frame)])
+        data["PixelData"].is_undefined_length = True
+        data.file_meta.TransferSyntaxUID = syntax
+        path = save(tmp_path / "x.dcm", data)
+        try:
+            assert read_image(path).shape[-2:] == (24, 31)
+            read += 1
+        except ImageError:
+            refused += 1
+    assert read > 20 and refused > 20
+
+
+def test_a_frame_that_is_not_its_files_is_refused(tmp_path: Path) -> None:
+    data = as_lossless_jpeg(dicom(ramp(12), 12), JPEGLosslessSV1)
+    data.Rows = 60000
+    with pytest.raises(ImageError, match=r"its file says \[60000, 80, 1\]"):
+        read_image(save(tmp_path / "x.dcm", data), max_pixels=10**9)
 
 
 def test_baseline_jpeg(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from fpt_fast.images import jpeg_plugin
 from fpt_fast.images.windows import (
     U16_MAX,
     Values,
@@ -35,7 +36,7 @@ _DISPLAY = (
 )
 _JPEG = "1.2.840.10008.1.2.4."
 _PILLOW = (_JPEG + "50", _JPEG + "51")  # baseline, extended
-_GDCM = (_JPEG + "57", _JPEG + "70")  # lossless
+_LOSSLESS = (_JPEG + "57", _JPEG + "70")
 _PLUGINS = {
     "1.2.840.10008.1.2.5": "pydicom",  # RLE
     **dict.fromkeys((_JPEG + "80", _JPEG + "81"), "pyjpegls"),
@@ -151,10 +152,9 @@ def _decode_frame(data: Dataset, frame: int) -> Pixels:
     except Exception as error:
         if not plugin:
             raise
-        needed = "python-gdcm" if plugin == "gdcm" else "'fpt-fast[dicom]'"
         raise DicomRefused(
             f"{syntax.name} could not be decoded: it is damaged, or its plug-in is missing "
-            f"(pip install {needed}): {_first_line(error)}"
+            f"(pip install 'fpt-fast[dicom]'): {_first_line(error)}"
         ) from error
     expected = (int(data.Rows), int(data.Columns))
     if stored.shape[:2] != expected:
@@ -170,13 +170,16 @@ def _plugin(syntax: str, bits: int) -> str:
     """
     if syntax in _PILLOW and bits <= 8:
         return "pillow"
-    if syntax in _PILLOW or syntax in _GDCM:
-        return "gdcm"
+    if syntax in _PILLOW or syntax in _LOSSLESS:
+        jpeg_plugin.register()
+        return jpeg_plugin.LABEL
     return _PLUGINS.get(syntax, "")
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    lines = str(error).splitlines() or [type(error).__name__]
+    # pydicom lists what its plug-ins said below a line that says nothing.
+    return lines[1].strip() if lines[0].endswith(":") and len(lines) > 1 else lines[0]
 
 
 def _display_settings(data: Dataset, frame: int) -> Dataset:
