@@ -128,3 +128,24 @@ def frozen_linear(rows: int, depth: int, columns: int, dtype: torch.dtype, added
     out = rows * columns * dtype.itemsize
     read = (rows * depth + depth * columns + columns) * dtype.itemsize + added * out
     return Count(flops=2 * rows * depth * columns, bytes=read + out, exponentials=0, out_bytes=out)
+
+
+def side_block_linear(
+    images: int, tokens: int, prompts: int, queries: int, width: int, hidden: int
+) -> int:
+    """Operations of the forward's linear maps; the backward has twice as many."""
+    some, every = images * queries, images * (tokens + prompts)
+    return 2 * width * (some * (2 * width + 2 * hidden) + every * 2 * width)
+
+
+def side_block(images: int, tokens: int, prompts: int, width: int, hidden: int) -> Count:
+    """f32 both ways: tokens, prompts, weights and their gradients; attention as above."""
+    rows, every = images * tokens, images * (tokens + prompts)
+    weights = 4 * width * width + 2 * width * hidden + 9 * width + hidden
+    linear = 3 * side_block_linear(images, tokens, prompts, tokens, width, hidden)
+    return Count(
+        flops=linear + 7 * 2 * rows * (tokens + prompts) * width,
+        bytes=4 * (3 * every * width + 4 * rows * width + 3 * weights),
+        exponentials=2 * rows * (tokens + prompts),
+        out_bytes=4 * (every * width + rows * width + weights),
+    )

@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from benchmarks import bench_side_attention, counts
 from benchmarks.bench_frozen_pass import make_contest
@@ -25,7 +26,7 @@ LAYERS = {"fpt_plus": 6, "fpt": 12}
 PARTS = {
     "linear maps": ("aten::mm", "aten::addmm", "aten::bmm"),
     "prompt_attention": ("fpt_native::prompt_attention", "fpt_native::prompt_attention_backward"),
-    "side_attention": ("fpt_native::side_attention", "fpt_native::side_attention_backward"),
+    "side_block": ("fpt_native::side_block", "fpt_native::side_block_backward"),
     "GELU and LayerNorm": (
         "aten::gelu",
         "aten::gelu_backward",
@@ -33,6 +34,20 @@ PARTS = {
         "aten::native_layer_norm_backward",
     ),
 }
+
+
+@register_flop_formula([torch.ops.fpt.side_block], get_raw=True)  # type: ignore[untyped-decorator]
+def _side_block(tokens: Tensor, prompts: Tensor, *rest: Any, **_: Any) -> int:
+    """Linear maps of a layer, which are within an op that torch cannot look into."""
+    fc1, queries = rest[8], rest[13]
+    images, count, width = tokens.shape
+    return counts.side_block_linear(images, count, prompts.shape[1], queries, width, len(fc1))
+
+
+@register_flop_formula([torch.ops.fpt.side_block_backward], get_raw=True)  # type: ignore[untyped-decorator]
+def _side_block_backward(grad: Tensor, *args: Any, **_: Any) -> int:
+    settings = args[16:18]
+    return 2 * _side_block(*args[:14], *settings)
 
 
 def step_rows(full: bool, rounds: int) -> Iterator[Row]:

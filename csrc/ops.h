@@ -51,4 +51,20 @@ Tensor frozen_linear(
     Tensor x, Tensor weight, std::optional<Tensor> bias, bool gelu, std::optional<Tensor> residual,
     std::optional<Tensor> scale, std::string level);
 
+std::tuple<Tensor, Tensor, Tensor> side_block(
+    Tensor tokens, Tensor prompts,
+    Tensor norm1, Tensor norm1_bias, Tensor qkv, Tensor qkv_bias, Tensor proj, Tensor proj_bias,
+    Tensor norm2, Tensor norm2_bias, Tensor fc1, Tensor fc1_bias, Tensor fc2, Tensor fc2_bias,
+    int64_t heads, int64_t queries, double eps, bool narrow, std::string level);
+
+// Gradients to tokens, prompts and the weights.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+           Tensor, Tensor, Tensor>
+side_block_backward(
+    Tensor grad, Tensor tokens, Tensor prompts,
+    Tensor norm1, Tensor norm1_bias, Tensor qkv, Tensor qkv_bias, Tensor proj, Tensor proj_bias,
+    Tensor norm2, Tensor norm2_bias, Tensor fc1, Tensor fc1_bias, Tensor fc2, Tensor fc2_bias,
+    Tensor attended, Tensor softmax, int64_t heads, int64_t queries, double eps, bool narrow,
+    std::string level);
+
 }  // namespace fpt

@@ -43,6 +43,18 @@ STABLE_TORCH_LIBRARY(fpt_native, m) {
   m.def(
       "frozen_linear(Tensor x, Tensor weight, Tensor? bias, bool gelu, Tensor? residual,"
       " Tensor? scale, str level) -> Tensor");
+  m.def(
+      "side_block(Tensor tokens, Tensor prompts, Tensor norm1, Tensor norm1_bias, Tensor qkv,"
+      " Tensor qkv_bias, Tensor proj, Tensor proj_bias, Tensor norm2, Tensor norm2_bias, Tensor fc1,"
+      " Tensor fc1_bias, Tensor fc2, Tensor fc2_bias, int heads, int queries, float eps, bool narrow,"
+      " str level) -> (Tensor out, Tensor attended, Tensor softmax)");
+  m.def(
+      "side_block_backward(Tensor grad, Tensor tokens, Tensor prompts, Tensor norm1,"
+      " Tensor norm1_bias, Tensor qkv, Tensor qkv_bias, Tensor proj, Tensor proj_bias, Tensor norm2,"
+      " Tensor norm2_bias, Tensor fc1, Tensor fc1_bias, Tensor fc2, Tensor fc2_bias, Tensor attended,"
+      " Tensor softmax, int heads, int queries, float eps, bool narrow, str level)"
+      " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,"
+      " Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fpt_native, CompositeExplicitAutograd, m) {
@@ -63,4 +75,6 @@ STABLE_TORCH_LIBRARY_IMPL(fpt_native, CPU, m) {
   m.impl("side_attention", TORCH_BOX(&fpt::side_attention));
   m.impl("side_attention_backward", TORCH_BOX(&fpt::side_attention_backward));
   m.impl("frozen_linear", TORCH_BOX(&fpt::frozen_linear));
+  m.impl("side_block", TORCH_BOX(&fpt::side_block));
+  m.impl("side_block_backward", TORCH_BOX(&fpt::side_block_backward));
 }

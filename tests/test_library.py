@@ -29,6 +29,8 @@ NAMES = (
     "side_attention",
     "side_attention_backward",
     "frozen_linear",
+    "side_block",
+    "side_block_backward",
 )
 
 
@@ -36,6 +38,11 @@ def indexed_inputs() -> tuple[Tensor, Tensor, Tensor]:
     shape = (PROMPT.layers, PROMPT.images, PROMPT.heads, 11, PROMPT.width)
     index = torch.rand(PROMPT.images, PROMPT.layers, PROMPT.heads, 11).argsort(-1)
     return torch.randn(shape), torch.randn(shape), index[..., : PROMPT.kept].int()
+
+
+def block_inputs() -> tuple[Tensor, ...]:
+    sizes = [(2, 3, 8), (2, 1, 8), (8,), (8,), (24, 8), (24,), (8, 8), (8,), (8,), (8,)]
+    return tuple(torch.randn(size) for size in [*sizes, (5, 8), (5,), (8, 5), (8,)])
 
 
 def op_calls(impl: str) -> list[tuple[str, tuple[object, ...]]]:
@@ -57,6 +64,8 @@ def op_calls(impl: str) -> list[tuple[str, tuple[object, ...]]]:
     rows16, weight = torch.randn(2, 5, 32).bfloat16(), torch.randn(64, 32).bfloat16()
     added, factor = torch.randn(2, 5, 64).bfloat16(), torch.randn(64).bfloat16()
     attended = torch.ops.fpt.side_attention(*(x.detach() for x in qkv), "auto")
+    block = block_inputs()
+    out, *kept = torch.ops.fpt.side_block(*block, 2, 3, 1e-12, False, "auto")
     return [
         ("frozen_attention", (q, k, v, impl)),
         ("token_scores", (q, k, "global", None, impl)),
@@ -81,14 +90,26 @@ def op_calls(impl: str) -> list[tuple[str, tuple[object, ...]]]:
             "side_attention_backward",
             (torch.rand_like(attended[0]), *(x.detach() for x in qkv), *attended, impl),
         ),
+        ("side_block", (block[0].clone().requires_grad_(), *block[1:], 2, 3, 1e-12, False, impl)),
+        ("side_block_backward", (torch.rand_like(out), *block, *kept, 2, 3, 1e-12, False, impl)),
     ]
+
+
+def public_args(name: str, args: tuple[object, ...]) -> tuple[object, ...]:
+    """What the public function would get, as far as reasons look at it."""
+    if not name.startswith("side_block"):
+        return args
+    first = int(name.endswith("backward"))
+    return args[first], args[first + 1], args[first + 2 : first + 14], 2
 
 
 CALLS_THAT_RUN = [
     (call, impl)
     for call, (name, _) in enumerate(op_calls("auto"))
     for impl in implementation.implementations(name)
-    if not implementation.unsupported_reasons(name, impl, *op_calls(impl)[call][1])
+    if not implementation.unsupported_reasons(
+        name, impl, *public_args(name, op_calls(impl)[call][1])
+    )
 ]
 
 

@@ -24,6 +24,9 @@ namespace {
 #include "resample_images.h"
 #include "side_attention.h"
 #include "frozen_linear.h"
+#include "side_products.h"
+#include "gelu.h"
+#include "side_block.h"
 
 }  // namespace
 
@@ -37,6 +40,12 @@ const Kernels kernels = {
     .side_scratch = side_scratch,
     .side_forward = side_forward,
     .side_backward = side_backward,
+    .side_needs = side_needs,
+    .side_pack = side_pack,
+    .side_block_forward = side_block_forward,
+    .side_block_backward = side_block_backward,
+    .side_add_shares = side_add_shares,
+    .side_gradients = side_gradients,
     .select_tokens = select_tokens,
     .gather_rows = gather_rows,
     .attention_scratch = attention_scratch,

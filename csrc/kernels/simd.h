@@ -151,6 +151,73 @@ FPT_INLINE F exponential(F x) {
 #endif
 }
 
+// The larger of each pair; b where either is NaN.
+FPT_INLINE F larger(F a, F b) {
+#if FPT_WIDTH == 16
+  return reinterpret_cast<F>(_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b));
+#elif FPT_WIDTH == 8
+  return reinterpret_cast<F>(_mm256_max_ps((__m256)a, (__m256)b));
+#else
+  return a > b ? a : b;
+#endif
+}
+
+// e^x for x of at most 0, with fewer steps than `exponential`; below -87 it stays what it is there.
+FPT_INLINE F exponential_of_negative(F x) {
+#if FPT_WIDTH == 4
+  return exponential(x);  // without a multiply-add the reduction below would round x
+#else
+  x = larger(splat(-87.0f), x);
+  const F log2_e = splat(1.44269504f), magic = splat(0x1.8p23f);
+  const F shifted = x * log2_e + magic;  // rounds to a whole number
+  const F n = shifted - magic;
+  const F r = x * log2_e - n;
+  F p = splat(1.5403530394e-4f);
+  p = p * r + splat(1.3333558146e-3f);
+  p = p * r + splat(9.6181291076e-3f);
+  p = p * r + splat(5.5504108665e-2f);
+  p = p * r + splat(2.4022650696e-1f);
+  p = p * r + splat(6.9314718056e-1f);
+  p = p * r + splat(1.0f);
+#if FPT_WIDTH == 16
+  return reinterpret_cast<F>(_mm512_maskz_scalef_ps(0xffff, (__m512)p, (__m512)n));
+#else
+  const I power = reinterpret_cast<I>(shifted) - reinterpret_cast<I>(magic);
+  return p * reinterpret_cast<F>((power + 127) << 23);
+#endif
+#endif
+}
+
+#if FPT_WIDTH == 16
+// rows[i][j] <-> rows[j][i] of 16 x 16 floats
+FPT_INLINE void transpose(F* rows) {
+  __m512 a[16], b[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_maskz_unpacklo_ps(0xffff, (__m512)rows[i], (__m512)rows[i + 1]);
+    a[i + 1] = _mm512_maskz_unpackhi_ps(0xffff, (__m512)rows[i], (__m512)rows[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    b[i] = (__m512)_mm512_maskz_unpacklo_pd(0xff, (__m512d)a[i], (__m512d)a[i + 2]);
+    b[i + 1] = (__m512)_mm512_maskz_unpackhi_pd(0xff, (__m512d)a[i], (__m512d)a[i + 2]);
+    b[i + 2] = (__m512)_mm512_maskz_unpacklo_pd(0xff, (__m512d)a[i + 1], (__m512d)a[i + 3]);
+    b[i + 3] = (__m512)_mm512_maskz_unpackhi_pd(0xff, (__m512d)a[i + 1], (__m512d)a[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512 low = _mm512_maskz_shuffle_f32x4(0xffff, b[i], b[i + 4], 0x88);
+    const __m512 high = _mm512_maskz_shuffle_f32x4(0xffff, b[i + 8], b[i + 12], 0x88);
+    const __m512 odd_low = _mm512_maskz_shuffle_f32x4(0xffff, b[i], b[i + 4], 0xdd);
+    const __m512 odd_high = _mm512_maskz_shuffle_f32x4(0xffff, b[i + 8], b[i + 12], 0xdd);
+    rows[i] = (F)_mm512_maskz_shuffle_f32x4(0xffff, low, high, 0x88);
+    rows[i + 8] = (F)_mm512_maskz_shuffle_f32x4(0xffff, low, high, 0xdd);
+    rows[i + 4] = (F)_mm512_maskz_shuffle_f32x4(0xffff, odd_low, odd_high, 0x88);
+    rows[i + 12] = (F)_mm512_maskz_shuffle_f32x4(0xffff, odd_low, odd_high, 0xdd);
+  }
+}
+#endif
+
 // The kinds as types, so that a loop is written once.
 
 struct F16 {

@@ -168,6 +168,45 @@ struct ResampleTask {
   float* scratch;  // of resample_scratch floats
 };
 
+// A layer of the side network; axis letters as in DESIGN.md, `hidden` is the MLP's width.
+struct SideSizes {
+  int64_t tokens, prompts, queries, width, heads, hidden;
+  float eps;
+  bool narrow;  // products of bf16
+};
+
+// Its weights, contiguous, as torch.nn has them; and their gradients.
+template <class T>
+struct SideWeightsOf {
+  T *norm1, *norm1_bias, *qkv, *qkv_bias, *proj, *proj_bias;
+  T *norm2, *norm2_bias, *fc1, *fc1_bias, *fc2, *fc2_bias;
+};
+using SideWeights = SideWeightsOf<const float>;
+using SideWeightGradients = SideWeightsOf<float>;
+
+// What a call needs: bytes of packed weights, bytes of a group's scratch, both aligned to 64, and
+// floats of a share of the weights' gradients.
+struct SideNeeds {
+  int64_t packed, scratch, sums;
+};
+
+// Some images of a batch, whose rows are contiguous.
+struct SideGroup {
+  int64_t images;
+  const float* tokens;   // [images, T, S]
+  const float* prompts;  // [images, P, S]
+  float* attended;       // [images, Q, S]: written by the forward, read by the backward
+  float* tops;           // [images, H, Q]: likewise
+  float* shares;
+  float* out;            // [images, Q, S]: the output, or its gradient
+  void* packed;
+  bool packed_backward;  // whether the weights are packed for a backward, too
+  void* scratch;
+  float* grad_tokens;
+  float* grad_prompts;
+  float* sums;           // added to
+};
+
 struct Kernels {
   int64_t lanes;
   int64_t (*prompt_scratch)(int64_t kept, int64_t width);
@@ -177,6 +216,13 @@ struct Kernels {
   int64_t (*side_scratch)(int64_t queries, int64_t tokens);
   void (*side_forward)(const SideTask&, float* out, int64_t stride);
   void (*side_backward)(const SideTask&, const SideGradient&);
+  SideNeeds (*side_needs)(const SideSizes&, int64_t images, bool backward);
+  void (*side_pack)(const SideSizes&, const SideWeights&, bool backward, void* to);
+  void (*side_block_forward)(const SideSizes&, const SideGroup&);
+  void (*side_block_backward)(const SideSizes&, const SideGroup&);
+  // Adds floats first .. end of every share of `count` floats to the first share, in their order.
+  void (*side_add_shares)(float* sums, int64_t count, int64_t shares, int64_t first, int64_t end);
+  void (*side_gradients)(const SideSizes&, float* sums, const SideWeightGradients&);
   void (*select_tokens)(const SelectTask&);
   void (*gather_rows)(const GatherTask&);
   int64_t (*attention_scratch)(const AttentionTask&);

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fpt_fast.ops import side_attention
+from fpt_fast.ops import SideWeights, side_attention, side_block
 
 _INIT_STD = 0.02
 
@@ -127,26 +127,53 @@ class SideLayer(nn.Module):
         ``tokens`` [B, T, S]; ``prompts`` [B, P, S] or None.  The prompts are cut off after the
         layer, so they are keys and values here, never queries, and skip the MLP.
         """
+        if self._is_changed() or tokens.dtype != self.norm1.weight.dtype:
+            return self._call_parts(tokens, prompts, queries)
+        products, impl = _arithmetic(tokens.device.type)
+        return side_block(
+            tokens,
+            prompts,
+            SideWeights(*(weight for part in self._parts() for weight in (part.weight, part.bias))),
+            heads=self.num_heads,
+            queries=queries,
+            eps=self.norm1.eps,
+            products=products,
+            impl=impl,
+        )
+
+    def _parts(self) -> tuple[nn.LayerNorm | nn.Linear, ...]:
+        """In the order of ``SideWeights``."""
+        return self.norm1, self.qkv, self.proj, self.norm2, self.fc1, self.fc2
+
+    def _is_changed(self) -> bool:
+        """Whether a part is not what it was made as (an adapter, a hook): then it is called."""
+        return self.norm1.eps != self.norm2.eps or any(
+            type(part) not in (nn.LayerNorm, nn.Linear)
+            or part.bias is None
+            or part._forward_hooks
+            or part._forward_pre_hooks
+            or part._backward_hooks
+            or part._backward_pre_hooks
+            for part in self._parts()
+        )
+
+    def _call_parts(self, tokens: Tensor, prompts: Tensor | None, queries: int) -> Tensor:
+        """The same, part by part."""
         seen = tokens if prompts is None else torch.cat((tokens, prompts), dim=1)
-        tokens = tokens[:, :queries] + self.proj(self._attend(self.norm1(seen), queries))
+        q, k, v = self.qkv(self.norm1(seen)).unflatten(2, (3, self.num_heads, -1)).unbind(2)
+        q, k, v = (x.transpose(1, 2) for x in (q[:, :queries], k, v))
+        tokens = tokens[:, :queries] + self.proj(side_attention(q, k, v).transpose(1, 2).flatten(2))
         hidden: Tensor = self.fc2(functional.gelu(self.fc1(self.norm2(tokens))))
         return tokens + hidden
 
-    def _attend(self, seen: Tensor, queries: int) -> Tensor:
-        batch, length, width = seen.shape
-        heads = (self.num_heads, width // self.num_heads)
-        if queries == 1:
-            # One product for all three would compute queries for every token, to use one.
-            weight, bias = self.qkv.weight, self.qkv.bias
-            q = functional.linear(seen[:, :1], weight[:width], bias[:width])
-            kv = functional.linear(seen, weight[width:], bias[width:])
-            q = q.view(batch, 1, *heads)
-            k, v = kv.view(batch, length, 2, *heads).unbind(2)
-        else:
-            q, k, v = self.qkv(seen).view(batch, length, 3, *heads).unbind(2)
-            q = q[:, :queries]
-        attended = side_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        return attended.transpose(1, 2).reshape(batch, queries, width)
+
+def _arithmetic(device: str) -> tuple[str, str]:
+    """``products`` and ``impl`` of ``side_block`` that the present autocast asks for."""
+    if torch.compiler.is_compiling() or not torch.is_autocast_enabled(device):
+        return "float32", "auto"
+    if torch.get_autocast_dtype(device) == torch.bfloat16:
+        return "bfloat16", "auto"
+    return "float32", "torch"
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -9,7 +9,7 @@ below; schemas and callers stay as they are.
 import torch
 
 # Imported for what they define.
-from fpt_fast.ops import frozen_schemas, trained_schemas  # noqa: F401
+from fpt_fast.ops import frozen_schemas, side_schemas, trained_schemas  # noqa: F401
 from fpt_fast.ops.cuda_reasons import (
     cudnn_reasons,
     efficient_reasons,
@@ -24,6 +24,7 @@ from fpt_fast.ops.implementation import (
     register,
 )
 from fpt_fast.ops.native_reasons import (
+    native_block_reasons,
     native_floats_reasons,
     native_narrow_reasons,
     native_prompt_reasons,
@@ -81,6 +82,10 @@ for _op in ("side_attention", "side_attention_backward"):
 _register("frozen_linear", "native", "fpt_fast.ops.native", native_tiles_reasons)
 _register("frozen_linear", "torch", "fpt_fast.ops.torch_linear")
 _register("frozen_linear", "reference", "fpt_fast.ops.reference_ops")
+for _op in ("side_block", "side_block_backward"):
+    _register(_op, "native", "fpt_fast.ops.native", native_block_reasons)
+    _register(_op, "torch", "fpt_fast.ops.reference_ops")
+    _register(_op, "reference", "fpt_fast.ops.reference_ops")
 # Last, so that auto does not choose them: no GPU has run these kernels yet (issues 3 and 8).  Once
 # `make device` has, they belong behind "cpu".
 _register("frozen_attention", "triton", "fptkernels.frozen_attention", triton_reasons(width_of=0))

@@ -1,6 +1,7 @@
 """Implementation ``native`` of the ops: the C++ extension, whose sources are in ``csrc/``."""
 
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -77,6 +78,43 @@ def side_attention_backward(
     grads = _ops.side_attention_backward(*wide, softmax.contiguous(), level())
     grad_q, grad_k, grad_v = (x.transpose(1, 2).to(q.dtype) for x in grads)
     return grad_q, grad_k, grad_v
+
+
+def side_block(
+    tokens: Tensor,
+    prompts: Tensor,
+    weights: Sequence[Tensor],
+    heads: int,
+    queries: int,
+    eps: float,
+    narrow: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output [B, Q, S], the attention's own [B, Q, S] f32, and its softmax's rows [2, B, H, Q]."""
+    given = (_plain(x) for x in (tokens, prompts, *weights))
+    out, attended, softmax = _ops.side_block(*given, heads, queries, eps, narrow, level())
+    return out.to(tokens.dtype), attended, softmax
+
+
+def side_block_backward(
+    grad: Tensor,
+    tokens: Tensor,
+    prompts: Tensor,
+    weights: Sequence[Tensor],
+    attended: Tensor,
+    softmax: Tensor,
+    heads: int,
+    queries: int,
+    eps: float,
+    narrow: bool,
+) -> tuple[Tensor, ...]:
+    """Gradients to tokens, prompts and weights; all but the attention is computed anew."""
+    given = (_plain(x) for x in (grad, tokens, prompts, *weights, attended, softmax))
+    gradients = _ops.side_block_backward(*given, heads, queries, eps, narrow, level())
+    return tuple(x.to(tokens.dtype) for x in gradients)
+
+
+def _plain(x: Tensor) -> Tensor:
+    return x.float().contiguous()
 
 
 def prompt_attention(

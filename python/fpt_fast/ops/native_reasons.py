@@ -34,6 +34,8 @@ _OPS = (
     "side_attention",
     "side_attention_backward",
     "frozen_linear",
+    "side_block",
+    "side_block_backward",
 )
 
 
@@ -93,6 +95,16 @@ def native_tiles_reasons(args: Sequence[object]) -> list[str]:
     level = os.environ.get("FPT_NATIVE_LEVEL") or native_levels().split(", ")[0]
     if level != "amx":
         reasons.append(f"it needs the tiles of level amx, and level {level} runs here")
+    return reasons
+
+
+def native_block_reasons(args: Sequence[object]) -> list[str]:
+    """``native_floats_reasons`` of (tokens, prompts, weights, heads) of a side layer."""
+    tokens, prompts, weights, heads = args
+    assert isinstance(tokens, Tensor) and isinstance(weights, Sequence) and isinstance(heads, int)
+    reasons = native_floats_reasons((tokens, prompts, *weights))
+    if tokens.shape[-1] > _WIDEST * heads:
+        reasons.append(f"it takes heads of at most {_WIDEST} channels")
     return reasons
 
 

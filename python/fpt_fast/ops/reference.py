@@ -5,6 +5,8 @@ called with the implementation's own inputs, it is the plain expression whose er
 the budget.  Nothing is blocked, fused or reused: each function reads as its formula.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -93,6 +95,109 @@ def side_attention_backward(
     slopes = weights * (slopes - (weights * slopes).sum(dim=-1, keepdim=True))
     grad_k = slopes.transpose(-2, -1) @ q * scale
     return slopes @ k * scale, grad_k, weights.transpose(-2, -1) @ grad
+
+
+def side_block(
+    tokens: Tensor,
+    prompts: Tensor,
+    weights: Sequence[Tensor],
+    heads: int,
+    queries: int,
+    eps: float,
+) -> Tensor:
+    """A layer of the side network: tokens [B, T, S], prompts [B, P, S], weights in the order of
+    ``SideWeights`` -> the first ``queries`` tokens after it, [B, queries, S].
+
+    The prompts go through every step and are cut off at the end.
+    """
+    norm1, norm1_bias, qkv, qkv_bias, proj, proj_bias = weights[:6]
+    norm2, norm2_bias, fc1, fc1_bias, fc2, fc2_bias = weights[6:]
+    x = torch.cat([tokens, prompts], dim=1)
+    q, k, v = _split(_standard(x, eps)[0] * norm1 + norm1_bias, qkv, qkv_bias, heads)
+    x = x + _merge(side_attention(q, k, v)[0]) @ proj.T + proj_bias
+    inner = (_standard(x, eps)[0] * norm2 + norm2_bias) @ fc1.T + fc1_bias
+    x = x + inner * _normal_cdf(inner) @ fc2.T + fc2_bias
+    return x[:, :queries]
+
+
+def side_block_backward(
+    grad: Tensor,
+    tokens: Tensor,
+    prompts: Tensor,
+    weights: Sequence[Tensor],
+    heads: int,
+    queries: int,
+    eps: float,
+) -> tuple[Tensor, ...]:
+    """Gradients to tokens, prompts and every weight of ``side_block`` for ``grad``, as ``out``."""
+    norm1, norm1_bias, qkv, qkv_bias, proj, proj_bias = weights[:6]
+    norm2, norm2_bias, fc1, fc1_bias, fc2, _ = weights[6:]
+    x = torch.cat([tokens, prompts], dim=1)
+    standard1, inverse1 = _standard(x, eps)
+    normed1 = standard1 * norm1 + norm1_bias
+    q, k, v = _split(normed1, qkv, qkv_bias, heads)
+    attended = _merge(side_attention(q, k, v)[0])
+    standard2, inverse2 = _standard(x + attended @ proj.T + proj_bias, eps)
+    normed2 = standard2 * norm2 + norm2_bias
+    inner = normed2 @ fc1.T + fc1_bias
+    slope = _normal_cdf(inner) + inner * (-inner.square() / 2).exp() / (2 * torch.pi) ** 0.5
+
+    grad = torch.cat([grad, grad.new_zeros(len(x), x.shape[1] - queries, x.shape[2])], dim=1)
+    grad_inner = grad @ fc2 * slope
+    through_mlp = _standard_backward(grad_inner @ fc1 * norm2, standard2, inverse2)
+    grad_middle = grad + through_mlp
+    split = side_attention_backward(_split_heads(grad_middle @ proj, heads), q, k, v)
+    grad_qkv = torch.cat([_merge(part) for part in split], dim=-1)
+    grad_x = grad_middle + _standard_backward(grad_qkv @ qkv * norm1, standard1, inverse1)
+    return (
+        grad_x[:, : tokens.shape[1]],
+        grad_x[:, tokens.shape[1] :],
+        *_norm_gradients(grad_qkv @ qkv, standard1),
+        *_linear_gradients(grad_qkv, normed1),
+        *_linear_gradients(grad_middle, attended),
+        *_norm_gradients(grad_inner @ fc1, standard2),
+        *_linear_gradients(grad_inner, normed2),
+        *_linear_gradients(grad, inner * _normal_cdf(inner)),
+    )
+
+
+def _standard(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x of mean 0 and variance 1 along the last axis, and 1 over its deviation."""
+    centred = x - x.mean(dim=-1, keepdim=True)
+    inverse = (centred.square().mean(dim=-1, keepdim=True) + eps).rsqrt()
+    return centred * inverse, inverse
+
+
+def _standard_backward(grad: Tensor, standard: Tensor, inverse: Tensor) -> Tensor:
+    along = (grad * standard).mean(dim=-1, keepdim=True)
+    return (grad - grad.mean(dim=-1, keepdim=True) - standard * along) * inverse
+
+
+def _norm_gradients(grad: Tensor, standard: Tensor) -> tuple[Tensor, Tensor]:
+    return (grad * standard).sum(dim=(0, 1)), grad.sum(dim=(0, 1))
+
+
+def _linear_gradients(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    return grad.flatten(0, 1).T @ x.flatten(0, 1), grad.sum(dim=(0, 1))
+
+
+def _normal_cdf(x: Tensor) -> Tensor:
+    return (1 + torch.erf(x / 2**0.5)) / 2
+
+
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    """[B, N, S] -> [B, H, N, D]"""
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
+
+
+def _split(x: Tensor, qkv: Tensor, bias: Tensor, heads: int) -> list[Tensor]:
+    """q, k, v [B, H, N, D] of x [B, N, S]"""
+    return [_split_heads(part, heads) for part in (x @ qkv.T + bias).chunk(3, dim=-1)]
+
+
+def _merge(x: Tensor) -> Tensor:
+    """[B, H, N, D] -> [B, N, S]"""
+    return x.transpose(1, 2).flatten(2)
 
 
 def prompt_attention(

@@ -1,5 +1,7 @@
 """Implementation ``reference``: the oracle behind the ops' signatures, in f32 or, for f64, f64."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -60,6 +62,52 @@ def side_attention_backward(
     wide = (tensor.to(_wide(q)) for tensor in (grad, q, k, v))
     grad_q, grad_k, grad_v = (x.to(q.dtype) for x in reference.side_attention_backward(*wide))
     return grad_q, grad_k, grad_v
+
+
+def side_block(
+    tokens: Tensor,
+    prompts: Tensor,
+    weights: Sequence[Tensor],
+    heads: int,
+    queries: int,
+    eps: float,
+    narrow: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``reference.side_block``; nothing of its inside is kept for the gradient."""
+    wide = _wide(tokens)
+    with torch.autocast(tokens.device.type, enabled=False):
+        out = reference.side_block(
+            tokens.to(wide), prompts.to(wide), [w.to(wide) for w in weights], heads, queries, eps
+        )
+    softmax = tokens.new_zeros((2, len(tokens), heads, queries), dtype=wide)
+    return out.to(tokens.dtype), torch.zeros_like(out), softmax
+
+
+def side_block_backward(
+    grad: Tensor,
+    tokens: Tensor,
+    prompts: Tensor,
+    weights: Sequence[Tensor],
+    attended: Tensor,
+    softmax: Tensor,
+    heads: int,
+    queries: int,
+    eps: float,
+    narrow: bool,
+) -> tuple[Tensor, ...]:
+    """``reference.side_block_backward``."""
+    wide = _wide(tokens)
+    with torch.autocast(tokens.device.type, enabled=False):
+        gradients = reference.side_block_backward(
+            grad.to(wide),
+            tokens.to(wide),
+            prompts.to(wide),
+            [w.to(wide) for w in weights],
+            heads,
+            queries,
+            eps,
+        )
+    return tuple(x.to(tokens.dtype) for x in gradients)
 
 
 def prompt_attention(

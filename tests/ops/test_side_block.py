@@ -1,0 +1,308 @@
+"""side_block: output and every gradient against the oracle, at every level of native."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from fpt_fast.ops import SideWeights, explain, reference, side_block
+from helpers import assert_within_budget, implementation, implementations_here
+
+# What is torch's own is the same bits as torch's, and no more: see below.
+IMPLEMENTATIONS = [impl for impl in implementations_here("side_block") if impl != "torch"]
+LEVELS = [impl for impl in IMPLEMENTATIONS if impl.startswith("native/")]
+# B, T, P, queries, S, heads, MLP width
+SHAPES = (
+    (1, 1, 0, 1, 1, 1, 1),
+    (2, 5, 3, 5, 12, 3, 20),
+    (3, 17, 4, 1, 48, 6, 96),
+    (5, 65, 16, 65, 96, 12, 384),
+    (2, 33, 2, 7, 40, 4, 50),
+    (1, 197, 16, 197, 64, 4, 130),
+)
+Block = Callable[[Tensor, Tensor, SideWeights], Tensor]
+Inputs = tuple[Tensor, Tensor, SideWeights]
+
+
+def inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, seed: int = 0) -> Inputs:
+    """Values in f64 that ``dtype`` holds exactly."""
+    batch, count, prompts, _, width, _, hidden = shape
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*sizes: int, scale: float = 1.0) -> Tensor:
+        drawn = torch.randn(sizes, generator=generator, dtype=torch.float64) * scale
+        return drawn.to(dtype).double()
+
+    weights = SideWeights(
+        1 + random(width, scale=0.3),
+        random(width, scale=0.3),
+        random(3 * width, width, scale=1.5 * width**-0.5),
+        random(3 * width, scale=0.3),
+        random(width, width, scale=width**-0.5),
+        random(width, scale=0.3),
+        1 + random(width, scale=0.3),
+        random(width, scale=0.3),
+        random(hidden, width, scale=width**-0.5),
+        random(hidden, scale=0.3),
+        random(width, hidden, scale=hidden**-0.5),
+        random(width, scale=0.3),
+    )
+    return random(batch, count, width), random(batch, prompts, width), weights
+
+
+def to(given: Inputs, dtype: torch.dtype) -> Inputs:
+    return given[0].to(dtype), given[1].to(dtype), SideWeights(*(w.to(dtype) for w in given[2]))
+
+
+def leaves_of(given: Inputs) -> Inputs:
+    tokens, prompts, *weights = (x.clone().requires_grad_() for x in (*given[:2], *given[2]))
+    return tokens, prompts, SideWeights(*weights)
+
+
+def with_gradients(block: Block, given: Inputs, grad: Tensor) -> Iterator[Tensor]:
+    leaves = leaves_of(given)
+    out = block(*leaves)
+    yield out.detach()
+    flat = (*leaves[:2], *leaves[2])
+    yield from torch.autograd.grad(out, flat, grad.to(out.dtype))
+
+
+def block_of(shape: tuple[int, ...], impl: str, products: str = "float32") -> Block:
+    *_, queries, _, heads, _ = shape
+    return partial(side_block, heads=heads, queries=queries, products=products, impl=impl)
+
+
+def plain_of(shape: tuple[int, ...]) -> Block:
+    *_, queries, _, heads, _ = shape
+    return partial(reference.side_block, heads=heads, queries=queries, eps=1e-12)
+
+
+def grad_of(shape: tuple[int, ...]) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    size = (shape[0], shape[3], shape[4])
+    return torch.randn(size, generator=generator, dtype=torch.float64).float().double()
+
+
+def assert_all_within_budget(shape: tuple[int, ...], given: Inputs, block: Block) -> None:
+    grad = grad_of(shape)
+    oracle = with_gradients(plain_of(shape), given, grad)
+    eager = with_gradients(block_of(shape, "torch"), to(given, torch.float32), grad)
+    ours = with_gradients(block, to(given, torch.float32), grad)
+    names = ("out", "tokens", "prompts", *SideWeights._fields)
+    for name, got, exact, rounded in zip(names, ours, oracle, eager, strict=True):
+        assert got.dtype == torch.float32 and got.shape == exact.shape
+        if exact.numel():
+            try:
+                assert_within_budget(got, exact, rounded, factor=2.0 if name == "out" else 3.0)
+            except AssertionError as error:
+                raise AssertionError(f"{name}: {error}") from error
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS, indirect=True)
+def test_budget(impl: str, shape: tuple[int, ...]) -> None:
+    assert_all_within_budget(shape, inputs(shape, torch.float32), block_of(shape, impl))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 2.0])
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS, indirect=True)
+def test_budget_of_faint_and_of_strong_weights(impl: str, scale: float) -> None:
+    shape = (2, 33, 3, 33, 24, 3, 40)
+    tokens, prompts, weights = inputs(shape, torch.float32)
+    factors = {"qkv": scale, "fc1": scale}
+    scaled = {name: getattr(weights, name) * factor for name, factor in factors.items()}
+    given = (
+        tokens,
+        prompts,
+        SideWeights(*(w.float().double() for w in weights._replace(**scaled))),
+    )
+    assert_all_within_budget(shape, given, block_of(shape, impl))
+
+
+@pytest.mark.parametrize("impl", LEVELS, indirect=True)
+def test_products_in_bf16_are_within_the_budget_of_autocast(impl: str) -> None:
+    for shape in ((3, 65, 16, 65, 96, 12, 384), (2, 33, 2, 7, 40, 4, 50)):
+        given = inputs(shape, torch.float32)
+        grad = grad_of(shape)
+        ours = with_gradients(block_of(shape, impl, "bfloat16"), to(given, torch.float32), grad)
+        oracle = with_gradients(plain_of(shape), given, grad)
+
+        def cast(*given: Inputs, shape: tuple[int, ...] = shape) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return block_of(shape, "torch")(*given)
+
+        eager = with_gradients(cast, to(given, torch.float32), grad)
+        for i, (got, exact, rounded) in enumerate(zip(ours, oracle, eager, strict=True)):
+            assert_within_budget(got, exact, rounded, factor=3.0 if i else 2.0)
+
+
+@pytest.mark.parametrize("products", ["float32", "bfloat16"])
+@pytest.mark.parametrize("impl", LEVELS, indirect=True)
+def test_strides_threads_and_reruns_change_no_bit(impl: str, products: str) -> None:
+    shape = (21, 29, 3, 29, 24, 3, 40)
+    tokens, prompts, weights = to(inputs(shape), torch.float32)
+    grad = grad_of(shape)
+    strided = (tokens.mT.contiguous().mT, prompts.mT.contiguous().mT, weights)
+    block = block_of(shape, impl, products)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        first = list(with_gradients(block, (tokens, prompts, weights), grad))
+        for count in (2, 3):
+            torch.set_num_threads(count)
+            again = with_gradients(block, strided, grad.mT.contiguous().mT)
+            assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("impl", LEVELS, indirect=True)
+def test_an_image_does_not_depend_on_the_others(impl: str) -> None:
+    shape = (7, 29, 3, 29, 24, 3, 40)
+    tokens, prompts, weights = to(inputs(shape), torch.float32)
+    block = block_of(shape, impl)
+    whole = block(tokens, prompts, weights)
+    assert torch.equal(block(tokens[3:5], prompts[3:5], weights), whole[3:5])
+    assert block(tokens[:0], prompts[:0], weights).shape == (0, 29, 24)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("impl", LEVELS, indirect=True)
+def test_what_is_not_finite_stays_in_its_image(impl: str, bad: float) -> None:
+    shape = (4, 9, 3, 9, 24, 3, 40)
+    for part in (0, 1):
+        given = to(inputs(shape), torch.float32)
+        given[part][1, 2, 5] = bad
+        ours = list(with_gradients(block_of(shape, impl), given, grad_of(shape)))
+        plain = with_gradients(block_of(shape, "torch"), given, grad_of(shape))
+        for got, expected in zip(ours, plain, strict=True):
+            assert torch.equal(got.isfinite(), expected.isfinite())
+
+
+def test_prompts_may_be_missing() -> None:
+    shape = (2, 5, 0, 5, 12, 3, 20)
+    tokens, prompts, weights = to(inputs(shape), torch.float32)
+    for impl in ("auto", "torch", "reference"):
+        block = block_of(shape, impl)
+        assert torch.equal(block(tokens, None, weights), block(tokens, prompts, weights))
+
+
+def test_gradcheck() -> None:
+    shape = (2, 3, 2, 2, 6, 2, 5)
+    tokens, prompts, weights = leaves_of(inputs(shape))
+    for impl in ("reference", "torch"):
+        block = block_of(shape, impl)
+        assert torch.autograd.gradcheck(
+            lambda *x, block=block: block(x[0], x[1], SideWeights(*x[2:])),
+            (tokens, prompts, *weights),
+        )
+
+
+def test_f64_goes_to_torch_and_half_precision_comes_back() -> None:
+    shape = (2, 5, 3, 5, 12, 3, 20)
+    given = inputs(shape)
+    assert "runs 'torch'" in explain("side_block", *given, 3)
+    assert torch.equal(block_of(shape, "auto")(*given), block_of(shape, "torch")(*given))
+    for dtype in (torch.float16, torch.bfloat16):
+        for got in with_gradients(block_of(shape, "auto"), to(given, dtype), grad_of(shape)):
+            assert got.dtype == dtype and bool(got.isfinite().all())
+
+
+def test_one_graph_with_either() -> None:
+    torch.compiler.reset()
+    shape = (2, 5, 3, 5, 12, 3, 20)
+    given = to(inputs(shape), torch.float32)
+    for impl in ("auto", "native" if LEVELS else "reference"):
+
+        def block(*given: Inputs, impl: str = impl) -> Tensor:
+            return block_of(shape, impl)(given[0] * 2, *given[1:]) + 1
+
+        compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+        for got, expected in zip(
+            with_gradients(compiled, given, grad_of(shape)),
+            with_gradients(block, given, grad_of(shape)),
+            strict=True,
+        ):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_there_is_no_second_derivative() -> None:
+    shape = (2, 5, 3, 5, 12, 3, 20)
+    tokens, prompts, weights = leaves_of(to(inputs(shape), torch.float32))
+    out = block_of(shape, "reference")(tokens, prompts, weights)
+    (grad,) = torch.autograd.grad(out.sum(), tokens, create_graph=True)
+    with pytest.raises(RuntimeError, match="side_block_backward has no derivative"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, p, w: (t[0], p, w), r"tokens must be \[B, T, S\], got shape \(5, 12\)"),
+        (lambda t, p, w: (t, p[:1], w), r"prompts must be \(2, 3, 12\) by its own P and tokens'"),
+        (lambda t, p, w: (t, p.int(), w), "prompts must be float16 or .*, got int32"),
+        (
+            lambda t, p, w: (t, p, w._replace(fc2=w.fc2[:, :7])),
+            r"fc2 must be \(12, 20\) by tokens' S and fc1's rows, got \(12, 7\)",
+        ),
+        (
+            lambda t, p, w: (t, p, w._replace(proj=w.proj.half())),
+            "proj must be float32, got float16",
+        ),
+    ],
+)
+def test_errors_say_what_came(change: Callable[..., Inputs], message: str) -> None:
+    shape = (2, 5, 3, 5, 12, 3, 20)
+    with pytest.raises(ValueError, match=message):
+        block_of(shape, "auto")(*change(*to(inputs(shape), torch.float32)))
+
+
+def test_settings_that_do_not_fit() -> None:
+    given = to(inputs((2, 5, 3, 5, 12, 3, 20)), torch.float32)
+    for settings, message in (
+        ({"heads": 5}, "heads must divide tokens' S, 12, got 5"),
+        ({"heads": 3, "queries": 6}, r"queries must be in 1\.\.5 \(T\), got 6"),
+        ({"heads": 3, "products": "int8"}, "products must be one of float32, bfloat16, got 'int8'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            side_block(*given, **settings)  # type: ignore[arg-type]
+
+
+def test_reasons_of_native() -> None:
+    with implementation("native/") as impl:
+        shape = (1, 2, 1, 2, 34, 2, 5)
+        for dtype, why in (
+            (torch.float32, "it takes heads of at most 16 channels"),
+            (torch.float64, "it has no float64 form"),
+        ):
+            with pytest.raises(ValueError, match=why):
+                block_of(shape, impl)(*to(inputs(shape), dtype))
+
+
+@pytest.mark.parametrize("impl", LEVELS, indirect=True)
+def test_what_would_be_read_out_of_bounds_is_refused(impl: str) -> None:
+    tokens, prompts, weights = to(inputs((2, 5, 3, 5, 12, 3, 20)), torch.float32)
+    op, back = torch.ops.fpt_native.side_block, torch.ops.fpt_native.side_block_backward
+    out, attended, softmax = op(tokens, prompts, *weights, 3, 5, 1e-12, False, "")
+    cut = weights._replace(qkv=weights.qkv[:35])
+    for message, call, args in (
+        (r"prompts must be \(2, -1, 12\)", op, (tokens, prompts[:1], *weights, 3, 5)),
+        (r"qkv must be \(36, 12\)", op, (tokens, prompts, *cut, 3, 5)),
+        ("tokens must be contiguous", op, (tokens.mT.contiguous().mT, prompts, *weights, 3, 5)),
+        ("heads must divide the width 12", op, (tokens, prompts, *weights, 5, 5)),
+        (r"queries must be in 1..5, got 6", op, (tokens, prompts, *weights, 3, 6)),
+        (
+            r"grad must be \(2, 5, 12\)",
+            back,
+            (out[:, :4], tokens, prompts, *weights, attended, softmax, 3, 5),
+        ),
+        (
+            r"softmax must be \(2, 2, 3, 5\)",
+            back,
+            (out, tokens, prompts, *weights, attended, softmax[:1], 3, 5),
+        ),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            call(*args, 1e-12, False, "")
