@@ -221,7 +221,7 @@ static void part_tiles(const PartRows& a, const PartPanels& b, int64_t depth, co
   if (ROWS == 2 && COLUMNS == 2) tile_store<3>(c.to + 16 * c.stride + 16, 4 * c.stride);
 }
 
-constexpr int ROW_TILE = 16, ROW_TILES = 2, PANELS = 2;
+constexpr int ROW_TILE = 16, TILE_ROWS_AT_ONCE = 2, PANELS = 2;
 
 #else
 
@@ -253,7 +253,7 @@ static void part_tiles(const PartRows& a, const PartPanels& b, int64_t depth, co
     for (int v = 0; v < COLUMNS; ++v) store(c.to + r * c.stride + 16 * v, sums[r][v]);
 }
 
-constexpr int ROW_TILE = 8, ROW_TILES = 1, PANELS = 2;
+constexpr int ROW_TILE = 8, TILE_ROWS_AT_ONCE = 1, PANELS = 2;
 
 #endif
 
@@ -270,13 +270,13 @@ static void part_product(const PartRows& a, int64_t rows, const PartPanels& b, i
     for (int64_t column = 0; column < columns; column += 16 * PANELS) {
       const PartPanels panels{b.data + column / 16 * b.panel + first * 16, b.panel, b.part};
       const bool one = columns - column <= 16;
-      for (int64_t row = 0; row < rows; row += ROW_TILE * ROW_TILES) {
+      for (int64_t row = 0; row < rows; row += ROW_TILE * TILE_ROWS_AT_ONCE) {
         const PartRows tile{a.data + row * a.stride + first, a.stride, a.part};
         const Target to{c.to + row * c.stride + column, c.stride,
                       start ? start + row * start_stride + column : nullptr, start_stride};
-        if (ROW_TILES == 2 && rows - row > ROW_TILE) {
-          one ? part_tiles<PARTS, ROW_TILES, 1>(tile, panels, steps, to)
-              : part_tiles<PARTS, ROW_TILES, 2>(tile, panels, steps, to);
+        if (TILE_ROWS_AT_ONCE == 2 && rows - row > ROW_TILE) {
+          one ? part_tiles<PARTS, TILE_ROWS_AT_ONCE, 1>(tile, panels, steps, to)
+              : part_tiles<PARTS, TILE_ROWS_AT_ONCE, 2>(tile, panels, steps, to);
         } else {
           one ? part_tiles<PARTS, 1, 1>(tile, panels, steps, to)
               : part_tiles<PARTS, 1, 2>(tile, panels, steps, to);
