@@ -26,6 +26,7 @@ namespace {
 #include "frozen_linear.h"
 #include "side_products.h"
 #include "gelu.h"
+#include "side_rows.h"
 #include "side_block.h"
 
 }  // namespace
