@@ -9,7 +9,6 @@ times of ``--rounds`` turns: the machine undisturbed, for ours, plain and floors
 import argparse
 import json
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from benchmarks.contest import Contest
 from benchmarks.floor_steps import frozen_row, step_rows
 from benchmarks.floor_tables import DOCUMENT, END, START, render
 from benchmarks.marked_block import write_block
-from benchmarks.turns import Row, best_times, probes, share
+from benchmarks.turns import Row, best_times, probes, processor, share
 from fpt_fast.cache import CacheReader
 from fpt_fast.ops.native_reasons import native_missing
 from fpt_fast.records import SelectedTokens
@@ -115,14 +114,6 @@ def measure(full: bool = True, rounds: int = 9) -> Row:
         "steps": list(step_rows(full, rounds)),
         "frozen_pass": frozen_row(full, max(1, rounds // 3)),
     }
-
-
-def processor() -> str:
-    """Its name, where Linux says it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def main() -> None:

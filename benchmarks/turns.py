@@ -1,7 +1,9 @@
 """Work and the machine measured in turns: best times, ceilings, and the floor's share."""
 
+import platform
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +33,14 @@ def best_times(
             if turn:
                 best[name] = min(seconds, best.get(name, seconds))
     return best
+
+
+def processor() -> str:
+    """The processor's name, from Linux where it has one."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def probes(full: bool) -> tuple[dict[str, Callable[[], object]], Callable[[Row], Ceilings]]:

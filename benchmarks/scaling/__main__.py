@@ -9,7 +9,6 @@ is named by ``--only``.  After ``--minutes`` no further size is begun; what is l
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import torch
 
 from benchmarks.scaling.curves import CURVES
 from benchmarks.scaling.page import write_page
+from benchmarks.turns import processor
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,7 +76,7 @@ def _head(small: bool) -> dict[str, Any]:
         ["git", "-C", str(ROOT), "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True
     )
     return {
-        "machine": _cpu(),
+        "machine": processor(),
         "cores": os.cpu_count(),
         "torch": torch.__version__,
         "commit": described.stdout.strip() or None,
@@ -84,14 +84,6 @@ def _head(small: bool) -> dict[str, Any]:
         "small": small,
         "points": [],
     }
-
-
-def _cpu() -> str:
-    """The processor's name, from Linux where it has one."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":
