@@ -2,11 +2,11 @@
 
     python -m benchmarks.exported --output OUTPUT --write
 
-Trains FPT+ for one epoch on a few images of 512 px with a ViT-B of random weights (`--tiny`: the
-demo's frozen model, 64 px), which costs what trained weights cost, and exports it as ONNX and as a
-program of torch.export.  One image goes in turns through each file, through the same plain
-operations in PyTorch, and through ``Predictor`` in f32 and in the dtype that it would choose; one
-thread, the least processor time of the rounds.  Prints JSON, also in OUTPUT/exported.json;
+Trains FPT+ for one epoch on a few images of 512 px with a ViT-B of random weights (``--tiny``:
+a ViT-Ti, 64 px), which costs what trained weights cost, and exports it as ONNX and as a program of
+torch.export.  One image goes in turns through each file, through the same plain operations in
+PyTorch, and through ``Predictor`` in f32 and in the dtype that it would choose; one thread, the
+least processor time of the rounds.  Prints JSON, also in OUTPUT/exported.json;
 ``--write`` puts it into benchmarks/results/exported.json and docs/prediction.md.
 """
 
@@ -26,7 +26,6 @@ from torch import Tensor
 
 from benchmarks.marked_block import write_block
 from benchmarks.turns import best_times, processor
-from fpt_fast.demo.run import BACKBONE
 from fpt_fast.demo.tasks import make_task
 from fpt_fast.images import to_network_input
 from fpt_fast.pipeline import ExportSettings, Predictor, export, preload, train
@@ -43,7 +42,7 @@ NOT_YET = (
     "--output demo-output/exported --write`\n"
     "writes size and speed of both files beside the library's own here."
 )
-MODEL = "vit_base_patch16_384"
+MODEL, TINY_MODEL = "vit_base_patch16_384", "vit_tiny_patch16_384"
 # The least for three classes in three splits.
 IMAGES = 20
 WAYS = {
@@ -59,12 +58,11 @@ def make_run(output: Path, *, tiny: bool) -> tuple[Path, dict[str, Any]]:
     """A run of one epoch below ``output``, and where its frozen model is."""
     size = 64 if tiny else 512
     make_task("textures", output / "images", images=IMAGES, size=size)
-    frozen: dict[str, Any] = {"backbone": str(BACKBONE)}
-    if not tiny:
-        frozen = {"backbone": MODEL, "checkpoint_path": output / "random.safetensors"}
-        if not frozen["checkpoint_path"].exists():
-            torch.manual_seed(0)
-            save_file(timm.create_model(MODEL).state_dict(), frozen["checkpoint_path"])
+    name, weights = TINY_MODEL if tiny else MODEL, output / "random.safetensors"
+    if not weights.exists():
+        torch.manual_seed(0)
+        save_file(timm.create_model(name).state_dict(), weights)
+    frozen: dict[str, Any] = {"backbone": name, "checkpoint_path": weights}
     preload(
         data=output / "images",
         cache=output / "cache",
@@ -79,7 +77,6 @@ def make_run(output: Path, *, tiny: bool) -> tuple[Path, dict[str, Any]]:
         run=output / "run",
         epochs=1,
         overwrite=True,
-        **frozen,
         **sides,
     )
     return output / "run", frozen
@@ -143,7 +140,7 @@ def measure(output: Path, *, tiny: bool, rounds: int) -> dict[str, Any]:
     finally:
         torch.set_num_threads(threads)
     return {
-        "model": "demo" if tiny else MODEL,
+        "model": TINY_MODEL if tiny else MODEL,
         "size": shape[1],
         "machine": processor(),
         "rounds": rounds,
