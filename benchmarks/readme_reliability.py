@@ -38,13 +38,12 @@ def total(part: Mapping[str, Any], name: str) -> int:
 def render(results: Mapping[str, Any]) -> str:
     """The block between the markers, as Markdown."""
     machines = [part["machine"] for part in results.values()]
-    commits = sorted({machine["commit"] for machine in machines})
+    places = sorted({(m["date"], m["cpu"], m["commit"]) for m in machines})
+    where = " and ".join(f"{cpu}, at `{commit}` ({date})" for date, cpu, commit in places)
     silent = sum(part["silent_errors"] for part in results.values())
     lines = [
-        f"The cache was attacked by `make reliability` on {machines[0]['cpu']}, at "
-        f"{' and '.join(f'`{commit}`' for commit in commits)} "
-        f"({max(machine['date'] for machine in machines)}), in f16, int8 and fp8. Each time it "
-        "held what had been written, or refused to open and said why. "
+        f"The cache was attacked by `make reliability` on {where}, in f16, int8 and fp8. Each "
+        "time it held what had been written, or refused to open and said why. "
         f"Silent errors: {silent}.",
         "",
         "| attack | count |",

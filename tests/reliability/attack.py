@@ -111,6 +111,8 @@ def run(name: str, count: int) -> dict[str, Any]:
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)]),
                 "OMP_NUM_THREADS": "1",
+                # Address space that an arena sets aside is no memory that an input asked for.
+                "MALLOC_ARENA_MAX": "1",
             },
             capture_output=True,
             text=True,
