@@ -77,7 +77,8 @@ def test_onnx_and_program_agree_with_eager(
             program = torch.export.load(tmp_path / name, extra_files=extra)
             out = program.module()(frozen, side).detach()
             meta = json.loads(extra["fpt_fast"])
-        assert_within_budget(out, oracle, eager)
+        # Three times: another library with kernels of its own, on logits that are few.
+        assert_within_budget(out, oracle, eager, 3.0)
         assert meta["classes"] == ["healthy", "mild", "severe"]
         assert tuple(meta["frozen_size"]) == plan.size
         # And all of them say what the online path says, which keeps nothing but f16 features.
