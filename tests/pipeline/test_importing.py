@@ -87,7 +87,7 @@ def test_imported_features_train_like_our_own(
     assert losses[0] == losses[1]
     # Features of our own are never added to an imported cache.
     before = files_of(tmp_path / "imported")
-    with pytest.raises(CacheMismatch, match="made with other settings"):
+    with pytest.raises(CacheMismatch, match="imported_from"):
         preload(preload_settings(data=unique_data, cache=tmp_path / "imported"))
     assert files_of(tmp_path / "imported") == before
 

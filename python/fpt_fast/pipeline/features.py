@@ -35,7 +35,7 @@ FEATURES_VERSION = 1
 
 # What a fingerprint that does not say is of: those of older caches stay as they have always been.
 _FIRST_FEATURES: FeatureDtype = "float16"
-UNSAID: dict[str, Any] = {
+_UNSAID: dict[str, Any] = {
     "features": _FIRST_FEATURES,
     "fit": "stretch",
     "window": AS_THE_FILE_SAYS.window,
@@ -104,7 +104,7 @@ class FeaturePlan:
             "window": self.reading.window,
             "dicom_frame": self.reading.frame,
         }
-        values |= {name: value for name, value in said.items() if value != UNSAID[name]}
+        values |= {name: value for name, value in said.items() if value != _UNSAID[name]}
         return {name: _plain(value) for name, value in values.items()}
 
     def sources(self) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class FeaturePlan:
                     size=_tupled(values["input_size"]),
                     mean=_tupled(values["mean"]),
                     std=_tupled(values["std"]),
-                    fit=values.get("fit", UNSAID["fit"]),
+                    fit=values.get("fit", _UNSAID["fit"]),
                 ),
                 layers=_tupled(values["layers"]),
                 token_ratio=values["token_ratio"],
@@ -148,8 +148,8 @@ class FeaturePlan:
                 features=values.get("features", _FIRST_FEATURES),
                 attention=values.get("attention"),
                 reading=Reading(
-                    values.get("window", UNSAID["window"]),
-                    values.get("dicom_frame", UNSAID["dicom_frame"]),
+                    values.get("window", _UNSAID["window"]),
+                    values.get("dicom_frame", _UNSAID["dicom_frame"]),
                 ),
             )
         except KeyError as error:
@@ -176,13 +176,16 @@ class FeaturePlan:
             self.features,
         )
 
+    def differences(self, other: "FeaturePlan") -> list[tuple[str, Any, Any]]:
+        """What of the identity differs: name, value of this plan, value of ``other``."""
+        ours, theirs = _UNSAID | self.fingerprint(), _UNSAID | other.fingerprint()
+        return [(name, ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]]
+
     def require_equal(self, other: "FeaturePlan", what: str) -> None:
         """Raise ``CacheMismatch`` where ``other``, the features of ``what``, are not these."""
-        ours, theirs = UNSAID | self.fingerprint(), UNSAID | other.fingerprint()
         differing = [
-            f"  {name}: the run has {ours[name]}, {what} has {theirs[name]}"
-            for name in ours
-            if ours[name] != theirs[name]
+            f"  {name}: the run has {mine}, {what} has {its}"
+            for name, mine, its in self.differences(other)
         ]
         if differing:
             raise CacheMismatch(

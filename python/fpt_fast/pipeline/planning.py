@@ -8,7 +8,7 @@ from fpt_fast.config import ConfigError, FptConfig, check_divides, format_layers
 from fpt_fast.distributed import ALONE, World
 from fpt_fast.images import dataset_preset, measure_statistics
 from fpt_fast.pipeline.data import reading_of
-from fpt_fast.pipeline.features import UNSAID, FeaturePlan, recorded_source
+from fpt_fast.pipeline.features import FeaturePlan, recorded_source
 from fpt_fast.records import BackboneSpec, FeatureDtype, ImageSet, Preprocessing
 from fpt_fast.setting_values import parse_size
 from fpt_fast.settings import FrozenSettings
@@ -99,12 +99,9 @@ def make_plan(
 
 def _refuse_another(recorded: FeaturePlan, asked: FeaturePlan) -> None:
     """Raise ``CacheMismatch`` where a cache was begun with other features than are asked for."""
-    ours, theirs = recorded.fingerprint(), asked.fingerprint()
     differing = [
-        f"  {name}: the cache has {ours.get(name, UNSAID.get(name))}, asked for "
-        f"{theirs.get(name, UNSAID.get(name))}"
-        for name in dict.fromkeys([*ours, *theirs])
-        if ours.get(name) != theirs.get(name)
+        f"  {name}: the cache has {ours}, asked for {theirs}"
+        for name, ours, theirs in recorded.differences(asked)
     ]
     if differing:
         raise CacheMismatch(

@@ -150,12 +150,15 @@ def _check_cache_directory(cache: Path, data: Path) -> None:
 
 
 def recorded_plan(cache: Path) -> FeaturePlan | None:
-    """The plan of a cache that is there already, finished or not."""
+    """The plan of a cache of our own that is there already, finished or not."""
     try:
-        return FeaturePlan.from_json(inspect_cache(cache).fingerprint)
+        fingerprint = inspect_cache(cache).fingerprint
+        plan = FeaturePlan.from_json(fingerprint)
     except (CacheNotFound, CacheCorrupt, CacheMismatch, ConfigError):
         # The writer says what is wrong with it, and what to do.
         return None
+    # It says that, too, of features that were imported: no plan has all that tells them apart.
+    return None if fingerprint.keys() - plan.fingerprint().keys() else plan
 
 
 def _fill(
