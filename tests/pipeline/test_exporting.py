@@ -53,7 +53,7 @@ def test_onnx_and_program_agree_with_eager(
     small = dataclasses.replace(plan, size=model.config.side_size)
     side = torch.stack([to_network_input(image, small) for image in images])
     # A budget is of the largest error: of many images, or it is a matter of luck.
-    many = [(frozen.roll(shift, -1), side.roll(shift, -1)) for shift in range(8)]
+    many = [(frozen.roll(shift, -1), side.roll(shift, -1)) for shift in range(32)]
     frozen, side = (torch.cat(parts) for parts in zip(*many, strict=True))
     for kind, name in (("onnx", "model.onnx"), ("program", "model.pt2")):
         settings = ExportSettings(run=run, output=tmp_path / name, format=kind)  # type: ignore[arg-type]
@@ -77,8 +77,7 @@ def test_onnx_and_program_agree_with_eager(
             program = torch.export.load(tmp_path / name, extra_files=extra)
             out = program.module()(frozen, side).detach()
             meta = json.loads(extra["fpt_fast"])
-        # Three times: another library with kernels of its own, on logits that are few.
-        assert_within_budget(out, oracle, eager, 3.0)
+        assert_within_budget(out, oracle, eager)
         assert meta["classes"] == ["healthy", "mild", "severe"]
         assert tuple(meta["frozen_size"]) == plan.size
         # And all of them say what the online path says, which keeps nothing but f16 features.
