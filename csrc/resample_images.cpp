@@ -23,7 +23,8 @@ const T* values_of(const char* name, const Tensor& tensor, ScalarType dtype, con
   check_sizes(name, tensor, sizes);
   STD_TORCH_CHECK(tensor.scalar_type() == dtype && tensor.is_contiguous(), name,
                   " must be contiguous and of dtype ", static_cast<int>(dtype), ", got dtype ",
-                  static_cast<int>(tensor.scalar_type()));
+                  static_cast<int>(tensor.scalar_type()),
+                  tensor.is_contiguous() ? "" : ", not contiguous");
   return static_cast<const T*>(tensor.const_data_ptr());
 }
 

@@ -277,14 +277,15 @@ def test_the_extension_resamples_as_torch_does(
     deep: bool,
     size: tuple[int, int],
 ) -> None:
-    """Rounding of f32 alone, of clamped levels too; at sizes that no vector divides."""
+    """Rounding of f32 alone, of clamped levels too; at sizes that no vector divides; rows that are
+    a column of something."""
     images = [*photographs(), make_image("bright", 96, 21)]
     if deep:
         images = [(i[:1].to(torch.int32) * 257).to(torch.uint16).expand(3, -1, -1) for i in images]
     preprocessing = Preprocessing(size, (0.4, 0.3, 0.1), (0.2, 0.3, 0.1))
     shrunk = shrink_images(write(tmp_path, images), preprocessing, augmented=True)
     batches = SideBatches(shrunk, preprocessing, PUBLISHED)
-    rows = torch.tensor([4, 0, 0, 3, 1, 2])
+    rows = torch.tensor([[4, 0, 0, 3, 1, 2]]).expand(2, -1).t().contiguous()[:, 0]
     draws = batches.draw(rows, 3)
     monkeypatch.setenv("FPT_NATIVE_LEVEL", level)
     assert native_images.can_resample_images(shrunk.levels)
@@ -316,6 +317,7 @@ def test_what_the_extension_would_read_out_of_bounds_is_refused(level: str) -> N
         ),
         ({"horizontal": (torch.full((1, 6, 3), 6), torch.ones(1, 6, 2))}, "column_weight must be"),
         ({"tones": torch.ones(1, 4)}, "tones must be"),
+        ({"normalisation": torch.ones(3, 2).t()}, "normalisation must be .*, not contiguous"),
         ({"levels": torch.zeros(2, 3, 5, 7)}, "levels must be contiguous and of dtype"),
         ({"levels": torch.zeros(2, 1, 5, 7, dtype=torch.uint8)}, "levels must be"),
     ):

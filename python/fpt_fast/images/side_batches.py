@@ -102,8 +102,7 @@ class SideBatches:
         if can_resample_images(levels):
             normalisation = torch.stack((self._scale.view(3), self._shift.view(3)))
             tones = torch.stack([value.view(-1) for value in tone])
-            of = rows.contiguous()  # a captured step's are a column of its inputs
-            return resample_images(levels, of, tones, vertical, horizontal, normalisation)
+            return resample_images(levels, rows, tones, vertical, horizontal, normalisation)
         return self._normalise(self._resample(rows, tone, vertical, horizontal))
 
     def _resample(

@@ -33,9 +33,10 @@ def resample_images(
 
     A level becomes ``clamp(scale * level + shift, low, high)``, ``tones`` [4, B] f32 being these
     four; then output rows are sums of rows, ``vertical`` (index [B, H, taps] i64, weight f32), and
-    columns alike; then ``normalisation`` [2, 3] f32 scales and shifts a channel.  All contiguous.
+    columns alike; then ``normalisation`` [2, 3] f32 scales and shifts a channel.  All but ``rows``,
+    which may be a column of something, are contiguous.
     """
     out: Tensor = _ops.resample_images(
-        levels, rows, tones, *vertical, *horizontal, normalisation, level()
+        levels, rows.contiguous(), tones, *vertical, *horizontal, normalisation, level()
     )
     return out
