@@ -237,7 +237,5 @@ def test_a_window_of_sixteen_bit_grey(tmp_path: Path) -> None:
     given = read_image(path, Reading("1000/600"))[0].numpy()
     expected = np.clip((values - 999.5) / 599 + 0.5, 0, 1) * 65535
     assert np.abs(given - expected).max() <= 0.5 + 1e-6
-    with pytest.raises(
-        ImageError, match="grey images of more than 8 bits, and this one has"
-    ):
+    with pytest.raises(ImageError, match="grey images of more than 8 bits, and this one has"):
         read_image(save(tmp_path / "c.png", Image.fromarray(colour())), Reading("minmax"))

@@ -106,10 +106,11 @@ def test_budget(impl: str, shape: tuple[int, ...]) -> None:
     assert_all_within_budget(shape, inputs(shape, torch.float32), block_of(shape, impl))
 
 
-@pytest.mark.parametrize("scale", [1e-3, 2.0])
+@pytest.mark.parametrize("scale", [1e-3, 2.0, 5.0])
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS, indirect=True)
 def test_budget_of_faint_and_of_strong_weights(impl: str, scale: float) -> None:
-    shape = (2, 33, 3, 33, 24, 3, 40)
+    # A budget is of the largest error: of many images, or it is a matter of luck.
+    shape = (40, 33, 3, 33, 24, 3, 40)
     tokens, prompts, weights = inputs(shape, torch.float32)
     factors = {"qkv": scale, "fc1": scale}
     scaled = {name: getattr(weights, name) * factor for name, factor in factors.items()}
