@@ -16,49 +16,6 @@ static int64_t linear_scratch(int64_t depth, int64_t columns) {
   return columns * (2 * depth + 8) + 2 * BLOCK_SIDE * BLOCK_SIDE * 4 + 2 * BLOCK_SIDE * depth;
 }
 
-// 16 rows of 16 words -> their columns: words, pairs, then quarters of a vector change places.
-FPT_INLINE void transpose_words(const char* from, int64_t stride, char* to) {
-  typedef U UM __attribute__((aligned(2), may_alias));
-  U a[16], b[16];
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) a[i] = *reinterpret_cast<const UM*>(from + i * stride);
-#define FPT_LANES(x, y, i, j, k, l)                                                           \
-  __builtin_shufflevector(x, y, i, j, k, l, i + 4, j + 4, k + 4, l + 4, i + 8, j + 8, k + 8, \
-                          l + 8, i + 12, j + 12, k + 12, l + 12)
-#pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 2) {
-    b[i] = FPT_LANES(a[i], a[i + 1], 0, 16, 1, 17);
-    b[i + 1] = FPT_LANES(a[i], a[i + 1], 2, 18, 3, 19);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4) {
-    a[i] = FPT_LANES(b[i], b[i + 2], 0, 1, 16, 17);
-    a[i + 1] = FPT_LANES(b[i], b[i + 2], 2, 3, 18, 19);
-    a[i + 2] = FPT_LANES(b[i + 1], b[i + 3], 0, 1, 16, 17);
-    a[i + 3] = FPT_LANES(b[i + 1], b[i + 3], 2, 3, 18, 19);
-  }
-#undef FPT_LANES
-#define FPT_QUARTERS(x, y, i)                                                                  \
-  __builtin_shufflevector(x, y, i, i + 1, i + 2, i + 3, i + 8, i + 9, i + 10, i + 11, i + 16, \
-                          i + 17, i + 18, i + 19, i + 24, i + 25, i + 26, i + 27)
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    b[i] = FPT_QUARTERS(a[i], a[i + 4], 0);
-    b[i + 4] = FPT_QUARTERS(a[i], a[i + 4], 4);
-    b[i + 8] = FPT_QUARTERS(a[i + 8], a[i + 12], 0);
-    b[i + 12] = FPT_QUARTERS(a[i + 8], a[i + 12], 4);
-  }
-  auto* rows = reinterpret_cast<UM*>(to);
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    rows[i] = FPT_QUARTERS(b[i], b[i + 8], 0);
-    rows[i + 4] = FPT_QUARTERS(b[i + 4], b[i + 12], 0);
-    rows[i + 8] = FPT_QUARTERS(b[i], b[i + 8], 4);
-    rows[i + 12] = FPT_QUARTERS(b[i + 4], b[i + 12], 4);
-  }
-#undef FPT_QUARTERS
-}
-
 // Rows of the weights -> panels; of one step of a panel, both tiles side by side.
 static void pack_columns(const LinearTask& task, char* to) {
   const int64_t stride = 2 * task.weight_stride, steps = task.depth / 32;
@@ -68,23 +25,6 @@ static void pack_columns(const LinearTask& task, char* to) {
         transpose_words(reinterpret_cast<const char*>(task.weight) +
                             (column + 16 * half) * stride + 64 * step,
                         stride, to);
-}
-
-// x Phi(x).  Phi(-|x|) is a polynomial in 1 / (1 + p|x|) times e^(-x^2 / 2), to 1e-7: Abramowitz and
-// Stegun 7.1.26.
-FPT_INLINE F gelu(F x) {
-  F size = x < F{} ? -x : x;
-  size = size < splat(32.0f) ? size : splat(32.0f);  // 1 / infinity is none of Newton's
-  const F t0 = splat(0.231641888f) * size + splat(1.0f);
-  const F guess = reinterpret_cast<F>(_mm512_maskz_rcp14_ps(0xffff, (__m512)t0));
-  const F t = guess * (splat(2.0f) - t0 * guess);
-  F p = splat(0.5307027145f);
-  p = p * t + splat(-0.7265760135f);
-  p = p * t + splat(0.7107068705f);
-  p = p * t + splat(-0.142248368f);
-  p = p * t + splat(0.127414796f);
-  const F tail = p * t * exponential(splat(-0.5f) * x * x);
-  return x * (x < F{} ? tail : splat(1.0f) - tail);
 }
 
 enum class After : int { nothing, gelu, residual };
@@ -105,8 +45,8 @@ FPT_INLINE void finish_row(LinearBlock& block) {
   const float* sums = block.sums + block.done * BLOCK_SIDE;
   F low = load(sums) + load(block.bias), high = load(sums + W) + load(block.bias + W);
   if constexpr (AFTER == After::gelu) {
-    low = gelu(low);
-    high = gelu(high);
+    low = gelu_and_slope(low).value;
+    high = gelu_and_slope(high).value;
   }
   if constexpr (AFTER == After::residual) {
     const auto* from =

@@ -18,7 +18,8 @@ struct Gelu {
 
 FPT_INLINE Gelu gelu_and_slope(F x) {
   const F a = x < 0.0f ? -x : x;
-  const F near = a > splat(13.5f) ? splat(13.5f) : a;
+  const auto far = a > splat(13.5f);
+  const F near = far ? splat(13.5f) : a;
   const F t = reciprocal(near * 0.3f + 1.0f);
   F r = splat(0.03833437711f);
   r = r * t - 0.16895247996f;
@@ -29,7 +30,7 @@ FPT_INLINE Gelu gelu_and_slope(F x) {
   r = r * t + 0.12188212574f;
   r = r * t + 0.11949305237f;
   r = r * t + 6.853438663e-6f;
-  const F density = exponential_of_negative(a * a * -0.5f);
+  const F density = far ? F{} : exponential_of_negative(near * near * -0.5f);
   const F tail = density * r;
   const F phi = x < 0.0f ? tail : 1.0f - tail;
   // x density is NaN for an infinite x, and 0 in the limit.

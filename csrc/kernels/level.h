@@ -23,9 +23,9 @@ namespace {
 #include "hash_stripes.h"
 #include "resample_images.h"
 #include "side_attention.h"
+#include "gelu.h"
 #include "frozen_linear.h"
 #include "side_products.h"
-#include "gelu.h"
 #include "side_rows.h"
 #include "side_block.h"
 

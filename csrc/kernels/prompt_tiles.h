@@ -98,42 +98,14 @@ static void convert_columns(const TokenRows& tokens, const char* wanted, int64_t
   }
 }
 
-// [16, 16] floats by columns.
-FPT_INLINE void transpose(const float* from, F* to) {
-  __m512 a[W], b[W];
-  constexpr __mmask16 all = 0xffff;
-#pragma GCC unroll 8
-  for (int i = 0; i < W; i += 2) {
-    const __m512 even = (__m512)load(from + i * W), odd = (__m512)load(from + (i + 1) * W);
-    a[i] = _mm512_maskz_unpacklo_ps(all, even, odd);
-    a[i + 1] = _mm512_maskz_unpackhi_ps(all, even, odd);
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < W; ++i) {
-    const int first = (i & ~3) + (i >> 1 & 1);
-    const __m512d even = (__m512d)a[first], odd = (__m512d)a[first + 2];
-    b[i] = (__m512)(i & 1 ? _mm512_maskz_unpackhi_pd(0xff, even, odd)
-                          : _mm512_maskz_unpacklo_pd(0xff, even, odd));
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    const __m512 even = _mm512_maskz_shuffle_f32x4(all, b[i], b[i + 4], 0x88);
-    const __m512 odd = _mm512_maskz_shuffle_f32x4(all, b[i], b[i + 4], 0xdd);
-    const __m512 even_below = _mm512_maskz_shuffle_f32x4(all, b[i + 8], b[i + 12], 0x88);
-    const __m512 odd_below = _mm512_maskz_shuffle_f32x4(all, b[i + 8], b[i + 12], 0xdd);
-    to[i] = (F)_mm512_maskz_shuffle_f32x4(all, even, even_below, 0x88);
-    to[i + 4] = (F)_mm512_maskz_shuffle_f32x4(all, odd, odd_below, 0x88);
-    to[i + 8] = (F)_mm512_maskz_shuffle_f32x4(all, even, even_below, 0xdd);
-    to[i + 12] = (F)_mm512_maskz_shuffle_f32x4(all, odd, odd_below, 0xdd);
-  }
-}
-
 // Weights [32 tokens, lanes] -> rows of prompts: PARTS tiles.
 template <int PARTS>
 static void split_weights(const float* weights, char* to) {
   F above[W], below[W];
-  transpose(weights, above);
-  transpose(weights + W * W, below);
+#pragma GCC unroll 16
+  for (int t = 0; t < W; ++t) above[t] = load(weights + t * W), below[t] = load(weights + (W + t) * W);
+  transpose(above);
+  transpose(below);
 #pragma GCC unroll 16
   for (int p = 0; p < W; ++p) put_parts<PARTS>(above[p], below[p], to + p * 64);
 }

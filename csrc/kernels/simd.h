@@ -216,6 +216,17 @@ FPT_INLINE void transpose(F* rows) {
     rows[i + 12] = (F)_mm512_maskz_shuffle_f32x4(0xffff, odd_low, odd_high, 0xdd);
   }
 }
+
+// 16 rows of 16 words of 4 bytes, `stride` bytes apart -> their columns, one after another.
+FPT_INLINE void transpose_words(const void* from, int64_t stride, void* to) {
+  F words[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i)
+    words[i] = (F)_mm512_loadu_ps(static_cast<const char*>(from) + i * stride);
+  transpose(words);
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) _mm512_storeu_ps(static_cast<char*>(to) + 64 * i, (__m512)words[i]);
+}
 #endif
 
 // The kinds as types, so that a loop is written once.

@@ -62,38 +62,13 @@ static void unpack_rows(const Matrix& matrix, int64_t first, int64_t count, int6
   }
 }
 
-// Rows of 16 steps, `stride` steps apart -> a tile of their columns.
-FPT_INLINE void transpose(const uint32_t* from, int64_t stride, uint32_t* to) {
-  __m512i rows[SIDE];
-#pragma GCC unroll 16
-  for (int i = 0; i < SIDE; ++i) rows[i] = _mm512_loadu_si512(from + i * stride);
-  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-#pragma GCC unroll 4
-  for (int apart = 1; apart < SIDE; apart *= 2) {
-    const __mmask16 upper = _mm512_test_epi32_mask(lane, _mm512_set1_epi32(apart));
-    // Lanes of the second operand are numbered from 16.
-    const __m512i evens = _mm512_mask_add_epi32(lane, upper, lane, _mm512_set1_epi32(16 - apart));
-    const __m512i odds = _mm512_mask_add_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(apart)),
-                                               upper, lane, _mm512_set1_epi32(16));
-#pragma GCC unroll 16
-    for (int i = 0; i < SIDE; ++i)
-      if (!(i & apart)) {
-        const __m512i even = rows[i], odd = rows[i + apart];
-        rows[i] = _mm512_permutex2var_epi32(even, evens, odd);
-        rows[i + apart] = _mm512_permutex2var_epi32(even, odds, odd);
-      }
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < SIDE; ++i) _mm512_store_si512(to + i * SIDE, rows[i]);
-}
-
 // Columns of the second operand are tokens.
 static void pack_keys(const AttentionTask& task, const TileScratch& s) {
   for (int64_t first = 0; first < s.chunks * CHUNK; first += SIDE) {
     unpack_rows<SIDE>(task.k, first, task.tokens - first, task.width, s.depth * SIDE, s.rows);
     uint32_t* to = s.keys + first / SIDE * s.depth * FLOATS;
     for (int64_t d = 0; d < s.depth; ++d)
-      transpose(s.rows + d * SIDE, s.depth * SIDE, to + d * FLOATS);
+      transpose_words(s.rows + d * SIDE, 4 * s.depth * SIDE, to + d * FLOATS);
   }
 }
 

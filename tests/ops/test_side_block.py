@@ -123,6 +123,33 @@ def test_budget_of_faint_and_of_strong_weights(impl: str, scale: float) -> None:
 
 
 @pytest.mark.parametrize("impl", LEVELS, indirect=True)
+def test_gelu_far_from_zero(impl: str) -> None:
+    """Biases alone are what GELU sees, and each has a place of its own in the output."""
+    far = torch.tensor([-1e18, -1e4, -20.0, -13.6, -13.4, -6.0, 0.0, 6.0, 20.0, 1e5])
+    shape = (2, 3, 1, 3, 10, 2, 10)
+    tokens, prompts, weights = inputs(shape, torch.float32)
+    weights = weights._replace(
+        fc1=0 * weights.fc1, fc1_bias=far.double(), fc2=torch.eye(10).double()
+    )
+    given, grad = (tokens, prompts, weights), grad_of(shape)
+    block = block_of(shape, impl)
+    oracle = with_gradients(plain_of(shape), given, grad)
+    eager = with_gradients(plain_of(shape), to(given, torch.float32), grad)
+    ours = with_gradients(block, to(given, torch.float32), grad)
+    names = ("out", "tokens", "prompts", *SideWeights._fields)
+    for name, *results in zip(names, ours, oracle, eager, strict=True):
+        if name in ("out", "fc1_bias"):
+            assert_within_budget(*results)
+    # There torch's slope is NaN; the value is 0 as ever.
+    far[:2] = -3e38
+    tokens, prompts, weights = to(given, torch.float32)
+    weights = weights._replace(fc1_bias=far)
+    whole = block(tokens, prompts, weights)
+    rest = block(tokens, prompts, weights._replace(fc2=0 * weights.fc2))
+    assert torch.equal(whole[..., :4], rest[..., :4])
+
+
+@pytest.mark.parametrize("impl", LEVELS, indirect=True)
 def test_products_in_bf16_are_within_the_budget_of_autocast(impl: str) -> None:
     for shape in ((3, 65, 16, 65, 96, 12, 384), (2, 33, 2, 7, 40, 4, 50)):
         given = inputs(shape, torch.float32)
