@@ -1,12 +1,13 @@
 """Folders of finished runs as ``train`` leaves them, on images that are there, without training."""
 
+import math
 from pathlib import Path
 
 import torch
 import yaml
 from PIL import Image
 
-from fpt_fast.records import EpochRecord, Predictions, TrainingHistory
+from fpt_fast.records import UNLABELLED, EpochRecord, Predictions, TrainingHistory
 from fpt_fast.report import write_run_files
 from fpt_fast.trust import assess
 
@@ -39,8 +40,34 @@ def predict(keys: tuple[str, ...], seed: int, skill: float) -> Predictions:
     return Predictions(keys, labels, logits, logits.softmax(1))
 
 
+def predict_findings(keys: tuple[str, ...], seed: int, skill: float) -> Predictions:
+    """The same for two findings of which every seventh is unknown, and one that is never there."""
+    generator = torch.Generator().manual_seed(seed)
+    number = torch.arange(len(keys))
+    labels = torch.stack([number % 2, (number % 3 == 0).long(), torch.zeros_like(number)], dim=1)
+    labels[number % 7 == 0, 0] = UNLABELLED
+    logits = torch.randn(len(keys), 3, generator=generator) + skill * (2 * (labels == 1) - 1)
+    return Predictions(keys, labels, logits, logits.sigmoid())
+
+
+def predict_numbers(keys: tuple[str, ...], seed: int, spread: float) -> Predictions:
+    """Numbers from -20 to 30, off by about ``spread``; the first is unknown."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.linspace(-20, 30, len(keys), dtype=torch.float64)
+    off = torch.randn(len(keys), generator=generator, dtype=torch.float64)
+    predicted = (labels + spread * off)[:, None]
+    labels[0] = math.nan
+    return Predictions(keys, labels, predicted, None)
+
+
 def write_run(
-    folder: Path, predictions: Predictions, data: Path, *, rate: float = 1e-3, epochs: int = 6
+    folder: Path,
+    predictions: Predictions,
+    data: Path,
+    *,
+    rate: float = 1e-3,
+    epochs: int = 6,
+    classes: tuple[str, ...] = CLASSES,
 ) -> Path:
     """A run folder, less its model."""
     history = TrainingHistory(
@@ -56,8 +83,8 @@ def write_run(
     write_run_files(
         folder,
         predictions=predictions,
-        classes=CLASSES,
-        assessment=assess(predictions, len(CLASSES), resamples=60),
+        classes=classes,
+        assessment=assess(predictions, len(classes), resamples=60),
         history=history,
     )
     settings = {"data": str(data), "cache": "none", "run": str(folder), "learning_rate": rate}

@@ -11,14 +11,22 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from compared_runs import CLASSES, predict, write_images, write_run, write_runs
+from compared_runs import (
+    CLASSES,
+    predict,
+    predict_findings,
+    predict_numbers,
+    write_images,
+    write_run,
+    write_runs,
+)
 
 from fpt_fast.cli import main
 from fpt_fast.config import ConfigError
 from fpt_fast.pipeline import compare_runs
 from fpt_fast.records import UNLABELLED, Predictions
 from fpt_fast.report import write_run_files
-from fpt_fast.report.comparison import holm
+from fpt_fast.report.comparison_tests import holm
 from fpt_fast.report.disagreement import disagreement_table
 from fpt_fast.trust import assess, compare_predictions
 
@@ -110,6 +118,89 @@ def _spread(key: str, tables: list[list[dict[str, str]]]) -> float:
         [row] = [row for row in table if row["key"] == key]
         values.append(float(row[f"probability_{row['label']}"]))
     return max(values) - min(values)
+
+
+def test_each_finding_is_tested_between_two_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = write_images(tmp_path / "images", 42)
+    findings = ("mass", "nodule <b>", "never there")
+    skills = {"poor": 0.1, "good": 1.5}
+    runs = [
+        write_run(
+            tmp_path / name, predict_findings(keys, seed, skill), tmp_path / "images",
+            classes=findings,
+        )
+        for seed, (name, skill) in enumerate(skills.items())
+    ]  # fmt: skip
+    output = tmp_path / "page.html"
+    assert main(["compare", *map(str, runs), "--resamples", "40", "--output", str(output)]) == 0
+    said = capsys.readouterr().out
+    page = output.read_text()
+    assert "42 test images, 3 findings" in page and "<b>" not in page
+    poor, good = (predict_findings(keys, seed, skill) for seed, skill in enumerate(skills.values()))
+    found = compare_predictions(poor, good, findings, resamples=40)
+    differences = section(page, "Differences")
+    assert "of all metrics by paired bootstrap" in differences
+    table, by_finding = differences.split("<h3>AUC of each finding")
+    macro = found.differences["auc"]
+    assert text_rows(table)[1][1] == f"{macro.estimate:.3f} [{macro.low:.3f}, {macro.high:.3f}]"
+    rows = text_rows(by_finding)[1:]
+    assert [row[1] for row in rows] == list(findings)
+    assert rows[2][2:] == ["–"] * 5
+    areas = [area for area in found.per_class if area is not None]
+    assert len(areas) == 2
+    for row, area, adjusted in zip(rows, areas, holm([a.p for a in areas]), strict=False):
+        assert re.split(r"\s+less\s+", row[0]) == ["poor", "good"]
+        assert row[2:5] == [
+            f"{area.first:.3f}",
+            f"{area.second:.3f}",
+            f"{area.difference:.3f} [{area.low:.3f}, {area.high:.3f}]",
+        ]
+        for text, p in zip(row[5:], (area.p, adjusted), strict=True):
+            assert text == "< 0.0001" if p < 1e-4 else float(text) == pytest.approx(p, abs=2e-4)
+    assert "poor less good\n  AUC of mass: " in said and "AUC of never there" not in said
+    assert f"p {areas[1].p:.4g} (DeLong)" in said
+    assert main(["compare", *map(str, runs), "--resamples", "40"]) == 0
+    assert f"AUC of nodule <b>: {areas[1].first:.4f} against" in capsys.readouterr().out
+
+
+def test_numbers_are_compared_and_those_furthest_apart_shown(tmp_path: Path) -> None:
+    keys = write_images(tmp_path / "images", 12)
+    far, near = predict_numbers(keys, 0, 6.0), predict_numbers(keys, 1, 1.0)
+    runs = [
+        write_run(tmp_path / name, predictions, tmp_path / "images", classes=("age",))
+        for name, predictions in (("far", far), ("near", near))
+    ]
+    found = compare_runs(runs, output=tmp_path / "page.html", resamples=40, pictures=3)
+    assert "r2" in str(found) and "DeLong" not in str(found)
+    page = found.page.read_text()
+    assert "12 test images, the number age" in page and page.count("data:image/jpeg") == 3
+    titles, row = text_rows(section(page, "Differences"))
+    shown = dict(zip(titles, row, strict=True))
+    difference = compare_predictions(far, near, ("age",), resamples=40).differences["mae"]
+    assert shown["Mean absolute error"].startswith(f"{difference.estimate:.3f} [")
+    rows = text_rows(section(page, "Images on which they disagree"))[1:]
+    apart = (far.logits - near.logits).abs()[:, 0]
+    assert [row[1] for row in rows] == [keys[at] for at in apart.argsort(descending=True).tolist()]
+    for _, key, truth, off, *said in rows:
+        at = keys.index(key)
+        numbers = [float(run.logits[at]) for run in (far, near)]
+        assert [float(text) for text in said] == pytest.approx(numbers, rel=1e-4)
+        if at == 0:
+            assert (truth, off) == ("", "")
+            continue
+        assert float(truth) == pytest.approx(float(far.labels[at]), rel=1e-4)
+        worst = max(abs(number - float(far.labels[at])) for number in numbers)
+        assert float(off) == pytest.approx(worst, rel=1e-4)
+
+
+def test_kappa_says_its_weights(tmp_path: Path) -> None:
+    runs = write_runs(tmp_path, images=30)
+    said = str(compare_runs(runs, output=tmp_path / "page.html", resamples=10)).split("page:")[0]
+    assert "quadratic kappa 0." in said and said.count("kappa") == said.count("quadratic kappa")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("Quadratic kappa") == 2 and len(re.findall("(?i)kappa", page)) == 2
 
 
 def test_holm_agrees_with_a_published_example() -> None:

@@ -199,7 +199,7 @@ def _class_metrics(
         values[name] = float(of_classes[present].mean())
     values["kappa"] = _quadratic_kappa(confusion)
     if math.isnan(values["kappa"]):
-        notes.append("kappa is not defined: labels and predictions are all of one class")
+        notes.append("quadratic kappa is not defined: labels and predictions are all of one class")
     return Metrics(values, torch.from_numpy(confusion), per_class, missing, tuple(notes))
 
 

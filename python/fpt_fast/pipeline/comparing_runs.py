@@ -14,13 +14,15 @@ import yaml
 
 from fpt_fast.config import ConfigError
 from fpt_fast.images import DecodedStore, ImageError, ImageSetError
+from fpt_fast.metrics import spoken
 from fpt_fast.pipeline.data import list_image_set, patients_of, read_as
 from fpt_fast.pipeline.examples import draw_pictures
 from fpt_fast.pipeline.grades import cuts_of_metrics
 from fpt_fast.records import ImageItem, Predictions, Reading, Split
 from fpt_fast.report import read_predictions
-from fpt_fast.report.comparison import ComparedRun, Pair, restrict, write_comparison
+from fpt_fast.report.comparison import ComparedRun, restrict, write_comparison
 from fpt_fast.report.comparison_figures import MOST_RUNS
+from fpt_fast.report.comparison_tests import Pair
 from fpt_fast.report.disagreement import common_keys, most_disputed
 from fpt_fast.setting_values import build_settings, parse_values
 from fpt_fast.settings import TrainSettings
@@ -41,13 +43,17 @@ class RunsComparison:
     pairs: tuple[Pair, ...]
 
     def __str__(self) -> str:
-        """The runs' metrics, a line each, and where the page is."""
+        """The runs' metrics, a line each; DeLong's tests of the pairs; where the page is."""
         width = max(len(run.name) for run in self.runs)
         lines = []
         for run in self.runs:
-            shown = [n for n in ("auc", "accuracy", "kappa", "mae") if n in run.metrics]
-            said = ", ".join(f"{name} {run.interval(name)}" for name in shown)
+            shown = [n for n in ("auc", "accuracy", "kappa", "mae", "r2") if n in run.metrics]
+            said = ", ".join(f"{spoken(name)} {run.interval(name)}" for name in shown)
             lines.append(f"{run.name:{width}}  {said}")
+        for pair in self.pairs:
+            tests = pair.comparison.area_lines()
+            first, second = (self.runs[number].name for number in (pair.first, pair.second))
+            lines += [f"{first} less {second}", *(f"  {test}" for test in tests)] if tests else []
         return "\n".join([*lines, f"page: {self.page}"])
 
 
@@ -168,10 +174,11 @@ def _same_classes(runs: Sequence[ComparedRun]) -> tuple[str, ...]:
                 f"{first.name} has the classes {', '.join(first.metrics['classes'])}, {run.name} "
                 f"has {', '.join(run.metrics['classes'])}; compare runs on the same data"
             )
-        if run.predictions.labels.dim() != first.predictions.labels.dim():
+        kinds = [(r.predictions.labels.dim(), r.predictions.labels.dtype) for r in (first, run)]
+        if kinds[0] != kinds[1]:
             raise ConfigError(
-                f"one of {first.name} and {run.name} has several findings per image; compare runs "
-                "on the same data"
+                f"{first.name} and {run.name} must both be of classes, of findings, or of numbers; "
+                "compare runs on the same data"
             )
     return tuple(first.metrics["classes"])
 
@@ -212,8 +219,6 @@ def _pairs(
             "No image is in the predictions of all runs: nothing is tested, and metrics and curves "
             "are of different images."
         ]
-    if predictions[0].labels.dim() == 2:
-        return [], ["Differences are tested of one class per image only, not of findings."]
     if any(len(run.predictions.keys) != len(keys) for run in runs):
         notes.append(
             f"The runs have {len(keys)} images in common: differences and disagreements are of "

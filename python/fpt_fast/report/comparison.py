@@ -16,15 +16,17 @@ from fpt_fast.report.comparison_figures import (
     overlaid_thresholds,
     swatch,
 )
+from fpt_fast.report.comparison_tests import Pair, cell, differences
 from fpt_fast.report.disagreement import disagreement_table
 from fpt_fast.report.html import document, flatten, image_tag
-from fpt_fast.report.trust import TITLES, number
-from fpt_fast.trust import AreaDifference, Comparison, Interval
+from fpt_fast.report.trust import TITLES
+from fpt_fast.trust import Interval
 
-_COLUMNS = ("auc", "ap", "exact_match", "accuracy", "f1", "kappa", "mae", "mse")
+_COLUMNS = (
+    *("auc", "ap", "exact_match", "accuracy", "f1", "kappa"),
+    *("mae", "mse", "rmse", "r2", "pearson", "spearman"),
+)
 _ERRORS = {"ece": "Calibration error", "nll": "Log loss"}
-# Of the differences, those that the table of tests shows beside the areas.
-_TESTED = ("ap", "accuracy", "f1", "kappa", "mae")
 # Parts of a configuration, later ones more telling where both name a setting.
 _PARTS = ("settings", "method", "training", "features")
 # Where a run lies and how it was started says nothing about what it is.
@@ -55,15 +57,6 @@ class ComparedRun:
         return Interval(estimate, low, high)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Pair:
-    """Two runs by their numbers, compared on the images that all runs have."""
-
-    first: int
-    second: int
-    comparison: Comparison
-
-
 def write_comparison(
     path: Path,
     *,
@@ -89,11 +82,11 @@ def write_comparison(
     counted = " to ".join(str(count) for count in sorted({min(images), max(images)}))
     sections = [
         f"<header><h1>{escape(title)}</h1>"
-        f'<p class="lead">{counted} {escape(split)} images, {len(classes)} classes</p></header>',
+        f'<p class="lead">{counted} {escape(split)} images, {_kind(runs, classes)}</p></header>',
         "".join(f'<div class="notes"><p>{escape(note)}</p></div>' for note in notes),
         _metrics(runs),
         _settings(runs),
-        _tests(runs, pairs),
+        differences(names, pairs, several=runs[0].predictions.labels.dim() == 2),
         _learning(runs),
         _thresholds(runs, classes),
         disagreement_table([(r.name, r.predictions) for r in runs], classes, thumbnails or {}),
@@ -101,6 +94,13 @@ def write_comparison(
     with write_atomically(path) as file:
         file.write(document(title, sections))
     return path
+
+
+def _kind(runs: Sequence[ComparedRun], classes: Sequence[str]) -> str:
+    labels = runs[0].predictions.labels
+    if labels.is_floating_point():
+        return f"the number {escape(classes[0])}"
+    return f"{len(classes)} {'findings' if labels.dim() == 2 else 'classes'}"
 
 
 def different_settings(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:
@@ -114,19 +114,6 @@ def different_settings(runs: Sequence[ComparedRun]) -> dict[str, list[str]]:
         for name, values in found.items()
         if len({values[position] for position in having}) > 1
     }
-
-
-def holm(values: Sequence[float]) -> list[float]:
-    """Holm's adjustment of p-values for having made all these tests; NaN stays and counts not.
-
-    Source: Holm, Scandinavian Journal of Statistics 6 (1979) 65-70.
-    """
-    known = sorted((value, at) for at, value in enumerate(values) if not math.isnan(value))
-    adjusted, highest = list(values), 0.0
-    for rank, (value, at) in enumerate(known):
-        highest = max(highest, min(1.0, (len(known) - rank) * value))
-        adjusted[at] = highest
-    return adjusted
 
 
 def _settings_of(run: ComparedRun) -> Iterator[tuple[str, str]]:
@@ -148,7 +135,7 @@ def _metrics(runs: Sequence[ComparedRun]) -> str:
         cells += [run.interval(name, calibration or {}) for name in errors]
         rows.append(
             f'<tr><th scope="row">{swatch(position)} {escape(run.name)}</th>'
-            f"<td>{len(run.predictions.keys)}</td>{''.join(map(_cell, cells))}</tr>"
+            f"<td>{len(run.predictions.keys)}</td>{''.join(map(cell, cells))}</tr>"
         )
     return (
         '<h2>Metrics</h2><div class="scroll"><table class="runs"><thead><tr>'
@@ -193,61 +180,6 @@ def _settings(runs: Sequence[ComparedRun]) -> str:
         '<h2>Settings that differ</h2><div class="scroll"><table class="runs"><thead><tr>'
         f'<th class="left">setting</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
-
-
-def _tests(runs: Sequence[ComparedRun], pairs: Sequence[Pair]) -> str:
-    if not pairs:
-        return ""
-    comparisons = [pair.comparison for pair in pairs]
-    areas = [comparison.auc for comparison in comparisons]
-    tested = any(area is not None for area in areas)
-    adjusted = holm([math.nan if area is None else area.p for area in areas])
-    shown = [name for name in _TESTED if any(name in c.differences for c in comparisons)]
-    titles = ["AUC, first less second", "p (DeLong)", "p (Holm)"] if tested else []
-    titles += [TITLES.get(name, name) for name in shown]
-    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in titles)
-    rows = []
-    for pair, area, p_of_all in zip(pairs, areas, adjusted, strict=True):
-        cells = _area_cells(area, p_of_all) if tested else ""
-        nothing = Interval(math.nan, math.nan, math.nan)
-        cells += "".join(_cell(pair.comparison.differences.get(name, nothing)) for name in shown)
-        named = " less ".join(
-            f"{swatch(position)} {escape(runs[position].name)}"
-            for position in (pair.first, pair.second)
-        )
-        rows.append(f'<tr><th scope="row">{named}</th>{cells}</tr>')
-    told = (
-        "DeLong's test of the (macro) area; Holm's p allows for all tests of this table. "
-        if tested
-        else ""
-    )
-    return (
-        '<h2>Differences</h2><div class="scroll"><table class="runs"><thead><tr>'
-        f'<th class="left">pair</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-        f'<p class="soft">On {comparisons[0].images} labelled images that all runs have. {told}'
-        f"In brackets: {comparisons[0].level:.0%} intervals, of the other metrics by paired "
-        "bootstrap.</p>"
-    )
-
-
-def _area_cells(area: AreaDifference | None, adjusted: float) -> str:
-    if area is None:
-        return "<td>–</td>" * 3
-    difference = Interval(area.difference, area.low, area.high)
-    return _cell(difference) + "".join(f"<td>{_p(value)}</td>" for value in (area.p, adjusted))
-
-
-def _p(value: float) -> str:
-    if math.isnan(value):
-        return "–"
-    return "&lt; 0.0001" if value < 1e-4 else f"{value:.4f}"
-
-
-def _cell(value: Interval) -> str:
-    below = ""
-    if math.isfinite(value.low):
-        below = f'<small class="interval">[{value.low:.3f}, {value.high:.3f}]</small>'
-    return f"<td>{number(value.estimate)}{below}</td>"
 
 
 def _learning(runs: Sequence[ComparedRun]) -> str:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fpt_fast.metrics import spoken
 from fpt_fast.records import Predictions
 from fpt_fast.report.figures import COLOURS, DASHES, line, name_axes, render, short
 
@@ -32,7 +33,7 @@ def overlaid_learning(
     titles = {
         "loss": "training loss",
         "val_loss": "validation loss",
-        f"val_{monitor}": f"validation {monitor}",
+        f"val_{monitor}": f"validation {spoken(monitor)}",
     }
     shown = [name for name in titles if any(_has(history, name) for _, history in runs)]
     if not shown:

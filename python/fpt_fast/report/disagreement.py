@@ -1,6 +1,7 @@
 """The images that not all runs call alike, with what each run says of them."""
 
 import base64
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -15,11 +16,12 @@ MOST_ROWS = 500
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """What one run calls an image, with the probability of it or the grade that was predicted;
-    whether that is right (None: nobody knows); the probability of what is true."""
+    """What one run calls an image; the same as the page has it, with the probability, or the grade
+    that was predicted; whether it is right (None: nobody knows); the probability of what is true,
+    or how far off a grade is, or the number that was predicted."""
 
     called: str
-    number: float
+    said: str
     right: bool | None
     of_truth: float
 
@@ -29,6 +31,7 @@ class _Row:
     key: str
     truth: str
     calls: tuple[_Call, ...]
+    furthest: float | None = None  # of numbers: the largest error of a run
 
     @property
     def spread(self) -> float:
@@ -45,11 +48,14 @@ def disagreement_table(
     limit: int = MOST_ROWS,
 ) -> str:
     """One row an image (of several findings: an image and a finding) that the runs call
-    differently, those first on which they are furthest apart; empty without images in common."""
+    differently, those first on which they are furthest apart; empty without images in common.
+
+    Of a number per image all are rows for which the runs give different numbers."""
     common = common_keys([predictions for _, predictions in runs])
     if not common:
         return ""
     rows = _disagreements(runs, classes, common)
+    valued = runs[0][1].labels.is_floating_point()
     unit = "calls of findings" if runs[0][1].labels.dim() == 2 else "images"
     said = f"The runs differ on {len(rows)} {unit}, of {len(common)} images that all have."
     if not rows:
@@ -57,7 +63,13 @@ def disagreement_table(
     shown = rows[:limit]
     if len(shown) < len(rows):
         said += f" Here are the {len(shown)} on which they are furthest apart."
-    columns = ("image", "true", "right", *(name for name, _ in runs))
+    columns = ("image", "true", "furthest off" if valued else "right", *(n for n, _ in runs))
+    kind = (
+        "Those whose numbers are furthest apart come first."
+        if valued
+        else "A number is the probability of what is called; the furthest apart in the probability "
+        "of what is true come first."
+    )
     marks = ("", "", "", *(f"{swatch(number)} " for number in range(len(runs))))
     heads = "".join(
         f'<th scope="col" class="left" aria-sort="none">{mark}<button type="button" '
@@ -66,11 +78,10 @@ def disagreement_table(
     )
     body = "".join(_table_row(row, thumbnails.get(row.key)) for row in shown)
     return (
-        f"<h2>Images on which they disagree</h2><p>{said} A number is the probability of what is "
-        "called; the furthest apart in the probability of what is true come first.</p>"
+        f"<h2>Images on which they disagree</h2><p>{said} {kind}</p>"
         '<form class="controls" hidden>'
         '<label>name <input type="search" name="key" data-column="1"></label>'
-        f"{_truths(shown)}"
+        f"{'' if valued else _truths(shown)}"
         '<output aria-live="polite"></output></form>'
         '<div class="scroll"><table class="predictions"><thead><tr><th scope="col">'
         f'<span class="hidden">picture</span></th>{heads}</tr></thead><tbody>{body}</tbody>'
@@ -118,7 +129,9 @@ def _rows(
             (guess[row], values[row])
             for guess, values, row in zip(guesses, numbers, at, strict=True)
         ]
-        if isinstance(label, list):
+        if isinstance(label, float):
+            yield _number_row(key, label, [values[0] for _, values in said])
+        elif isinstance(label, list):
             for column, (name, truth) in enumerate(zip(classes, label, strict=True)):
                 calls = tuple(_finding(g[column], v[column], truth) for g, v in said)
                 known = {1: "present", 0: "absent"}.get(truth, "unknown")
@@ -128,18 +141,26 @@ def _rows(
             yield _Row(key, "" if label == UNLABELLED else classes[label], calls)
 
 
+def _number_row(key: str, truth: float, values: Sequence[float]) -> _Row:
+    calls = tuple(_Call(f"{v:.9g}", f"{v:.5g}", None, v) for v in values)
+    if math.isnan(truth):
+        return _Row(key, "", calls)
+    return _Row(key, f"{truth:.5g}", calls, max(abs(value - truth) for value in values))
+
+
 def _class(guess: int, values: Sequence[float], label: int, classes: Sequence[str]) -> _Call:
     right = None if label == UNLABELLED else guess == label
     if len(values) == 1:  # a predicted grade
         off = 0.0 if label == UNLABELLED else abs(values[0] - label)
-        return _Call(classes[guess], values[0], right, off)
+        return _Call(classes[guess], f"{classes[guess]} {values[0]:.3f}", right, off)
     of_truth = values[guess if label == UNLABELLED else label]
-    return _Call(classes[guess], values[guess], right, of_truth)
+    return _Call(classes[guess], f"{classes[guess]} {values[guess]:.3f}", right, of_truth)
 
 
 def _finding(called: int, probability: float, truth: int) -> _Call:
     right = None if truth == UNLABELLED else bool(called) == (truth == 1)
-    return _Call("called" if called else "not called", probability, right, probability)
+    name = "called" if called else "not called"
+    return _Call(name, f"{name} {probability:.3f}", right, probability)
 
 
 def _truths(rows: Sequence[_Row]) -> str:
@@ -159,6 +180,8 @@ def _table_row(row: _Row, thumbnail: bytes | None) -> str:
         picture = f'<img src="data:image/jpeg;base64,{data}" alt="" loading="lazy">'
     judged = [call.right for call in row.calls if call.right is not None]
     right = f"{sum(judged)} of {len(judged)}" if judged else ""
+    if row.furthest is not None:
+        right = f"{row.furthest:.5g}"
     return (
         f'<tr><td class="picture">{picture}</td><th scope="row">{escape(row.key)}</th>'
         f'<td class="left">{escape(row.truth)}</td><td class="left">{right}</td>'
@@ -169,4 +192,4 @@ def _table_row(row: _Row, thumbnail: bytes | None) -> str:
 def _call(call: _Call) -> str:
     # A sign as well as a colour, for those who do not tell the two apart.
     kind, sign = {True: ("right", " ✓"), False: ("wrong", " ✗"), None: ("", "")}[call.right]
-    return f'<td class="left {kind}">{escape(call.called)} {call.number:.3f}{sign}</td>'
+    return f'<td class="left {kind}">{escape(call.said)}{sign}</td>'

@@ -4,10 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fpt_fast.metrics import spoken
 from fpt_fast.trust import Assessment, Interval
 
 # Metrics that the table shows, where there are such.
-_SHOWN = ("auc", "ap", "accuracy", "f1", "kappa", "mae")
+_SHOWN = ("auc", "ap", "accuracy", "f1", "kappa", "mae", "rmse", "r2")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,7 +24,7 @@ class PooledRow:
 def pooled_markdown(rows: Sequence[PooledRow]) -> str:
     """The pooled metrics as a Markdown table, and how they differ from mean and spread."""
     columns = [name for name in _SHOWN if any(name in row.assessment for row in rows)]
-    head = ["pooled predictions", "images", *columns]
+    head = ["pooled predictions", "images", *map(spoken, columns)]
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for row in rows:
         intervals = row.assessment.intervals

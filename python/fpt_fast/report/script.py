@@ -41,9 +41,10 @@ if (table && form) {
       if (other.hasAttribute("aria-sort")) other.setAttribute("aria-sort", "none");
     }
     heading.setAttribute("aria-sort", down ? "descending" : "ascending");
-    const compare = (a, b) => text(a, column).localeCompare(
-      text(b, column), undefined, { numeric: true });
-    rows.sort((a, b) => (down ? -1 : 1) * compare(a, b));
+    // Numbers by what they are worth, signs and decimals included; names as people sort them.
+    const compare = (a, b) => (a && b && !isNaN(a) && !isNaN(b)
+      ? a - b : a.localeCompare(b, undefined, { numeric: true }));
+    rows.sort((a, b) => (down ? -1 : 1) * compare(text(a, column), text(b, column)));
     body.append(...rows);
   };
   table.tHead.addEventListener("click", (event) => {

@@ -40,18 +40,21 @@ class Comparison:
     def __str__(self) -> str:
         """A table in plain text: DeLong's tests, then the other metrics."""
         said = f"differences are first less second, with {self.level:.0%} intervals"
-        lines = [f"{counted(self.images, 'image')}; {said}"]
-        if self.auc is not None:
-            lines.append(_row("AUC", self.auc))
-        if len(self.classes) > 2 or self.auc is None:
-            named = zip(self.classes, self.per_class, strict=True)
-            lines += [_row(f"AUC of {name}", row) for name, row in named if row is not None]
+        lines = [f"{counted(self.images, 'image')}; {said}", *self.area_lines()]
         for name, interval in self.differences.items():
             lines.append(
                 f"{spoken(name)}: {self.first[name]:.4f} against {self.second[name]:.4f}, "
                 f"difference {interval} (paired bootstrap)"
             )
         return "\n".join(lines)
+
+    def area_lines(self) -> list[str]:
+        """DeLong's tests in plain text, a line each: of all classes, then of each."""
+        lines = [] if self.auc is None else [_row("AUC", self.auc)]
+        if len(self.classes) > 2 or self.auc is None:
+            named = zip(self.classes, self.per_class, strict=True)
+            lines += [_row(f"AUC of {name}", row) for name, row in named if row is not None]
+        return lines
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON values."""
