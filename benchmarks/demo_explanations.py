@@ -95,8 +95,10 @@ def load_examples(output: Path, images: int, seed: int) -> tuple[list[TokenExamp
         plan = FeaturePlan.from_json(reader.fingerprint)
         for item in items:
             read = reader.read([reader.row(item.key)])
-            nothing = torch.empty(1, 0)
-            examples += make_examples([item], [store.get(item)], read, nothing, plan, model.fusion)
+            images = [store.get(item)]
+            examples += make_examples(
+                [item], images, read, None, plan, model.fusion, num_classes=model.num_outputs
+            )
     patches = []
     for example in examples:
         box = {key: int(value) for key, value in boxes[example.key].items() if key != "path"}

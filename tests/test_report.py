@@ -366,12 +366,74 @@ def test_the_table_lists_the_worst_first_and_says_what_it_leaves_out() -> None:
     predictions = Predictions(
         tuple("abcd"), torch.tensor([0, 0, 0, UNLABELLED]), logits, logits.softmax(1)
     )
-    assert worst_first(predictions) == ["b", "c", "d", "a"]
+    assert worst_first(predictions, 2) == ["b", "c", "d", "a"]
     table = predictions_table(predictions, ("x", "y"), {"b": b"jpeg"}, limit=2)
     assert "The 2 worst of 4" in table and table.count("<tr>") == 3
     assert base64.b64encode(b"jpeg").decode() in table
-    grades = Predictions(("a",), torch.tensor([0]), torch.tensor([[0.5]]), None)
-    assert predictions_table(grades, ("x", "y"), {}) == ""
+
+
+def _cells(table: str) -> list[list[str]]:
+    rows = re.findall(r"<tr>(.*?)</tr>", table, re.S)
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S) for row in rows]
+    return [[re.sub(r"<[^>]+>", "", cell) for cell in row] for row in cells]
+
+
+def test_the_table_of_grades_has_their_errors_the_largest_first() -> None:
+    predictions = Predictions(
+        tuple("abcd"),
+        torch.tensor([0, 2, 1, UNLABELLED]),
+        torch.tensor([[0.25], [0.5], [1.5], [1.0]]),
+        None,
+        (0.2, 1.75),
+    )
+    names = ("none", "mild <b>", "severe")
+    assert worst_first(predictions, 3) == ["b", "c", "a", "d"]
+    table = predictions_table(predictions, names, {"c": b"jpeg"})
+    head, *rows = _cells(table)
+    assert head[1:] == ["image", "true", "predicted", "verdict", "grade", "error", "off by"]
+    assert [row[1:] for row in rows] == [
+        ["b", "severe", "mild &lt;b&gt;", "wrong", "0.500", "-1.5", "1.5"],
+        ["c", "mild &lt;b&gt;", "mild &lt;b&gt;", "right", "1.500", "0.5", "0.5"],
+        ["a", "none", "mild &lt;b&gt;", "wrong", "0.250", "0.25", "0.25"],
+        ["d", "", "mild &lt;b&gt;", "", "1.000", "", ""],
+    ]
+    assert table.count("<img") == 1 and table.count("<option>severe</option>") == 2
+    page = predictions_table(predictions, names, {}, limit=1)
+    assert "The 1 worst of 4" in page and page.count("<tr>") == 2
+
+
+def test_the_table_of_numbers_has_their_errors_the_largest_first() -> None:
+    labels = torch.tensor([-3.5, 1200.0, math.nan, 7.0], dtype=torch.float64)
+    values = torch.tensor([[-3.0], [1100.0], [2.0], [19.0]], dtype=torch.float64)
+    predictions = Predictions(tuple("abcd"), labels, values, None)
+    assert worst_first(predictions, 1) == ["b", "d", "a", "c"]
+    table = predictions_table(predictions, ("age",), {"b": b"jpeg"})
+    head, *rows = _cells(table)
+    assert head[1:] == ["image", "true", "predicted", "error", "off by"]
+    assert [row[1:] for row in rows] == [
+        ["b", "1200", "1100", "-100", "100"],
+        ["d", "7", "19", "12", "12"],
+        ["a", "-3.5", "-3", "0.5", "0.5"],
+        ["c", "", "2", "", ""],
+    ]
+    assert "<select" not in table and 'name="key"' in table and table.count("<img") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"output": 1.25, "grade": 1, "label": 1}, f"predicted {CLASSES[1]} (1.25): right"),
+        ({"output": 1.25, "grade": 1, "label": 0}, f"(1.25): wrong; it is {CLASSES[0]}."),
+        ({"output": 1.25, "grade": 1, "label": UNLABELLED}, f"predicted {CLASSES[1]} (1.25)."),
+        ({"output": 61.5, "value": 60.0}, "predicted 61.5; it is 60, off by 1.5."),
+        ({"output": 61.5}, "predicted 61.5."),
+    ],
+)
+def test_kept_tokens_of_grades_and_numbers(
+    changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    example = make_example(probabilities=torch.empty(0), **changes)
+    assert said in report(tmp_path, examples=[example]).text
 
 
 def test_the_page_shows_where_prompts_look(tmp_path: Path) -> None:

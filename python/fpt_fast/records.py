@@ -296,7 +296,8 @@ class TokenExample:
     ``pixels`` [3, h, w] u8; ``index`` [L, H, K] i32 with ``prefix_tokens`` first and then
     the patches of a ``grid`` (rows, columns), row by row; probabilities [classes] (of a
     regression, [0]); ``weights`` [L, H, P, K] f32, the prompts' attention over the kept tokens,
-    or None where nobody asked.
+    or None where nobody asked.  Of a regression ``output`` is the predicted number, or the grade,
+    which ``grade`` is the class of; ``value`` the true number, where the labels are such.
     """
 
     key: str
@@ -309,3 +310,6 @@ class TokenExample:
     probabilities: Tensor
     weights: Tensor | None = None
     findings: tuple[int, ...] = ()
+    output: float | None = None
+    grade: int | None = None
+    value: float | None = None

@@ -100,3 +100,57 @@ def test_headings_and_controls_have_names(wide: Chrome, page: Path) -> None:
         int(element.tag_name[1]) for element in wide.find_elements(By.CSS_SELECTOR, "h1, h2, h3")
     ]
     assert levels[0] == 1 and all(b - a <= 1 for a, b in itertools.pairwise(levels))
+
+
+def test_numbers_are_sorted_by_what_they_are_worth(wide: Chrome, tmp_path: Path) -> None:
+    labels = torch.linspace(-40, 60, 20, dtype=torch.float64)
+    off = 10 ** torch.linspace(-3, 1.3, 20, dtype=torch.float64) * torch.tensor([1.0, -1.0] * 10)
+    labels[3] = torch.nan
+    keys = tuple(f"image-{number}.png" for number in range(20))
+    predictions = Predictions(keys, labels, (labels.nan_to_num() + off)[:, None], None)
+    page = write_report(
+        tmp_path,
+        history=None,
+        predictions=predictions,
+        classes=("pressure",),
+        assessment=assess(predictions, 1, resamples=50),
+    )
+    open_page(wide, page)
+    assert wide.get_log("browser") == []
+    assert column(wide, 1)[-1] == keys[3] and len(rows(wide)) == 20
+    known = [float(text) for text in column(wide, 5)[:-1]]
+    assert known == sorted(known, reverse=True)
+    for title, place in (("true", 2), ("predicted", 3), ("error", 4), ("off by", 5)):
+        assert press(wide, title) == "ascending"
+        said = [float(text) for text in column(wide, place) if text]
+        assert said == sorted(said) and len(said) >= 19, title
+        assert press(wide, title) == "descending"
+        said = [float(text) for text in column(wide, place) if text]
+        assert said == sorted(said, reverse=True), title
+    control(wide, "key").send_keys("image-1")
+    assert len(rows(wide)) == 11
+    assert wide.execute_script(LOW_CONTRAST) == []
+
+
+def test_grades_are_filtered_and_sorted_by_error(wide: Chrome, tmp_path: Path) -> None:
+    labels = torch.arange(30) % 3
+    generator = torch.Generator().manual_seed(0)
+    values = labels[:, None] + torch.randn(30, 1, generator=generator)
+    keys = tuple(f"image-{number}.png" for number in range(30))
+    predictions = Predictions(keys, labels, values, None, (0.4, 1.6))
+    page = write_report(
+        tmp_path,
+        history=None,
+        predictions=predictions,
+        classes=CLASSES,
+        assessment=assess(predictions, 3, resamples=50),
+    )
+    open_page(wide, page)
+    off = [float(text) for text in column(wide, 7)]
+    assert off == sorted(off, reverse=True)
+    assert press(wide, "error") == "ascending"
+    errors = [float(text) for text in column(wide, 6)]
+    assert errors == sorted(errors) and errors[0] < 0 < errors[-1]
+    Select(control(wide, "verdict")).select_by_visible_text("wrong")
+    Select(control(wide, "label")).select_by_visible_text("mild")
+    assert set(column(wide, 2)) == {"mild"} and "mild" not in column(wide, 3)

@@ -77,6 +77,40 @@ def test_any_image_is_explained_as_the_cache_has_it(
         assert float(row["attention"]) == pytest.approx(float(attention.max()), abs=1e-6)
 
 
+def test_grades_and_numbers_are_explained_as_predict_tells_them(
+    preload_settings: MakePreload, train_settings: MakeTrain, data: Path, tmp_path: Path
+) -> None:
+    lines = ["path,split,age"]
+    for number, path in enumerate(sorted(data.rglob("*.png"))):
+        key = path.relative_to(data)
+        lines.append(f"{key.as_posix()},{key.parts[0]},{100 + 3.25 * number}")
+    (data / "ages.csv").write_text("\n".join(lines))
+    preload(preload_settings())
+    grades = train(train_settings(loss="smooth_l1", run=tmp_path / "grades")).run
+    listed = {"data": data / "ages.csv", "value_column": "age"}
+    numbers = train(train_settings(**listed, run=tmp_path / "numbers")).run
+    for run, columns in ((grades, ("predicted", "grade")), (numbers, ("value_age",))):
+        images, out = (data / "test",), tmp_path / f"{run.name}-explained"
+        explain(run=run, images=images, output=out, dtype="float32", batch_size=4)
+        predict(run=run, images=images, output=tmp_path / "p.csv", dtype="float32")
+        told, expected = (
+            list(csv.DictReader(file.open()))
+            for file in (out / "explanations.csv", tmp_path / "p.csv")
+        )
+        assert set(expected[0]) == {"path", *columns} and len(told) == 6
+        for row, wanted in zip(told, expected, strict=True):
+            assert row["path"] == wanted["path"] and float(row["attention"]) > 0
+            assert float(row[columns[-1]]) == pytest.approx(float(wanted[columns[-1]]), abs=1e-3)
+            assert row[columns[0]] == wanted[columns[0]] or columns[0] == columns[-1]
+            arrays = np.load(out / row["folder"] / "arrays.npz", allow_pickle=False)
+            assert arrays["output"].item() == pytest.approx(float(row[columns[-1]]), rel=1e-6)
+            assert "probabilities" not in arrays
+        page = (run / "report.html").read_text()
+        assert "where the prompts look" in page and "off by" in page
+        assert page.count('<td class="picture"><img') == 6
+    assert "; it is 1" in page  # of the images shown with their tokens
+
+
 def test_a_side_network_alone_explains_nothing(
     preload_settings: MakePreload, train_settings: MakeTrain, data: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """Images with the tokens that were kept of them, and where the prompts look."""
 
+import dataclasses
 import io
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ from fpt_fast.cache import CacheReader
 from fpt_fast.explanation import prompt_weights
 from fpt_fast.fusion import PromptFusion
 from fpt_fast.images import DecodedStore, fit_image
+from fpt_fast.metrics import predicted_classes
 from fpt_fast.model import FptModel
 from fpt_fast.pipeline.features import FeaturePlan
 from fpt_fast.records import (
@@ -34,6 +36,7 @@ def token_examples(
     store: DecodedStore,
     model: FptModel,
     *,
+    num_classes: int,
     count: int,
 ) -> list[TokenExample]:
     """Choose up to ``count`` images spread over ``items``, look up what was kept of them and where
@@ -41,7 +44,7 @@ def token_examples(
 
     Without a cache, or with an imported one, nothing records the kept tokens: no example.
     """
-    if reader is None or model.fusion is None or count < 1 or predictions.probabilities is None:
+    if reader is None or model.fusion is None or count < 1:
         return []
     positions = torch.linspace(0, len(items) - 1, min(count, len(items))).round().int().tolist()
     chosen = [items[position] for position in positions]
@@ -51,21 +54,24 @@ def token_examples(
         # Features imported from the authors' code do not say which tokens they are of.
         return []
     images = [store.get(item) for item in chosen]
-    probabilities = predictions.probabilities[[rows[item.key] for item in chosen]]
-    return make_examples(chosen, images, read, probabilities, plan, model.fusion)
+    said = _of_rows(predictions, [rows[item.key] for item in chosen])
+    return make_examples(chosen, images, read, said, plan, model.fusion, num_classes=num_classes)
 
 
 def make_examples(
     items: Sequence[ImageItem],
     images: Sequence[Tensor],
     selected: SelectedTokens,
-    probabilities: Tensor,
+    said: Predictions | None,
     plan: FeaturePlan,
     fusion: PromptFusion,
+    *,
+    num_classes: int,
 ) -> list[TokenExample]:
     """What was kept of ``items``, decoded as ``images``, and where the prompts look.
 
-    ``selected`` [B, ...] are their features by ``plan``; ``probabilities`` [B, classes].
+    ``selected`` [B, ...] are their features by ``plan``; ``said`` is what the model says of them,
+    in their order (None: nobody asked).
     """
     scales = None
     if selected.k_scales is not None and selected.v_scales is not None:
@@ -73,6 +79,14 @@ def make_examples(
     weights = prompt_weights(fusion, selected.kv, scales).cpu()  # [B, L, H, P, K]
     index = selected.index.cpu()
     size, patch = plan.preprocessing.size, plan.spec.patch_size
+    none = torch.empty(len(items), 0)
+    probabilities = none if said is None or said.probabilities is None else said.probabilities
+    outputs: list[float | None] = [None] * len(items)
+    grades: list[int | None] = [None] * len(items)
+    if said is not None and said.probabilities is None:
+        outputs = said.logits[:, 0].tolist()
+        if not said.labels.is_floating_point():
+            grades = predicted_classes(said, num_classes).tolist()
     return [
         TokenExample(
             key=item.key,
@@ -85,22 +99,42 @@ def make_examples(
             probabilities=probabilities[i],
             weights=weights[i],
             findings=item.findings,
+            output=outputs[i],
+            grade=grades[i],
+            value=item.value,
         )
         for i, item in enumerate(items)
     ]
 
 
 def draw_thumbnails(
-    items: Sequence[ImageItem], predictions: Predictions, store: DecodedStore, *, count: int
+    items: Sequence[ImageItem],
+    predictions: Predictions,
+    store: DecodedStore,
+    *,
+    num_classes: int,
+    count: int,
 ) -> dict[str, bytes]:
     """JPEG files by key of the ``count`` images whose predictions are the worst."""
     by_key = {item.key: item for item in items}
-    return draw_pictures([by_key[key] for key in worst_first(predictions)[:count]], store)
+    worst = worst_first(predictions, num_classes)[:count]
+    return draw_pictures([by_key[key] for key in worst], store)
 
 
 def draw_pictures(items: Sequence[ImageItem], store: DecodedStore) -> dict[str, bytes]:
     """A small JPEG file of each image, by key."""
     return {item.key: _thumbnail(store.get(item)) for item in items}
+
+
+def _of_rows(predictions: Predictions, rows: list[int]) -> Predictions:
+    probabilities = predictions.probabilities
+    return dataclasses.replace(
+        predictions,
+        keys=tuple(predictions.keys[row] for row in rows),
+        labels=predictions.labels[rows],
+        logits=predictions.logits[rows],
+        probabilities=None if probabilities is None else probabilities[rows],
+    )
 
 
 def _thumbnail(image: Tensor) -> bytes:

@@ -19,7 +19,13 @@ from fpt_fast.ops import quantise_kv
 from fpt_fast.pipeline.examples import make_examples
 from fpt_fast.pipeline.features import load_recorded_backbone
 from fpt_fast.pipeline.recorded import RecordedRun, open_images, read_recorded_run
-from fpt_fast.records import FeatureBatch, ImageItem, SelectedTokens, TokenExample
+from fpt_fast.records import (
+    FeatureBatch,
+    ImageItem,
+    Predictions,
+    SelectedTokens,
+    TokenExample,
+)
 from fpt_fast.report.maps import attention_by_head, kept_by_head
 from fpt_fast.report.tokens import draw_attention, draw_heads, draw_tokens
 from fpt_fast.setting_values import build_settings
@@ -39,7 +45,8 @@ class ExplainResult:
 def explain(settings: ExplainSettings | None = None, **values: Any) -> ExplainResult:
     """Explain images with a trained run; see ``ExplainSettings`` for the arguments.
 
-    ``output`` gets ``explanations.csv`` and a folder an image: ``kept.png`` and ``attention.png``
+    ``output`` gets ``explanations.csv`` (of a regression with the grade or the number in its unit)
+    and a folder an image: ``kept.png`` and ``attention.png``
     over all layers and heads, ``heads-kept.png`` and ``heads-attention.png`` by layer (row) and
     head (column), and ``arrays.npz`` (see ``explanation_arrays``).  Raises ``ConfigError`` for a
     run of a side network alone, which keeps nothing.
@@ -69,7 +76,7 @@ def explain(settings: ExplainSettings | None = None, **values: Any) -> ExplainRe
     if settings.output is not None:
         with write_atomically(settings.output / "explanations.csv") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["path", "folder", "predicted", "probability", *_LOOKED_AT])
+            writer.writerow(["path", "folder", *_said_columns(run), *_LOOKED_AT])
             writer.writerows(rows)
     return ExplainResult(tuple(examples), run.classes, settings.output)
 
@@ -79,16 +86,20 @@ def explanation_arrays(example: TokenExample) -> dict[str, np.ndarray[Any, Any]]
 
     ``layers`` [L]; ``kept`` [L, H, rows, columns] bool; ``attention`` [L, H, rows, columns] f32,
     the mean of the prompts; ``index`` [L, H, K] i32 and ``weights`` [L, H, P, K] f32, what both
-    were made from; ``probabilities`` [classes] f32 (empty for a regression).
+    were made from; ``probabilities`` [classes] f32, or for a regression ``output`` [1] f64.
     """
     weights = example.weights if example.weights is not None else torch.empty(0)
+    if example.output is None:
+        said = {"probabilities": example.probabilities.numpy()}
+    else:
+        said = {"output": np.array([example.output])}
     return {
         "layers": np.array(example.layers),
         "kept": kept_by_head(example).numpy(),
         "attention": attention_by_head(example).numpy(),
         "index": example.index.numpy(),
         "weights": weights.numpy(),
-        "probabilities": example.probabilities.numpy(),
+        **said,
     }
 
 
@@ -116,19 +127,21 @@ def _explained(
         if plan.features != "float16":
             kv, k_scales, v_scales = quantise_kv(selected.kv, getattr(torch, plan.features))
             selected = SelectedTokens(kv, selected.index, k_scales, v_scales)
-        probabilities = _probabilities(model, run, images, selected, chunk)
-        yield from make_examples(chunk, images, selected, probabilities, plan, model.fusion)
+        said = _predict(model, run, images, selected, chunk)
+        yield from make_examples(
+            chunk, images, selected, said, plan, model.fusion, num_classes=len(run.classes)
+        )
 
 
 @torch.no_grad()
-def _probabilities(
+def _predict(
     model: FptModel,
     run: RecordedRun,
     images: Sequence[Tensor],
     selected: SelectedTokens,
     items: Sequence[ImageItem],
-) -> Tensor:
-    """[B, classes] f32 on the CPU; [B, 0] of a regression."""
+) -> Predictions:
+    """What the model says of the images, on the CPU."""
     side = dataclasses.replace(run.plan.preprocessing, size=model.config.side_size)
     pixels = torch.stack([to_network_input(image, side) for image in images])
     batch = FeatureBatch(
@@ -141,9 +154,21 @@ def _probabilities(
         v_scales=selected.v_scales,
     )
     logits: Tensor = model(batch).float().cpu()
+    if run.target is not None:
+        mean, deviation = run.target
+        unknown = torch.full((len(items),), torch.nan, dtype=torch.float64)
+        return Predictions(batch.keys, unknown, logits.double() * deviation + mean, None)
     if run.regression:
-        return torch.empty(len(items), 0)
-    return logits.sigmoid() if run.several else logits.softmax(dim=1)
+        return Predictions(batch.keys, batch.labels, logits, None, run.cuts)
+    probabilities = logits.sigmoid() if run.several else logits.softmax(dim=1)
+    return Predictions(batch.keys, batch.labels, logits, probabilities)
+
+
+def _said_columns(run: RecordedRun) -> list[str]:
+    """What the prediction is called in the table: as ``predict`` calls it."""
+    if run.target is not None:
+        return [f"value_{run.classes[0]}"]
+    return ["predicted", "grade" if run.regression else "probability"]
 
 
 _LOOKED_AT = ("top", "left", "height", "width", "attention")
@@ -155,14 +180,16 @@ def _row(example: TokenExample, folder: str, classes: Sequence[str]) -> list[str
     row, column = divmod(int(attention.argmax()), example.grid[1])
     height = example.pixels.shape[1] // example.grid[0]
     width = example.pixels.shape[2] // example.grid[1]
-    said = ["", ""]
-    if example.findings and len(example.probabilities):
+    if example.output is not None:
+        number = f"{example.output:.9g}"
+        said = [number] if example.grade is None else [classes[example.grade], number]
+    elif example.findings:
         called = [f for f, value in enumerate(example.probabilities.tolist()) if value >= 0.5]
         said = [
             ";".join(classes[f] for f in called),
             ";".join(f"{float(example.probabilities[f]):.6f}" for f in called),
         ]
-    elif len(example.probabilities):
+    else:
         best = int(example.probabilities.argmax())
         said = [classes[best], f"{float(example.probabilities[best]):.6f}"]
     box = (row * height, column * width, height, width)

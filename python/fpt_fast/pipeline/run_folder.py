@@ -232,6 +232,7 @@ def write_results(
             inputs.reader,
             inputs.store,
             model,
+            num_classes=len(classes),
             count=settings.report_images,
         )
     return write_report(
@@ -245,6 +246,7 @@ def write_results(
             inputs.images.of_split(split),
             predictions,
             inputs.store,
+            num_classes=len(classes),
             count=settings.report_thumbnails,
         ),
         split=split,

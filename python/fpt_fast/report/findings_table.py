@@ -37,6 +37,22 @@ class FindingsRow:
         ]
         return ("right" if all(known) else "wrong") if known else ""
 
+    def cells(self, names: Sequence[str]) -> str:
+        """The cells behind the image's name: what is there, what is called, all probabilities."""
+        there = [name for name, label in zip(names, self.labels, strict=True) if label == 1]
+        called = [name for name, p in zip(names, self.probabilities, strict=True) if p >= 0.5]
+        known = any(label != UNLABELLED for label in self.labels)
+        cells = [
+            f'<td class="left">{_names(there) if known else ""}</td>',
+            f'<td class="left">{_names(called)}</td>',
+            f'<td class="{self.verdict or "left"}">{self.verdict}</td>',
+            f"<td>{f'{self.least:.3f}' if known else ''}</td>",
+        ]
+        for label, value in zip(self.labels, self.probabilities, strict=True):
+            verdict = "" if label == UNLABELLED else _verdict(label, value)
+            cells.append(f'<td class="{verdict}">{value:.3f}</td>')
+        return "".join(cells)
+
 
 def ranked_findings(predictions: Predictions) -> list[FindingsRow]:
     """Images with a wrong call first, and of each kind those with the least probable truth."""
@@ -51,23 +67,6 @@ def ranked_findings(predictions: Predictions) -> list[FindingsRow]:
         )
     ]
     return sorted(rows, key=lambda row: (row.verdict != "wrong", row.least))
-
-
-def findings_cells(row: FindingsRow, findings: Sequence[str]) -> str:
-    """The cells behind the image's name: what is there, what is called, and all probabilities."""
-    there = [name for name, label in zip(findings, row.labels, strict=True) if label == 1]
-    called = [name for name, p in zip(findings, row.probabilities, strict=True) if p >= 0.5]
-    known = any(label != UNLABELLED for label in row.labels)
-    cells = [
-        f'<td class="left">{_names(there) if known else ""}</td>',
-        f'<td class="left">{_names(called)}</td>',
-        f'<td class="{row.verdict or "left"}">{row.verdict}</td>',
-        f"<td>{f'{row.least:.3f}' if known else ''}</td>",
-    ]
-    for label, value in zip(row.labels, row.probabilities, strict=True):
-        verdict = "" if label == UNLABELLED else _verdict(label, value)
-        cells.append(f'<td class="{verdict}">{value:.3f}</td>')
-    return "".join(cells)
 
 
 def _verdict(label: int, probability: float) -> str:

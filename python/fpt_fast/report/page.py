@@ -243,14 +243,31 @@ def _verdict(example: TokenExample, classes: Sequence[str]) -> str:
     """Truth and prediction of an example, as HTML."""
     if example.findings:
         return _findings_verdict(example, classes)
+    if example.output is not None:
+        return _number_verdict(example, example.output, classes)
     guess = int(example.probabilities.argmax())
     sure = f"{float(example.probabilities[guess]):.1%}"
     predicted = f"predicted {escape(classes[guess])} ({sure})"
-    if example.label == UNLABELLED:
+    return _judged(predicted, guess, example.label, classes)
+
+
+def _judged(predicted: str, guess: int, label: int, classes: Sequence[str]) -> str:
+    if label == UNLABELLED:
         return f"<strong>{predicted}</strong>."
-    mark = "right" if guess == example.label else "wrong"
-    truth = "" if guess == example.label else f"; it is {escape(classes[example.label])}"
+    mark = "right" if guess == label else "wrong"
+    truth = "" if guess == label else f"; it is {escape(classes[label])}"
     return f'<strong class="{mark}">{predicted}: {mark}</strong>{truth}.'
+
+
+def _number_verdict(example: TokenExample, output: float, classes: Sequence[str]) -> str:
+    if example.grade is None:
+        predicted = f"predicted {output:.5g}"
+        if example.value is None:
+            return f"<strong>{predicted}</strong>."
+        off = f"off by {abs(output - example.value):.3g}"
+        return f"<strong>{predicted}</strong>; it is {example.value:.5g}, {off}."
+    predicted = f"predicted {escape(classes[example.grade])} ({output:.2f})"
+    return _judged(predicted, example.grade, example.label, classes)
 
 
 def _findings_verdict(example: TokenExample, findings: Sequence[str]) -> str:
