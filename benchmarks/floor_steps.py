@@ -1,7 +1,7 @@
 """A training step and a frozen pass beside their floors, for ``benchmarks/floor_shares.py``."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -26,7 +26,7 @@ LAYERS = {"fpt_plus": 6, "fpt": 12}
 PARTS = {
     "linear maps": ("aten::mm", "aten::addmm", "aten::bmm"),
     "prompt_attention": ("fpt_native::prompt_attention", "fpt_native::prompt_attention_backward"),
-    "side_block": ("fpt_native::side_block", "fpt_native::side_block_backward"),
+    "side_layers": ("fpt_native::side_block", "fpt_native::side_block_backward"),
     "GELU and LayerNorm": (
         "aten::gelu",
         "aten::gelu_backward",
@@ -36,18 +36,37 @@ PARTS = {
 }
 
 
-@register_flop_formula([torch.ops.fpt.side_block], get_raw=True)  # type: ignore[untyped-decorator]
-def _side_block(tokens: Tensor, prompts: Tensor, *rest: Any, **_: Any) -> int:
-    """Linear maps of a layer, which are within an op that torch cannot look into."""
-    fc1, queries = rest[8], rest[13]
+@register_flop_formula([torch.ops.fpt.side_layers], get_raw=True)  # type: ignore[untyped-decorator]
+def _side_layers(
+    tokens: Tensor,
+    states: Tensor,
+    weights: Sequence[Tensor],
+    heads: int,
+    queries: int,
+    *_: Any,
+    **__: Any,
+) -> int:
+    """Linear maps of the layers, which are within an op that torch cannot look into."""
     images, count, width = tokens.shape
-    return counts.side_block_linear(images, count, prompts.shape[1], queries, width, len(fc1))
+    prompts, hidden = states.shape[2], len(weights[8])
+    before, last = (
+        counts.side_block_linear(images, count, prompts, seen, width, hidden)
+        for seen in (count, queries)
+    )
+    return (len(states) - 1) * before + last
 
 
-@register_flop_formula([torch.ops.fpt.side_block_backward], get_raw=True)  # type: ignore[untyped-decorator]
-def _side_block_backward(grad: Tensor, *args: Any, **_: Any) -> int:
-    settings = args[16:18]
-    return 2 * _side_block(*args[:14], *settings)
+@register_flop_formula([torch.ops.fpt.side_layers_backward], get_raw=True)  # type: ignore[untyped-decorator]
+def _side_layers_backward(
+    grad: Tensor,
+    tokens: Tensor,
+    states: Tensor,
+    weights: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    *settings: Any,
+    **_: Any,
+) -> int:
+    return 2 * _side_layers(tokens, states, weights, *settings)
 
 
 def step_rows(full: bool, rounds: int) -> Iterator[Row]:

@@ -29,8 +29,8 @@ NAMES = (
     "side_attention",
     "side_attention_backward",
     "frozen_linear",
-    "side_block",
-    "side_block_backward",
+    "side_layers",
+    "side_layers_backward",
 )
 
 
@@ -40,9 +40,10 @@ def indexed_inputs() -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(shape), torch.randn(shape), index[..., : PROMPT.kept].int()
 
 
-def block_inputs() -> tuple[Tensor, ...]:
-    sizes = [(2, 3, 8), (2, 1, 8), (8,), (8,), (24, 8), (24,), (8, 8), (8,), (8,), (8,)]
-    return tuple(torch.randn(size) for size in [*sizes, (5, 8), (5,), (8, 5), (8,)])
+def layers_inputs() -> tuple[Tensor, Tensor, list[Tensor]]:
+    sizes = [(8,), (8,), (24, 8), (24,), (8, 8), (8,), (8,), (8,), (5, 8), (5,), (8, 5), (8,)]
+    weights = [torch.randn(size) for _ in range(2) for size in sizes]
+    return torch.randn(2, 3, 8), torch.randn(2, 2, 1, 8), weights
 
 
 def op_calls(impl: str) -> list[tuple[str, tuple[object, ...]]]:
@@ -64,8 +65,9 @@ def op_calls(impl: str) -> list[tuple[str, tuple[object, ...]]]:
     rows16, weight = torch.randn(2, 5, 32).bfloat16(), torch.randn(64, 32).bfloat16()
     added, factor = torch.randn(2, 5, 64).bfloat16(), torch.randn(64).bfloat16()
     attended = torch.ops.fpt.side_attention(*(x.detach() for x in qkv), "auto")
-    block = block_inputs()
-    out, *kept = torch.ops.fpt.side_block(*block, 2, 3, 1e-12, False, "auto")
+    tokens, *layers = layers_inputs()
+    settings = (2, 1, 1e-12, False, impl)
+    out, kept = torch.ops.fpt.side_layers(tokens, *layers, 2, 1, 1e-12, False, "auto")
     return [
         ("frozen_attention", (q, k, v, impl)),
         ("token_scores", (q, k, "global", None, impl)),
@@ -90,17 +92,20 @@ def op_calls(impl: str) -> list[tuple[str, tuple[object, ...]]]:
             "side_attention_backward",
             (torch.rand_like(attended[0]), *(x.detach() for x in qkv), *attended, impl),
         ),
-        ("side_block", (block[0].clone().requires_grad_(), *block[1:], 2, 3, 1e-12, False, impl)),
-        ("side_block_backward", (torch.rand_like(out), *block, *kept, 2, 3, 1e-12, False, impl)),
+        ("side_layers", (tokens.clone().requires_grad_(), *layers, *settings)),
+        (
+            "side_layers_backward",
+            (torch.rand_like(out), tokens, *layers, kept, *settings),
+        ),
     ]
 
 
 def public_args(name: str, args: tuple[object, ...]) -> tuple[object, ...]:
     """What the public function would get, as far as reasons look at it."""
-    if not name.startswith("side_block"):
+    if not name.startswith("side_layers"):
         return args
     first = int(name.endswith("backward"))
-    return args[first], args[first + 1], args[first + 2 : first + 14], 2
+    return *args[first : first + 3], 2
 
 
 CALLS_THAT_RUN = [

@@ -1,10 +1,12 @@
 """The side network: a narrow vision transformer over the small image and the prompts' states."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fpt_fast.ops import SideWeights, side_attention, side_block
+from fpt_fast.ops import SideWeights, side_attention, side_layers
 
 _INIT_STD = 0.02
 
@@ -68,14 +70,25 @@ class SideNetwork(nn.Module):
         a shape does not fit this network.
         """
         self._check(pixels, states)
-        tokens = self.embed(pixels)
-        last = len(self.layers) - 1
-        for i, layer in enumerate(self.layers):
-            # The head reads the class token alone: nothing else of the last layer is needed.
-            queries = 1 if i == last else tokens.shape[1]
-            tokens = layer(tokens, None if states is None else states[i], queries)
+        tokens = self._through_layers(self.embed(pixels), states)
         logits: Tensor = self.head(self.norm(tokens[:, 0]))
         return logits
+
+    def _through_layers(self, tokens: Tensor, states: Tensor | None) -> Tensor:
+        """The class token [B, 1, S] after all layers; the head reads nothing else of the last."""
+        weights = [
+            layer.weights(tokens.dtype) if _is_as_made(layer, SideLayer) else None
+            for layer in self.layers
+        ]
+        known = [layer for layer in weights if layer is not None]
+        if len(known) == len(weights):
+            first = self.layers[0]
+            return _run_layers(tokens, states, known, first.num_heads, first.norm1.eps, 1)
+        last = len(self.layers) - 1
+        for i, layer in enumerate(self.layers):
+            queries = 1 if i == last else tokens.shape[1]
+            tokens = layer(tokens, None if states is None else states[i], queries)
+        return tokens
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Return the tokens ``[B, T, S]`` of ``pixels`` [B, 3, h, w], class token first."""
@@ -127,35 +140,26 @@ class SideLayer(nn.Module):
         ``tokens`` [B, T, S]; ``prompts`` [B, P, S] or None.  The prompts are cut off after the
         layer, so they are keys and values here, never queries, and skip the MLP.
         """
-        if self._is_changed() or tokens.dtype != self.norm1.weight.dtype:
+        weights = self.weights(tokens.dtype)
+        if weights is None:
             return self._call_parts(tokens, prompts, queries)
-        products, impl = _arithmetic(tokens.device.type)
-        return side_block(
-            tokens,
-            prompts,
-            SideWeights(*(weight for part in self._parts() for weight in (part.weight, part.bias))),
-            heads=self.num_heads,
-            queries=queries,
-            eps=self.norm1.eps,
-            products=products,
-            impl=impl,
-        )
+        states = None if prompts is None else prompts.unsqueeze(0)
+        return _run_layers(tokens, states, [weights], self.num_heads, self.norm1.eps, queries)
 
-    def _parts(self) -> tuple[nn.LayerNorm | nn.Linear, ...]:
-        """In the order of ``SideWeights``."""
-        return self.norm1, self.qkv, self.proj, self.norm2, self.fc1, self.fc2
-
-    def _is_changed(self) -> bool:
-        """Whether a part is not what it was made as (an adapter, a hook): then it is called."""
-        return self.norm1.eps != self.norm2.eps or any(
-            type(part) not in (nn.LayerNorm, nn.Linear)
-            or part.bias is None
-            or part._forward_hooks
-            or part._forward_pre_hooks
-            or part._backward_hooks
-            or part._backward_pre_hooks
-            for part in self._parts()
-        )
+    def weights(self, dtype: torch.dtype) -> SideWeights | None:
+        """The layer's weights; None where they do not say all (a part is an adapter, or hooked, or
+        in another ``dtype``), and the parts must be called."""
+        norms, linears = (self.norm1, self.norm2), (self.qkv, self.proj, self.fc1, self.fc2)
+        if (
+            self.norm1.eps != self.norm2.eps
+            or self.norm1.weight.dtype != dtype
+            or not all(_is_as_made(norm, nn.LayerNorm) for norm in norms)
+            or not all(_is_as_made(linear, nn.Linear) for linear in linears)
+        ):
+            return None
+        parts = (self.norm1, self.qkv, self.proj, self.norm2, self.fc1, self.fc2)
+        found = [weight for part in parts for weight in (part.weight, part.bias)]
+        return None if any(weight is None for weight in found) else SideWeights(*found)
 
     def _call_parts(self, tokens: Tensor, prompts: Tensor | None, queries: int) -> Tensor:
         """The same, part by part."""
@@ -167,17 +171,42 @@ class SideLayer(nn.Module):
         return tokens + hidden
 
 
-def _arithmetic(device: str) -> tuple[str, str]:
-    """``products`` and ``impl`` of ``side_block`` that the present autocast asks for.
+def _is_as_made(module: nn.Module, kind: type[nn.Module]) -> bool:
+    return type(module) is kind and not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
 
-    In f32 the native layer was no faster than torch's operations on a busy machine (0.8 to 1.0
-    times; with products in bf16 1.1): there it runs by name only.
+
+def _run_layers(
+    tokens: Tensor,
+    states: Tensor | None,
+    layers: Sequence[SideWeights],
+    heads: int,
+    eps: float,
+    queries: int,
+) -> Tensor:
+    """``side_layers`` in the arithmetic that the present autocast asks for.
+
+    In f32 the native layers were no faster than torch's operations on a busy machine (0.8 to 1.0
+    times; with products in bf16 1.1): there they run by name only.
     """
-    if torch.compiler.is_compiling() or not torch.is_autocast_enabled(device):
-        return "float32", "torch"
-    if torch.get_autocast_dtype(device) == torch.bfloat16:
-        return "bfloat16", "auto"
-    return "float32", "torch"
+    device, products, impl = tokens.device.type, "float32", "torch"
+    asked = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    if asked == torch.bfloat16 and not torch.compiler.is_compiling():
+        products, impl = "bfloat16", "auto"
+    return side_layers(
+        tokens,
+        states,
+        layers,
+        heads=heads,
+        queries=queries,
+        eps=eps,
+        products=products,
+        impl=impl,
+    )
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

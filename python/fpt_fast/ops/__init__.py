@@ -12,7 +12,7 @@ from fpt_fast.ops.prompt_attention import prompt_attention, prompt_attention_ind
 from fpt_fast.ops.quantise_kv import dequantise_kv, quantise_kv
 from fpt_fast.ops.select_tokens import select_tokens
 from fpt_fast.ops.side_attention import side_attention
-from fpt_fast.ops.side_block import SideWeights, side_block
+from fpt_fast.ops.side_layers import SideWeights, side_layers
 from fpt_fast.ops.token_scores import token_scores
 
 __all__ = [
@@ -28,6 +28,6 @@ __all__ = [
     "scores_come_free",
     "select_tokens",
     "side_attention",
-    "side_block",
+    "side_layers",
     "token_scores",
 ]

@@ -24,8 +24,8 @@ from fpt_fast.ops.implementation import (
     register,
 )
 from fpt_fast.ops.native_reasons import (
-    native_block_reasons,
     native_floats_reasons,
+    native_layers_reasons,
     native_narrow_reasons,
     native_prompt_reasons,
     native_reasons,
@@ -82,8 +82,8 @@ for _op in ("side_attention", "side_attention_backward"):
 _register("frozen_linear", "native", "fpt_fast.ops.native", native_tiles_reasons)
 _register("frozen_linear", "torch", "fpt_fast.ops.torch_linear")
 _register("frozen_linear", "reference", "fpt_fast.ops.reference_ops")
-for _op in ("side_block", "side_block_backward"):
-    _register(_op, "native", "fpt_fast.ops.native", native_block_reasons)
+for _op in ("side_layers", "side_layers_backward"):
+    _register(_op, "native", "fpt_fast.ops.native", native_layers_reasons)
     _register(_op, "torch", "fpt_fast.ops.reference_ops")
     _register(_op, "reference", "fpt_fast.ops.reference_ops")
 # Last, so that auto does not choose them: no GPU has run these kernels yet (issues 3 and 8).  Once

@@ -80,37 +80,63 @@ def side_attention_backward(
     return grad_q, grad_k, grad_v
 
 
-def side_block(
+def side_layers(
     tokens: Tensor,
-    prompts: Tensor,
+    states: Tensor,
     weights: Sequence[Tensor],
     heads: int,
     queries: int,
     eps: float,
     narrow: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Output [B, Q, S], the attention's own [B, Q, S] f32, and its softmax's rows [2, B, H, Q]."""
-    given = (_plain(x) for x in (tokens, prompts, *weights))
-    out, attended, softmax = _ops.side_block(*given, heads, queries, eps, narrow, level())
-    return out.to(tokens.dtype), attended, softmax
+) -> tuple[Tensor, list[Tensor]]:
+    """Output [B, Q, S], and what ``side_layers_backward`` takes; f32 between the layers."""
+    weights, settings = [_plain(weight) for weight in weights], (eps, narrow, level())
+    size = len(weights) // len(states)
+    out, kept = _plain(tokens), []
+    for layer, prompts in enumerate(_plain(states)):
+        if layer:
+            kept.append(out)
+        seen = queries if layer + 1 == len(states) else out.shape[1]
+        own = weights[size * layer : size * (layer + 1)]
+        out, attended, softmax = _ops.side_block(out, prompts, *own, heads, seen, *settings)
+        kept += [attended, softmax]
+    return out.to(tokens.dtype), kept
 
 
-def side_block_backward(
+def side_layers_backward(
     grad: Tensor,
     tokens: Tensor,
-    prompts: Tensor,
+    states: Tensor,
     weights: Sequence[Tensor],
-    attended: Tensor,
-    softmax: Tensor,
+    kept: Sequence[Tensor],
     heads: int,
     queries: int,
     eps: float,
     narrow: bool,
-) -> tuple[Tensor, ...]:
-    """Gradients to tokens, prompts and weights; all but the attention is computed anew."""
-    given = (_plain(x) for x in (grad, tokens, prompts, *weights, attended, softmax))
-    gradients = _ops.side_block_backward(*given, heads, queries, eps, narrow, level())
-    return tuple(x.to(tokens.dtype) for x in gradients)
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Gradients to tokens, states and weights; all but the attention is computed anew."""
+    settings = (eps, narrow, level())
+    inputs, grad = (_plain(tokens), *kept[2::3]), _plain(grad)
+    plain, grad_states = _plain(states), torch.empty_like(states)
+    size, gradients = len(weights) // len(states), list[Tensor]()
+    for layer in reversed(range(len(states))):
+        own = [_plain(x) for x in weights[size * layer : size * (layer + 1)]]
+        attended, softmax = kept[3 * layer : 3 * layer + 2]
+        seen = queries if layer + 1 == len(states) else tokens.shape[1]
+        grad, grad_prompts, *others = _ops.side_block_backward(
+            grad,
+            inputs[layer],
+            plain[layer],
+            *own,
+            attended,
+            softmax,
+            heads,
+            seen,
+            *settings,
+        )
+        grad_states[layer] = grad_prompts
+        gradients[:0] = [x.to(tokens.dtype) for x in others]
+    return grad.to(tokens.dtype), grad_states, gradients
 
 
 def _plain(x: Tensor) -> Tensor:

@@ -98,11 +98,12 @@ def native_tiles_reasons(args: Sequence[object]) -> list[str]:
     return reasons
 
 
-def native_block_reasons(args: Sequence[object]) -> list[str]:
-    """``native_floats_reasons`` of (tokens, prompts, weights, heads) of a side layer."""
-    tokens, prompts, weights, heads = args
-    assert isinstance(tokens, Tensor) and isinstance(weights, Sequence) and isinstance(heads, int)
-    reasons = native_floats_reasons((tokens, prompts, *weights))
+def native_layers_reasons(args: Sequence[object]) -> list[str]:
+    """``native_floats_reasons`` of (tokens, states, layers or all their weights, heads)."""
+    tokens, states, layers, heads = args
+    assert isinstance(tokens, Tensor) and isinstance(layers, Sequence) and isinstance(heads, int)
+    # The weights are all of tokens' dtype and device: so says the public function's check.
+    reasons = native_floats_reasons((tokens, states))
     if tokens.shape[-1] > _WIDEST * heads:
         reasons.append(f"it takes heads of at most {_WIDEST} channels")
     return reasons

@@ -64,50 +64,60 @@ def side_attention_backward(
     return grad_q, grad_k, grad_v
 
 
-def side_block(
+def side_layers(
     tokens: Tensor,
-    prompts: Tensor,
+    states: Tensor,
     weights: Sequence[Tensor],
     heads: int,
     queries: int,
     eps: float,
     narrow: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``reference.side_block``; nothing of its inside is kept for the gradient."""
+) -> tuple[Tensor, list[Tensor]]:
+    """``reference.side_block`` for each layer; nothing of its inside is kept for the gradient."""
     wide = _wide(tokens)
+    out, kept = tokens.to(wide), []
     with torch.autocast(tokens.device.type, enabled=False):
-        out = reference.side_block(
-            tokens.to(wide), prompts.to(wide), [w.to(wide) for w in weights], heads, queries, eps
-        )
-    softmax = tokens.new_zeros((2, len(tokens), heads, queries), dtype=wide)
-    return out.to(tokens.dtype), torch.zeros_like(out), softmax
+        for layer, prompts in enumerate(states.to(wide)):
+            if layer:
+                kept.append(out)
+            seen = queries if layer + 1 == len(states) else tokens.shape[1]
+            own = _of_layer(weights, layer, states)
+            out = reference.side_block(out, prompts, own, heads, seen, eps).contiguous()
+            softmax = out.new_zeros((2, len(tokens), heads, seen))
+            kept += [torch.zeros_like(out), softmax]
+    return out.to(tokens.dtype), kept
 
 
-def side_block_backward(
+def side_layers_backward(
     grad: Tensor,
     tokens: Tensor,
-    prompts: Tensor,
+    states: Tensor,
     weights: Sequence[Tensor],
-    attended: Tensor,
-    softmax: Tensor,
+    kept: Sequence[Tensor],
     heads: int,
     queries: int,
     eps: float,
     narrow: bool,
-) -> tuple[Tensor, ...]:
-    """``reference.side_block_backward``."""
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """``reference.side_block_backward``, layer by layer."""
     wide = _wide(tokens)
+    inputs, grad = (tokens.to(wide), *kept[2::3]), grad.to(wide)
+    grad_states, gradients = torch.empty_like(states), []
     with torch.autocast(tokens.device.type, enabled=False):
-        gradients = reference.side_block_backward(
-            grad.to(wide),
-            tokens.to(wide),
-            prompts.to(wide),
-            [w.to(wide) for w in weights],
-            heads,
-            queries,
-            eps,
-        )
-    return tuple(x.to(tokens.dtype) for x in gradients)
+        for layer in reversed(range(len(states))):
+            seen = queries if layer + 1 == len(states) else tokens.shape[1]
+            own, prompts = _of_layer(weights, layer, states), states[layer].to(wide)
+            grad, grad_states[layer], *others = reference.side_block_backward(
+                grad, inputs[layer], prompts, own, heads, seen, eps
+            )
+            gradients[:0] = [x.to(tokens.dtype) for x in others]
+    return grad.to(tokens.dtype), grad_states, gradients
+
+
+def _of_layer(weights: Sequence[Tensor], layer: int, states: Tensor) -> list[Tensor]:
+    """Those of ``SideWeights``, in the precision that the oracle computes in."""
+    size = len(weights) // len(states)
+    return [weight.to(_wide(states)) for weight in weights[size * layer : size * (layer + 1)]]
 
 
 def prompt_attention(

@@ -1,5 +1,11 @@
-"""Schema of ``side_block``, with its gradient."""
+"""Schema of ``side_layers``, with its gradient.
 
+``weights`` are those of all layers, in the order of ``SideWeights``.  ``kept`` is what the gradient
+needs: of each layer the attention's output [B, Q, S] and its softmax's rows [2, B, H, Q], and its
+own output unless it is the last.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,73 +16,86 @@ from fpt_fast.ops.schemas import define, library, lse_dtype, without_gradient
 
 _ops = torch.ops.fpt
 
-# Tokens, prompts and the weights in the order of SideWeights.
-_TENSORS = (
-    "Tensor tokens, Tensor prompts, Tensor norm1, Tensor norm1_bias, Tensor qkv, Tensor qkv_bias,"
-    " Tensor proj, Tensor proj_bias, Tensor norm2, Tensor norm2_bias, Tensor fc1, Tensor fc1_bias,"
-    " Tensor fc2, Tensor fc2_bias"
-)
+_TENSORS = "Tensor tokens, Tensor states, Tensor[] weights"
 _SETTINGS = "int heads, int queries, float eps, bool narrow, str impl"
-_COUNT = 14
 
 
-def _side_block(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    (tokens, prompts, *weights), (*settings, impl) = args[:_COUNT], args[_COUNT:]
-    chosen = resolve("side_block", impl, (tokens, prompts, weights, settings[0]))
-    out, attended, softmax = chosen.load()(tokens, prompts, weights, *settings)
-    return out.contiguous(), attended, softmax
+def _side_layers(
+    tokens: Tensor, states: Tensor, weights: Sequence[Tensor], *settings: Any
+) -> tuple[Tensor, list[Tensor]]:
+    *settings, impl = settings
+    chosen = resolve("side_layers", impl, (tokens, states, weights, settings[0]))
+    out, kept = chosen.load()(tokens, states, weights, *settings)
+    return out.contiguous(), kept
 
 
-def _side_block_fake(tokens: Tensor, prompts: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    heads, queries = args[_COUNT - 2 : _COUNT]
-    batch, _, width = tokens.shape
+def _side_layers_fake(
+    tokens: Tensor, states: Tensor, weights: Sequence[Tensor], heads: int, queries: int, *_: Any
+) -> tuple[Tensor, list[Tensor]]:
+    batch, count, width = tokens.shape
     wide = lse_dtype(tokens)
-    return (
-        tokens.new_empty((batch, queries, width)),
-        tokens.new_empty((batch, queries, width), dtype=wide),
-        tokens.new_empty((2, batch, heads, queries), dtype=wide),
+    kept = []
+    for left in reversed(range(len(states))):
+        seen = count if left else queries
+        kept.append(tokens.new_empty((batch, seen, width), dtype=wide))
+        kept.append(tokens.new_empty((2, batch, heads, seen), dtype=wide))
+        if left:
+            kept.append(tokens.new_empty(tokens.shape, dtype=wide))
+    return tokens.new_empty((batch, queries, width)), kept
+
+
+def _side_layers_backward(
+    grad: Tensor,
+    tokens: Tensor,
+    states: Tensor,
+    weights: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    *settings: Any,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    *settings, impl = settings
+    chosen = resolve("side_layers_backward", impl, (tokens, states, weights, settings[0]))
+    grad_tokens, grad_states, gradients = chosen.load()(
+        grad, tokens, states, weights, kept, *settings
     )
+    return grad_tokens.contiguous(), grad_states, [gradient.contiguous() for gradient in gradients]
 
 
-def _side_block_backward(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    (tokens, prompts, *weights), rest = args[:_COUNT], args[_COUNT:]
-    attended, softmax, *settings, impl = rest
-    chosen = resolve("side_block_backward", impl, (tokens, prompts, weights, settings[0]))
-    gradients = chosen.load()(grad, tokens, prompts, weights, attended, softmax, *settings)
-    return tuple(gradient.contiguous() for gradient in gradients)
+def _side_layers_backward_fake(
+    grad: Tensor, tokens: Tensor, states: Tensor, weights: Sequence[Tensor], *_: Any
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    tokens, states, *rest = (x.new_empty(x.shape) for x in (tokens, states, *weights))
+    return tokens, states, rest
 
 
-def _side_block_backward_fake(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    return tuple(x.new_empty(x.shape) for x in args[:_COUNT])
-
-
-def _save_side_block(
-    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
+def _save_side_layers(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]
 ) -> None:
-    ctx.settings = inputs[_COUNT:]
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*inputs[:_COUNT], *output[1:])
+    (tokens, states, weights, *settings), (_, kept) = inputs, output
+    ctx.settings, ctx.weights = settings, len(weights)
+    ctx.mark_non_differentiable(*kept)
+    ctx.save_for_backward(tokens, states, *weights, *kept)
 
 
-def _side_block_gradient(ctx: Any, grad: Tensor, *_: Tensor | None) -> tuple[Any, ...]:
-    gradients = _ops.side_block_backward(grad, *ctx.saved_tensors, *ctx.settings)
+def _side_layers_gradient(ctx: Any, grad: Tensor, _: list[Tensor | None]) -> tuple[Any, ...]:
+    tokens, states, *rest = ctx.saved_tensors
+    weights, kept = rest[: ctx.weights], rest[ctx.weights :]
+    gradients = _ops.side_layers_backward(grad, tokens, states, weights, kept, *ctx.settings)
     return (*gradients, *(None for _ in ctx.settings))
 
 
 define(
-    "side_block",
-    f"({_TENSORS}, {_SETTINGS}) -> (Tensor out, Tensor attended, Tensor softmax)",
-    _side_block,
-    _side_block_fake,
+    "side_layers",
+    f"({_TENSORS}, {_SETTINGS}) -> (Tensor out, Tensor[] kept)",
+    _side_layers,
+    _side_layers_fake,
 )
 define(
-    "side_block_backward",
-    f"(Tensor grad, {_TENSORS}, Tensor attended, Tensor softmax, {_SETTINGS}) -> "
-    f"({', '.join(['Tensor'] * _COUNT)})",
-    _side_block_backward,
-    _side_block_backward_fake,
+    "side_layers_backward",
+    f"(Tensor grad, {_TENSORS}, Tensor[] kept, {_SETTINGS}) -> (Tensor, Tensor, Tensor[])",
+    _side_layers_backward,
+    _side_layers_backward_fake,
 )
 torch.library.register_autograd(
-    "fpt::side_block", _side_block_gradient, setup_context=_save_side_block, lib=library
+    "fpt::side_layers", _side_layers_gradient, setup_context=_save_side_layers, lib=library
 )
-without_gradient("side_block_backward")
+without_gradient("side_layers_backward")

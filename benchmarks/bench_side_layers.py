@@ -1,4 +1,4 @@
-"""side_block beside a layer of torch's own operations, forward and backward, as a step pays it."""
+"""One layer of side_layers beside torch's own operations, both ways, as a step pays it."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from benchmarks import counts
 from benchmarks.cases import Sizes
 from benchmarks.contest import Contest, Result, cpu_implementations
-from fpt_fast.ops import SideWeights, side_block
+from fpt_fast.ops import SideWeights, side_layers
 
 # Images, tokens, prompts, width, heads, MLP width: the side networks as published.
 CASES = {"fpt_plus": (16, 65, 16, 96, 12, 384), "fpt": (16, 197, 16, 96, 12, 384)}
@@ -38,7 +38,8 @@ def contest(case: str, products: str, sizes: Sizes) -> Contest:
 
     def both_ways(impl: str) -> Result:
         with torch.autocast("cpu", torch.bfloat16, enabled=products == "bfloat16"):
-            out = side_block(*leaves, weights, heads=heads, products=products, impl=impl)
+            tokens, states = leaves[0], leaves[1].unsqueeze(0)
+            out = side_layers(tokens, states, [weights], heads=heads, products=products, impl=impl)
         return (out.detach(), *torch.autograd.grad(out, (*leaves, *weights), grad))
 
     def plain() -> Result:
@@ -50,8 +51,8 @@ def contest(case: str, products: str, sizes: Sizes) -> Contest:
             assert float(error) < (1e-4 if products == "float32" else 3e-2)
 
     return Contest(
-        op="side_block",
-        group="side_block, forward and backward",
+        op="side_layers",
+        group="side_layers, forward and backward",
         case=case,
         dtype=products,
         ours=both_ways,
@@ -61,10 +62,10 @@ def contest(case: str, products: str, sizes: Sizes) -> Contest:
     )
 
 
-@pytest.mark.parametrize("impl", cpu_implementations("side_block"))
+@pytest.mark.parametrize("impl", cpu_implementations("side_layers"))
 @pytest.mark.parametrize("products", PRODUCTS)
 @pytest.mark.parametrize("case", CASES)
-def bench_side_block(
+def bench_side_layers(
     beside: Callable[[Contest, str], None], sizes: Sizes, case: str, products: str, impl: str
 ) -> None:
     beside(contest(case, products, sizes), impl)

@@ -1,4 +1,4 @@
-"""side_block: output and every gradient against the oracle, at every level of native."""
+"""side_layers: output and every gradient against the oracle, at every level of native."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fpt_fast.ops import SideWeights, explain, reference, side_block
+from fpt_fast.ops import SideWeights, explain, reference, side_layers
 from helpers import assert_within_budget, implementation, implementations_here
 
 # What is torch's own is the same bits as torch's, and no more: see below.
-IMPLEMENTATIONS = [impl for impl in implementations_here("side_block") if impl != "torch"]
+IMPLEMENTATIONS = [impl for impl in implementations_here("side_layers") if impl != "torch"]
 LEVELS = [impl for impl in IMPLEMENTATIONS if impl.startswith("native/")]
 # B, T, P, queries, S, heads, MLP width
 SHAPES = (
@@ -71,7 +71,15 @@ def with_gradients(block: Block, given: Inputs, grad: Tensor) -> Iterator[Tensor
 
 def block_of(shape: tuple[int, ...], impl: str, products: str = "float32") -> Block:
     *_, queries, _, heads, _ = shape
-    return partial(side_block, heads=heads, queries=queries, products=products, impl=impl)
+
+    def block(tokens: Tensor, prompts: Tensor | None, weights: SideWeights) -> Tensor:
+        """One layer."""
+        states = None if prompts is None else prompts.unsqueeze(0)
+        return side_layers(
+            tokens, states, [weights], heads=heads, queries=queries, products=products, impl=impl
+        )
+
+    return block
 
 
 def plain_of(shape: tuple[int, ...]) -> Block:
@@ -209,6 +217,49 @@ def test_what_is_not_finite_stays_in_its_image(impl: str, bad: float) -> None:
             assert torch.equal(got.isfinite(), expected.isfinite())
 
 
+@pytest.mark.parametrize("states", [True, False], ids=["states", "alone"])
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS, indirect=True)
+def test_several_layers_are_one_after_the_other(impl: str, states: bool) -> None:
+    """All tokens of every layer but the last, of which one is asked for."""
+    shape, count = (20, 9, 3, 9, 24, 3, 40), 3
+    layers = [inputs(shape, torch.float32, seed) for seed in range(count)]
+    prompts = torch.stack([given[1] for given in layers]) if states else None
+    grad = grad_of((20, 9, 3, 1, 24, 3, 40))
+
+    def results(stack: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
+        leaves = [layers[0][0], *([] if prompts is None else [prompts])]
+        leaves += [weight for given in layers for weight in given[2]]
+        leaves = [leaf.to(dtype).requires_grad_() for leaf in leaves]
+        weights = leaves[-12 * count :]
+        split = [SideWeights(*weights[12 * i : 12 * i + 12]) for i in range(count)]
+        out = stack(leaves[0], leaves[1] if states else None, split)
+        return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(dtype))]
+
+    def plain(tokens: Tensor, prompts: Tensor | None, split: list[SideWeights]) -> Tensor:
+        for i, weights in enumerate(split):
+            own = tokens[:, :0] if prompts is None else prompts[i]
+            queries = 1 if i + 1 == count else 9
+            tokens = reference.side_block(tokens, own, weights, 3, queries, 1e-12)
+        return tokens
+
+    def ours(tokens: Tensor, prompts: Tensor | None, split: list[SideWeights]) -> Tensor:
+        return side_layers(tokens, prompts, split, heads=3, queries=1, impl=impl)
+
+    def one_by_one(tokens: Tensor, prompts: Tensor | None, split: list[SideWeights]) -> Tensor:
+        for i, weights in enumerate(split):
+            own = None if prompts is None else prompts[i : i + 1]
+            queries = 1 if i + 1 == count else 9
+            tokens = side_layers(tokens, own, [weights], heads=3, queries=queries, impl=impl)
+        return tokens
+
+    got, oracle = results(ours, torch.float32), results(plain, torch.float64)
+    for i, (x, exact, rounded) in enumerate(
+        zip(got, oracle, results(plain, torch.float32), strict=True)
+    ):
+        assert_within_budget(x, exact, rounded, factor=3.0 if i else 2.0)
+    assert all(map(torch.equal, got, results(one_by_one, torch.float32)))
+
+
 def test_prompts_may_be_missing() -> None:
     shape = (2, 5, 0, 5, 12, 3, 20)
     tokens, prompts, weights = to(inputs(shape), torch.float32)
@@ -231,7 +282,7 @@ def test_gradcheck() -> None:
 def test_f64_goes_to_torch_and_half_precision_comes_back() -> None:
     shape = (2, 5, 3, 5, 12, 3, 20)
     given = inputs(shape)
-    assert "runs 'torch'" in explain("side_block", *given, 3)
+    assert "runs 'torch'" in explain("side_layers", given[0], given[1].unsqueeze(0), [given[2]], 3)
     assert torch.equal(block_of(shape, "auto")(*given), block_of(shape, "torch")(*given))
     for dtype in (torch.float16, torch.bfloat16):
         for got in with_gradients(block_of(shape, "auto"), to(given, dtype), grad_of(shape)):
@@ -261,7 +312,7 @@ def test_there_is_no_second_derivative() -> None:
     tokens, prompts, weights = leaves_of(to(inputs(shape), torch.float32))
     out = block_of(shape, "reference")(tokens, prompts, weights)
     (grad,) = torch.autograd.grad(out.sum(), tokens, create_graph=True)
-    with pytest.raises(RuntimeError, match="side_block_backward has no derivative"):
+    with pytest.raises(RuntimeError, match="side_layers_backward has no derivative"):
         grad.sum().backward()
 
 
@@ -269,15 +320,18 @@ def test_there_is_no_second_derivative() -> None:
     ("change", "message"),
     [
         (lambda t, p, w: (t[0], p, w), r"tokens must be \[B, T, S\], got shape \(5, 12\)"),
-        (lambda t, p, w: (t, p[:1], w), r"prompts must be \(2, 3, 12\) by its own P and tokens'"),
-        (lambda t, p, w: (t, p.int(), w), "prompts must be float16 or .*, got int32"),
+        (
+            lambda t, p, w: (t, p[:1], w),
+            r"states must be \(1, 2, 3, 12\) by its own P,",
+        ),
+        (lambda t, p, w: (t, p.int(), w), "states must be float16 or .*, got int32"),
         (
             lambda t, p, w: (t, p, w._replace(fc2=w.fc2[:, :7])),
-            r"fc2 must be \(12, 20\) by tokens' S and fc1's rows, got \(12, 7\)",
+            r"layers\[0\].fc2 must be \(12, 20\) by tokens' S and .* fc1, got \(12, 7\)",
         ),
         (
             lambda t, p, w: (t, p, w._replace(proj=w.proj.half())),
-            "proj must be float32, got float16",
+            r"layers\[0\].proj must be float32, got float16",
         ),
     ],
 )
@@ -288,14 +342,21 @@ def test_errors_say_what_came(change: Callable[..., Inputs], message: str) -> No
 
 
 def test_settings_that_do_not_fit() -> None:
-    given = to(inputs((2, 5, 3, 5, 12, 3, 20)), torch.float32)
+    tokens, prompts, weights = to(inputs((2, 5, 3, 5, 12, 3, 20)), torch.float32)
     for settings, message in (
         ({"heads": 5}, "heads must divide tokens' S, 12, got 5"),
         ({"heads": 3, "queries": 6}, r"queries must be in 1\.\.5 \(T\), got 6"),
         ({"heads": 3, "products": "int8"}, "products must be one of float32, bfloat16, got 'int8'"),
     ):
         with pytest.raises(ValueError, match=message):
-            side_block(*given, **settings)  # type: ignore[arg-type]
+            side_layers(tokens, prompts.unsqueeze(0), [weights], **settings)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="layers must hold .* at least one layer, got none"):
+        side_layers(tokens, prompts[None, :0], [], heads=3)
+    with pytest.raises(ValueError, match=r"states must be \(2, 2, 3, 12\) .*, got \(1, 2, 3, 12\)"):
+        side_layers(tokens, prompts.unsqueeze(0), [weights] * 2, heads=3)
+    other = weights._replace(fc1_bias=weights.fc1_bias[:7])
+    with pytest.raises(ValueError, match=r"layers\[1\].fc1_bias must be \(20,\) .*, got \(7,\)"):
+        side_layers(tokens, None, [weights, other], heads=3)
 
 
 def test_reasons_of_native() -> None:

@@ -1,5 +1,6 @@
-"""``side_block``: a whole layer of the side network."""
+"""``side_layers``: whole layers of the side network."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,10 +39,10 @@ class SideWeights(NamedTuple):
     fc2_bias: Tensor
 
 
-def side_block(
+def side_layers(
     tokens: Tensor,
-    prompts: Tensor | None,
-    weights: SideWeights,
+    states: Tensor | None,
+    layers: Sequence[SideWeights],
     *,
     heads: int,
     queries: int | None = None,
@@ -49,21 +50,21 @@ def side_block(
     products: str = "float32",
     impl: str = "auto",
 ) -> Tensor:
-    """Pre-norm attention over ``[tokens, prompts]`` and MLP, each added to the tokens.
+    """Layers of the side network, one after the other, in one node of autograd.
 
-    ``x = tokens + proj(attention(norm1([tokens, prompts])))``, then
-    ``x + fc2(gelu(fc1(norm2(x))))`` with the exact GELU.  Prompts are keys and
-    values alone.  Gradients go to everything; the result is the same from run to run.
+    Each is ``x = tokens + proj(attention(norm1([tokens, prompts])))``, then
+    ``x + fc2(gelu(fc1(norm2(x))))`` with the exact GELU.  A layer's prompts are keys and values
+    alone.  Gradients go to everything; the result is the same from run to run.
     ``"torch"`` is torch's own operations and gradient, under the caller's autocast; ``"auto"`` is
     that, too, in compiled code, which fuses them.
 
     Args:
         tokens: [B, T, S], f16, bf16, f32 or f64.
-        prompts: [B, P, S] of any of these dtypes, or None.
-        weights: of tokens' dtype and device.
+        states: prompts of every layer [L, B, P, S] of any of these dtypes, or None.
+        layers: the weights of L layers, all of the same sizes and of tokens' dtype and device.
         heads: attention heads; they divide S.
-        queries: how many tokens come back, the first ones; None for all.
-        eps: of both LayerNorms.
+        queries: how many tokens come back from the last layer, the first ones; None for all.
+        eps: of all LayerNorms.
         products: ``"bfloat16"`` allows ``"native"`` to round the factors of its matrix products to
             bf16, with sums in f32; all else stays in f32.
         impl: ``"auto"`` or the name of an implementation.
@@ -74,55 +75,86 @@ def side_block(
     Raises:
         ValueError: for a wrong shape, dtype or device; for an implementation that cannot run.
     """
-    _check(tokens, prompts, weights, heads, products)
+    _check(tokens, states, layers, heads, products)
     queries = tokens.shape[1] if queries is None else queries
     if not 1 <= queries <= tokens.shape[1]:
         raise ValueError(f"queries must be in 1..{tokens.shape[1]} (T), got {queries}")
-    args = (tokens, prompts, weights, heads)
     if impl == AUTO:
         is_compiling = torch.compiler.is_compiling()
-        impl = _TORCH if is_compiling else resolve("side_block", impl, args).name
+        args = (tokens, states, layers, heads)
+        impl = _TORCH if is_compiling else resolve("side_layers", impl, args).name
     if impl == _TORCH:
-        return _block(tokens, prompts, weights, heads, queries, eps)
-    if prompts is None:
-        prompts = tokens[:, :0]
+        return _by_torch(tokens, states, layers, heads, queries, eps)
+    if states is None:
+        states = tokens.new_empty((len(layers), len(tokens), 0, tokens.shape[2]))
+    weights = [weight for layer in layers for weight in layer]
     narrow = products == "bfloat16"
-    out, _, _ = _library.ops.side_block(
-        tokens, prompts.to(tokens.dtype), *weights, heads, queries, eps, narrow, impl
+    out, _ = _library.ops.side_layers(
+        tokens, states.to(tokens.dtype), weights, heads, queries, eps, narrow, impl
     )
-    block: Tensor = out
-    return block
+    last: Tensor = out
+    return last
 
 
 def _check(
-    tokens: Tensor, prompts: Tensor | None, weights: SideWeights, heads: int, products: str
+    tokens: Tensor,
+    states: Tensor | None,
+    layers: Sequence[SideWeights],
+    heads: int,
+    products: str,
 ) -> None:
     check_axes("tokens", tokens, "B T S")
     check_dtype("tokens", tokens, FLOAT_DTYPES)
     batch, _, width = tokens.shape
-    if prompts is not None:
-        check_axes("prompts", prompts, "B P S")
-        expected = (batch, prompts.shape[1], width)
-        check_shape("prompts", prompts, expected, "by its own P and tokens' B, S")
-        check_dtype("prompts", prompts, FLOAT_DTYPES)
-        check_same_device("prompts", prompts, "tokens", tokens)
-    hidden = weights.fc1.shape[0]
-    shapes = {
-        "qkv": (3 * width, width),
-        "qkv_bias": (3 * width,),
-        "proj": (width, width),
-        "fc1": (hidden, width),
-        "fc1_bias": (hidden,),
-        "fc2": (width, hidden),
-    }
-    for name, weight in weights._asdict().items():
-        check_shape(name, weight, shapes.get(name, (width,)), "by tokens' S and fc1's rows")
-        check_dtype(name, weight, (tokens.dtype,))
-        check_same_device(name, weight, "tokens", tokens)
+    if not layers:
+        raise ValueError("layers must hold the weights of at least one layer, got none")
+    if states is not None:
+        check_axes("states", states, "L B P S")
+        expected = (len(layers), batch, states.shape[2], width)
+        check_shape("states", states, expected, "by its own P, the layers, and tokens' B, S")
+        check_dtype("states", states, FLOAT_DTYPES)
+        check_same_device("states", states, "tokens", tokens)
+    for number, layer in enumerate(layers):
+        _check_layer(number, layer, layers[0].fc1.shape[0], tokens)
     if heads < 1 or width % heads:
         raise ValueError(f"heads must divide tokens' S, {width}, got {heads}")
     if products not in _PRODUCTS:
         raise ValueError(f"products must be one of {', '.join(_PRODUCTS)}, got {products!r}")
+
+
+def _check_layer(number: int, layer: SideWeights, hidden: int, tokens: Tensor) -> None:
+    width, dtype, device = tokens.shape[2], tokens.dtype, tokens.device
+    vector, square = (width,), (width, width)
+    wide, narrow = (hidden, width), (width, hidden)
+    shapes = (vector, vector, (3 * width, width), (3 * width,), square, vector)
+    for field, weight, shape in zip(
+        layer._fields,
+        layer,
+        (*shapes, vector, vector, wide, (hidden,), narrow, vector),
+        strict=True,
+    ):
+        # Named only where it is wrong: this is done in every step.
+        if (weight.shape, weight.dtype, weight.device) == (shape, dtype, device):
+            continue
+        name = f"layers[{number}].{field}"
+        check_shape(name, weight, shape, "by tokens' S and the first layer's fc1")
+        check_dtype(name, weight, (tokens.dtype,))
+        check_same_device(name, weight, "tokens", tokens)
+
+
+def _by_torch(
+    tokens: Tensor,
+    states: Tensor | None,
+    layers: Sequence[SideWeights],
+    heads: int,
+    queries: int,
+    eps: float,
+) -> Tensor:
+    for number, weights in enumerate(layers):
+        prompts = None if states is None else states[number]
+        count = queries if number + 1 == len(layers) else tokens.shape[1]
+        tokens = _block(tokens, prompts, weights, heads, count, eps)
+    return tokens
 
 
 def _block(
