@@ -1,6 +1,7 @@
 """The side network: a narrow vision transformer over the small image and the prompts' states."""
 
 from collections.abc import Sequence
+from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch.nn import functional
 from fpt_fast.ops import SideWeights, side_attention, side_layers
 
 _INIT_STD = 0.02
+_Kind = TypeVar("_Kind", bound=nn.Module)
 
 
 class SideNetwork(nn.Module):
@@ -33,6 +35,7 @@ class SideNetwork(nn.Module):
         layer_norm_eps: float = 1e-12,
     ) -> None:
         super().__init__()
+        self.num_heads, self.eps = num_heads, layer_norm_eps
         self.patch_size = _pair(patch_size)
         self.image_size = _pair(image_size)
         _check_sizes(width, num_heads, num_layers, self.patch_size, self.image_size, num_outputs)
@@ -82,8 +85,7 @@ class SideNetwork(nn.Module):
         ]
         known = [layer for layer in weights if layer is not None]
         if len(known) == len(weights):
-            first = self.layers[0]
-            return _run_layers(tokens, states, known, first.num_heads, first.norm1.eps, 1)
+            return _run_layers(tokens, states, known, self.num_heads, self.eps, 1)
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
             queries = 1 if i == last else tokens.shape[1]
@@ -127,6 +129,7 @@ class SideLayer(nn.Module):
     def __init__(self, width: int, num_heads: int, mlp_width: int, layer_norm_eps: float) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.eps = layer_norm_eps
         self.norm1 = nn.LayerNorm(width, eps=layer_norm_eps)
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
@@ -144,14 +147,14 @@ class SideLayer(nn.Module):
         if weights is None:
             return self._call_parts(tokens, prompts, queries)
         states = None if prompts is None else prompts.unsqueeze(0)
-        return _run_layers(tokens, states, [weights], self.num_heads, self.norm1.eps, queries)
+        return _run_layers(tokens, states, [weights], self.num_heads, self.eps, queries)
 
     def weights(self, dtype: torch.dtype) -> SideWeights | None:
         """The layer's weights; None where they do not say all (a part is an adapter, or hooked, or
-        in another ``dtype``), and the parts must be called."""
+        of another ``dtype`` or epsilon), and the parts must be called."""
         norms, linears = (self.norm1, self.norm2), (self.qkv, self.proj, self.fc1, self.fc2)
         if (
-            self.norm1.eps != self.norm2.eps
+            not self.norm1.eps == self.norm2.eps == self.eps
             or self.norm1.weight.dtype != dtype
             or not all(_is_as_made(norm, nn.LayerNorm) for norm in norms)
             or not all(_is_as_made(linear, nn.Linear) for linear in linears)
@@ -171,7 +174,7 @@ class SideLayer(nn.Module):
         return tokens + hidden
 
 
-def _is_as_made(module: nn.Module, kind: type[nn.Module]) -> bool:
+def _is_as_made(module: nn.Module, kind: type[_Kind]) -> TypeGuard[_Kind]:
     return type(module) is kind and not (
         module._forward_hooks
         or module._forward_pre_hooks

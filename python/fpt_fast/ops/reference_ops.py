@@ -102,7 +102,7 @@ def side_layers_backward(
     """``reference.side_block_backward``, layer by layer."""
     wide = _wide(tokens)
     inputs, grad = (tokens.to(wide), *kept[2::3]), grad.to(wide)
-    grad_states, gradients = torch.empty_like(states), []
+    grad_states, gradients = torch.empty_like(states), list[Tensor]()
     with torch.autocast(tokens.device.type, enabled=False):
         for layer in reversed(range(len(states))):
             seen = queries if layer + 1 == len(states) else tokens.shape[1]

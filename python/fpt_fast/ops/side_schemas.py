@@ -21,9 +21,9 @@ _SETTINGS = "int heads, int queries, float eps, bool narrow, str impl"
 
 
 def _side_layers(
-    tokens: Tensor, states: Tensor, weights: Sequence[Tensor], *settings: Any
+    tokens: Tensor, states: Tensor, weights: Sequence[Tensor], *rest: Any
 ) -> tuple[Tensor, list[Tensor]]:
-    *settings, impl = settings
+    *settings, impl = rest
     chosen = resolve("side_layers", impl, (tokens, states, weights, settings[0]))
     out, kept = chosen.load()(tokens, states, weights, *settings)
     return out.contiguous(), kept
@@ -50,9 +50,9 @@ def _side_layers_backward(
     states: Tensor,
     weights: Sequence[Tensor],
     kept: Sequence[Tensor],
-    *settings: Any,
+    *rest: Any,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    *settings, impl = settings
+    *settings, impl = rest
     chosen = resolve("side_layers_backward", impl, (tokens, states, weights, settings[0]))
     grad_tokens, grad_states, gradients = chosen.load()(
         grad, tokens, states, weights, kept, *settings
