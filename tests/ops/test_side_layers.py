@@ -1,7 +1,6 @@
 """side_layers: output and every gradient against the oracle, at every level of native."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import pytest
 import torch
@@ -84,7 +83,11 @@ def block_of(shape: tuple[int, ...], impl: str, products: str = "float32") -> Bl
 
 def plain_of(shape: tuple[int, ...]) -> Block:
     *_, queries, _, heads, _ = shape
-    return partial(reference.side_block, heads=heads, queries=queries, eps=1e-12)
+
+    def plain(tokens: Tensor, prompts: Tensor, weights: SideWeights) -> Tensor:
+        return reference.side_layers(tokens, prompts.unsqueeze(0), weights, heads, queries, 1e-12)
+
+    return plain
 
 
 def grad_of(shape: tuple[int, ...]) -> Tensor:
@@ -236,11 +239,10 @@ def test_several_layers_are_one_after_the_other(impl: str, states: bool) -> None
         return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(dtype))]
 
     def plain(tokens: Tensor, prompts: Tensor | None, split: list[SideWeights]) -> Tensor:
-        for i, weights in enumerate(split):
-            own = tokens[:, :0] if prompts is None else prompts[i]
-            queries = 1 if i + 1 == count else 9
-            tokens = reference.side_block(tokens, own, weights, 3, queries, 1e-12)
-        return tokens
+        none = tokens.new_empty((count, len(tokens), 0, tokens.shape[2]))
+        weights = [weight for layer in split for weight in layer]
+        own = none if prompts is None else prompts
+        return reference.side_layers(tokens, own, weights, 3, 1, 1e-12)
 
     def ours(tokens: Tensor, prompts: Tensor | None, split: list[SideWeights]) -> Tensor:
         return side_layers(tokens, prompts, split, heads=3, queries=1, impl=impl)

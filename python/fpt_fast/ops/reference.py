@@ -5,7 +5,7 @@ called with the implementation's own inputs, it is the plain expression whose er
 the budget.  Nothing is blocked, fused or reused: each function reads as its formula.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -97,7 +97,58 @@ def side_attention_backward(
     return slopes @ k * scale, grad_k, weights.transpose(-2, -1) @ grad
 
 
-def side_block(
+def side_layers(
+    tokens: Tensor,
+    states: Tensor,
+    weights: Sequence[Tensor],
+    heads: int,
+    queries: int,
+    eps: float,
+) -> Tensor:
+    """Layers of the side network: tokens [B, T, S], prompts of each layer ``states`` [L, B, P, S],
+    weights of each in the order of ``SideWeights`` -> the first ``queries`` tokens after the last.
+    """
+    *_, last = _outputs(tokens, states, weights, heads, eps)
+    return last[:, :queries]
+
+
+def side_layers_backward(
+    grad: Tensor,
+    tokens: Tensor,
+    states: Tensor,
+    weights: Sequence[Tensor],
+    heads: int,
+    queries: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Gradients to tokens, states and every weight of ``side_layers`` for ``grad``, as ``out``."""
+    inputs = [tokens, *_outputs(tokens, states, weights, heads, eps)]
+    grad_states, gradients = torch.empty_like(states), list[Tensor]()
+    for layer in reversed(range(len(states))):
+        own = _of_layer(weights, layer, states)
+        grad, grad_states[layer], *others = _side_layer_backward(
+            grad, inputs[layer], states[layer], own, heads, queries, eps
+        )
+        gradients[:0], queries = others, tokens.shape[1]
+    return grad, grad_states, gradients
+
+
+def _outputs(
+    tokens: Tensor, states: Tensor, weights: Sequence[Tensor], heads: int, eps: float
+) -> Iterator[Tensor]:
+    """All tokens after each layer."""
+    for layer, prompts in enumerate(states):
+        own = _of_layer(weights, layer, states)
+        tokens = _side_layer(tokens, prompts, own, heads, tokens.shape[1], eps)
+        yield tokens
+
+
+def _of_layer(weights: Sequence[Tensor], layer: int, states: Tensor) -> Sequence[Tensor]:
+    size = len(weights) // len(states)
+    return weights[size * layer : size * (layer + 1)]
+
+
+def _side_layer(
     tokens: Tensor,
     prompts: Tensor,
     weights: Sequence[Tensor],
@@ -105,8 +156,7 @@ def side_block(
     queries: int,
     eps: float,
 ) -> Tensor:
-    """A layer of the side network: tokens [B, T, S], prompts [B, P, S], weights in the order of
-    ``SideWeights`` -> the first ``queries`` tokens after it, [B, queries, S].
+    """The first ``queries`` tokens [B, queries, S] after one layer.
 
     The prompts go through every step and are cut off at the end.
     """
@@ -120,7 +170,7 @@ def side_block(
     return x[:, :queries]
 
 
-def side_block_backward(
+def _side_layer_backward(
     grad: Tensor,
     tokens: Tensor,
     prompts: Tensor,
@@ -129,7 +179,7 @@ def side_block_backward(
     queries: int,
     eps: float,
 ) -> tuple[Tensor, ...]:
-    """Gradients to tokens, prompts and every weight of ``side_block`` for ``grad``, as ``out``."""
+    """Gradients to tokens, prompts and every weight of ``_side_layer``, for ``grad``."""
     norm1, norm1_bias, qkv, qkv_bias, proj, proj_bias = weights[:6]
     norm2, norm2_bias, fc1, fc1_bias, fc2, _ = weights[6:]
     x = torch.cat([tokens, prompts], dim=1)

@@ -73,18 +73,18 @@ def side_layers(
     eps: float,
     narrow: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """``reference.side_block`` for each layer; nothing of its inside is kept for the gradient."""
+    """``reference.side_layers``; nothing is kept for the gradient but the shapes of it."""
     wide = _wide(tokens)
-    out, kept = tokens.to(wide), []
     with torch.autocast(tokens.device.type, enabled=False):
-        for layer, prompts in enumerate(states.to(wide)):
-            if layer:
-                kept.append(out)
-            seen = queries if layer + 1 == len(states) else tokens.shape[1]
-            own = _of_layer(weights, layer, states)
-            out = reference.side_block(out, prompts, own, heads, seen, eps).contiguous()
-            softmax = out.new_zeros((2, len(tokens), heads, seen))
-            kept += [torch.zeros_like(out), softmax]
+        out = reference.side_layers(
+            tokens.to(wide), states.to(wide), [w.to(wide) for w in weights], heads, queries, eps
+        )
+    kept = []
+    for left in reversed(range(len(states))):
+        seen = tokens.shape[1] if left else queries
+        kept += [out.new_zeros((len(tokens), seen, tokens.shape[2]))]
+        kept += [out.new_zeros((2, len(tokens), heads, seen))]
+        kept += [out.new_zeros(tokens.shape)] if left else []
     return out.to(tokens.dtype), kept
 
 
@@ -99,25 +99,23 @@ def side_layers_backward(
     eps: float,
     narrow: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """``reference.side_block_backward``, layer by layer."""
+    """``reference.side_layers_backward``."""
     wide = _wide(tokens)
-    inputs, grad = (tokens.to(wide), *kept[2::3]), grad.to(wide)
-    grad_states, gradients = torch.empty_like(states), list[Tensor]()
     with torch.autocast(tokens.device.type, enabled=False):
-        for layer in reversed(range(len(states))):
-            seen = queries if layer + 1 == len(states) else tokens.shape[1]
-            own, prompts = _of_layer(weights, layer, states), states[layer].to(wide)
-            grad, grad_states[layer], *others = reference.side_block_backward(
-                grad, inputs[layer], prompts, own, heads, seen, eps
-            )
-            gradients[:0] = [x.to(tokens.dtype) for x in others]
-    return grad.to(tokens.dtype), grad_states, gradients
-
-
-def _of_layer(weights: Sequence[Tensor], layer: int, states: Tensor) -> list[Tensor]:
-    """Those of ``SideWeights``, in the precision that the oracle computes in."""
-    size = len(weights) // len(states)
-    return [weight.to(_wide(states)) for weight in weights[size * layer : size * (layer + 1)]]
+        grad_tokens, grad_states, gradients = reference.side_layers_backward(
+            grad.to(wide),
+            tokens.to(wide),
+            states.to(wide),
+            [w.to(wide) for w in weights],
+            heads,
+            queries,
+            eps,
+        )
+    return (
+        grad_tokens.to(tokens.dtype),
+        grad_states.to(states.dtype),
+        [x.to(tokens.dtype) for x in gradients],
+    )
 
 
 def prompt_attention(
