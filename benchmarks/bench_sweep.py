@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from benchmarks.bench_training_step import (
     OUTPUTS,
+    PRECISIONS,
     make_batch,
     make_step,
     method_config,
@@ -26,11 +27,12 @@ from benchmarks.bench_training_step import (
 )
 from benchmarks.beside import alternate
 from benchmarks.counts import Count
-from fpt_fast.config import TrainConfig
+from fpt_fast.config import Precision, TrainConfig
 from fpt_fast.model import FptModel, create_model
 from fpt_fast.sweep.optimizer import StackOptimizer
 from fpt_fast.sweep.prediction import attend_all
 from fpt_fast.sweep.stack import ModelStack
+from fpt_fast.trainer.arithmetic import Arithmetic
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,9 @@ class Steps:
     feature_bytes: int
 
 
-def sweep_steps(models: int, full: bool) -> Steps:
-    """``models`` that differ in their seed, on one batch; they agree with the plain ones."""
+def sweep_steps(models: int, full: bool, precision: Precision = "float32") -> Steps:
+    """``models`` that differ in their seed, on one batch; they agree with the plain ones, which
+    are f32."""
     built = [
         create_model(
             method_config("fpt_plus", full), backbone=spec(full), num_classes=OUTPUTS, seed=seed
@@ -64,36 +67,42 @@ def sweep_steps(models: int, full: bool) -> Steps:
     optimizer = StackOptimizer(stack, [TrainConfig()] * models)
     pixels = batch.side_pixels.expand(models, *(-1,) * 4).contiguous()
     rates = torch.full((models,), 1e-4)
+    arithmetic = Arithmetic(precision, batch.labels.device)
 
     def together() -> Tensor:
-        (attended,) = attend_all([stack], batch)
-        logits = stack.forward(pixels, attended, None)
+        with arithmetic.forward():
+            (attended,) = attend_all([stack], batch)
+            logits = stack.forward(pixels, attended, None).float()
         losses = torch.stack([functional.cross_entropy(own, batch.labels) for own in logits])
         stack.take_gradients(torch.autograd.grad(losses.sum(), stack.leaves))
         optimizer.step(rates)
         return losses.detach()
 
-    alone = make_step(built[0], lambda: built[0](batch), batch.labels)
+    alone = make_step(
+        built[0], lambda: built[0](batch), batch.labels, fused=True, precision=precision
+    )
     return Steps(together, alone, lambda: [step() for step in plain], batch.kv.nbytes)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("models", [4, 8])
-def bench_sweep(benchmark: Any, models: int, full: bool) -> None:
+def bench_sweep(benchmark: Any, models: int, precision: Precision, full: bool) -> None:
     torch.manual_seed(0)
-    steps = sweep_steps(models, full)
+    steps = sweep_steps(models, full, precision)
+    rtol = 1e-4 if precision == "float32" else 1e-2
     for _ in range(3):  # the first model learns the same in both
-        torch.testing.assert_close(steps.together()[0], steps.alone(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(steps.together()[0], steps.alone(), rtol=rtol, atol=1e-5)
     losses = alternate(
         benchmark,
         steps.together,
         steps.plain,
-        dtype="float32",
+        dtype=precision,
         count=Count(models * 3 * step_flops("fpt_plus", full), steps.feature_bytes),
         rounds=9 if full else 5,
         others={"one": steps.alone},
     )
     assert bool(losses.isfinite().all())
     benchmark.group = "sweep"
-    benchmark.extra_info["models"] = models
+    benchmark.extra_info |= {"models": models, "precision": precision}
     if benchmark.enabled:
         benchmark.extra_info["times_one"] = 1 / benchmark.extra_info["one_over_ours"]

@@ -74,16 +74,7 @@ class PromptFusion(nn.Module):
         """Return the queries ``[L, H, P, D]``, the same for every image of a step."""
         q: Tensor = self.prompt_proj(self.layer_norm(self.prompts))  # [L, 1, P, C]
         shape = (self.num_layers, self.num_prompts, self.num_heads, -1)
-        return q.to(self._query_dtype()).view(shape).transpose(1, 2)
-
-    def _query_dtype(self) -> torch.dtype:
-        """That of the prompts.  Under autocast, too, since reading the features costs more than the
-        products; but on a CPU bf16, for which there may be tiles."""
-        device = self.prompts.device.type
-        if device == "cpu" and torch.is_autocast_enabled(device):
-            chosen = torch.get_autocast_dtype(device)
-            return chosen if chosen == torch.bfloat16 else self.prompts.dtype
-        return self.prompts.dtype
+        return q.to(query_dtype(self.prompts)).view(shape).transpose(1, 2)
 
     def forward(
         self, kv: Tensor, rows: Tensor | None = None, scales: tuple[Tensor, Tensor] | None = None
@@ -127,6 +118,16 @@ class _StatesDropout(nn.Dropout):
     """Of states [L, B, P, S]: the images are along the second axis."""
 
     batch_dim = 1
+
+
+def query_dtype(prompts: Tensor) -> torch.dtype:
+    """Dtype of the queries: that of the prompts.  Under autocast, too, since reading the features
+    costs more than the products; but on a CPU bf16, for which there may be tiles."""
+    device = prompts.device.type
+    if device == "cpu" and torch.is_autocast_enabled(device):
+        chosen = torch.get_autocast_dtype(device)
+        return chosen if chosen == torch.bfloat16 else prompts.dtype
+    return prompts.dtype
 
 
 def _check_at_least_one(**numbers: int) -> None:

@@ -85,7 +85,7 @@ class SideNetwork(nn.Module):
         ]
         known = [layer for layer in weights if layer is not None]
         if len(known) == len(weights):
-            return _run_layers(tokens, states, known, self.num_heads, self.eps, 1)
+            return run_layers(tokens, states, known, self.num_heads, self.eps, 1)
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
             queries = 1 if i == last else tokens.shape[1]
@@ -147,7 +147,7 @@ class SideLayer(nn.Module):
         if weights is None:
             return self._call_parts(tokens, prompts, queries)
         states = None if prompts is None else prompts.unsqueeze(0)
-        return _run_layers(tokens, states, [weights], self.num_heads, self.eps, queries)
+        return run_layers(tokens, states, [weights], self.num_heads, self.eps, queries)
 
     def weights(self, dtype: torch.dtype) -> SideWeights | None:
         """The layer's weights; None where they do not say all (a part is an adapter, or hooked, or
@@ -183,7 +183,7 @@ def _is_as_made(module: nn.Module, kind: type[_Kind]) -> TypeGuard[_Kind]:
     )
 
 
-def _run_layers(
+def run_layers(
     tokens: Tensor,
     states: Tensor | None,
     layers: Sequence[SideWeights],
@@ -191,15 +191,8 @@ def _run_layers(
     eps: float,
     queries: int,
 ) -> Tensor:
-    """``side_layers`` in the arithmetic that the present autocast asks for.
-
-    In f32 the native layers were no faster than torch's operations on a busy machine (0.8 to 1.0
-    times; with products in bf16 1.1): there they run by name only.
-    """
-    device, products, impl = tokens.device.type, "float32", "torch"
-    asked = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    if asked == torch.bfloat16 and not torch.compiler.is_compiling():
-        products, impl = "bfloat16", "auto"
+    """``side_layers`` in the arithmetic that the present autocast asks for."""
+    narrow = multiplies_in_bf16(tokens.device.type)
     return side_layers(
         tokens,
         states,
@@ -207,9 +200,19 @@ def _run_layers(
         heads=heads,
         queries=queries,
         eps=eps,
-        products=products,
-        impl=impl,
+        products="bfloat16" if narrow else "float32",
+        impl="auto" if narrow else "torch",
     )
+
+
+def multiplies_in_bf16(device: str) -> bool:
+    """Whether the present autocast asks for products in bf16 and nothing compiles them.
+
+    In f32 the native layers were no faster than torch's operations on a busy machine (0.8 to 1.0
+    times; with products in bf16 1.1): there they run by name only.
+    """
+    asked = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    return asked == torch.bfloat16 and not torch.compiler.is_compiling()
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

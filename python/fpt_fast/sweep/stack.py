@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fpt_fast.fusion import query_dtype
 from fpt_fast.model import FptModel
-from fpt_fast.ops import side_attention
+from fpt_fast.ops import SideWeights, side_attention
+from fpt_fast.side_network import multiplies_in_bf16, run_layers
 
 
 class ModelStack:
@@ -70,6 +72,7 @@ class ModelStack:
             prompts = self._linear("fusion.prompt_proj", prompts)
         models, layers, count, channels = prompts.shape
         heads = self.spec.num_heads
+        prompts = prompts.to(query_dtype(self.weights))
         split = prompts.view(models, layers, count, heads, channels // heads)
         return split.permute(1, 3, 0, 2, 4).flatten(2, 3)
 
@@ -82,11 +85,14 @@ class ModelStack:
         """
         states = None if attended is None else self._states(attended, keep)
         tokens = self._embed(pixels)
-        for layer in range(self._num_layers):
-            # The head reads the class token alone: nothing else of the last layer is needed.
-            queries = 1 if layer + 1 == self._num_layers else tokens.shape[2]
-            prompts = None if states is None else states[:, layer]
-            tokens = self._layer(f"side.layers.{layer}", tokens, prompts, queries)
+        if multiplies_in_bf16(tokens.device.type):
+            tokens = self._layers_model_by_model(tokens, states)
+        else:
+            for layer in range(self._num_layers):
+                # The head reads the class token alone: nothing else of the last layer is needed.
+                queries = 1 if layer + 1 == self._num_layers else tokens.shape[2]
+                prompts = None if states is None else states[:, layer]
+                tokens = self._layer(f"side.layers.{layer}", tokens, prompts, queries)
         last = self._norm("side.norm", tokens[:, :, 0], self.config.layer_norm_eps)
         return self._linear("side.head", last)
 
@@ -122,6 +128,26 @@ class ModelStack:
         embedded = self._linear("side.patch_embed", patches)
         class_token = self._of["side.cls_token"].expand(-1, batch, -1, -1)
         return torch.cat((class_token, embedded), dim=2) + self._of["side.positions"]
+
+    def _layers_model_by_model(self, tokens: Tensor, states: Tensor | None) -> Tensor:
+        """The class tokens [W, B, 1, S] after all layers, each model's by an op of its own."""
+        names = [
+            f"side.layers.{layer}.{part}.{kind}"
+            for layer in range(self._num_layers)
+            for part in ("norm1", "qkv", "proj", "norm2", "fc1", "fc2")
+            for kind in ("weight", "bias")
+        ]
+        of_models = zip(*(self._of[name].unbind(0) for name in names), strict=True)
+        size, outputs = len(SideWeights._fields), []
+        for model, weights in enumerate(of_models):
+            layers = [
+                SideWeights(*weights[first : first + size])
+                for first in range(0, len(weights), size)
+            ]
+            own = None if states is None else states[model]
+            heads, eps = self.spec.num_heads, self.config.layer_norm_eps
+            outputs.append(run_layers(tokens[model], own, layers, heads, eps, 1))
+        return torch.stack(outputs)
 
     def _layer(self, name: str, tokens: Tensor, prompts: Tensor | None, queries: int) -> Tensor:
         """The first ``queries`` tokens [W, B, queries, S] after one layer."""
