@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from benchmarks.bench_training_step import (
+    PRECISIONS,
     method_config,
     optimizer_of,
     plain_model,
@@ -27,7 +28,7 @@ from benchmarks.beside import alternate
 from benchmarks.counts import Count
 from benchmarks.plain.epoch import PlainDataset, plain_epoch, write_features
 from fpt_fast.cache import CacheReader, CacheWriter, RecordLayout
-from fpt_fast.config import AugmentConfig, TrainConfig
+from fpt_fast.config import AugmentConfig, Precision, TrainConfig
 from fpt_fast.images import DecodedStore, SideImages, load_image_set, shrink_images
 from fpt_fast.loader import CachedFeatures, FeatureLoader
 from fpt_fast.model import FptModel, create_model
@@ -101,13 +102,15 @@ def make_loader(setting: Setting, side_images: SideImages, part: str) -> Feature
     )
 
 
-def our_epoch(setting: Setting, loader: FeatureLoader, runs: Path) -> float:
+def our_epoch(
+    setting: Setting, loader: FeatureLoader, runs: Path, precision: Precision = "float32"
+) -> float:
     """An epoch as ``fpt-fast train`` makes it, its checkpoint included; returns the mean loss."""
     history = fit(
         setting.model,
         loader,
         None,
-        TrainConfig(epochs=1, batch_size=BATCH),
+        TrainConfig(epochs=1, batch_size=BATCH, precision=precision),
         run_dir=runs / str(time.monotonic_ns()),
         num_classes=CLASSES,
         progress=False,
@@ -116,8 +119,11 @@ def our_epoch(setting: Setting, loader: FeatureLoader, runs: Path) -> float:
     return history.epochs[0].loss
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("part", ["epoch", "steps"])
-def bench_epoch(benchmark: Any, tmp_path: Path, full: bool, part: str) -> None:
+def bench_epoch(
+    benchmark: Any, tmp_path: Path, full: bool, part: str, precision: Precision
+) -> None:
     torch.manual_seed(0)
     setting = prepare(tmp_path, full)
     start = time.perf_counter()
@@ -145,9 +151,9 @@ def bench_epoch(benchmark: Any, tmp_path: Path, full: bool, part: str) -> None:
     feature_bytes = count * setting.reader.layout.record_bytes
     loss = alternate(
         benchmark,
-        lambda: our_epoch(setting, loader, tmp_path / "runs"),
+        lambda: our_epoch(setting, loader, tmp_path / "runs", precision),
         plain_run,
-        dtype="float32",
+        dtype=precision,
         count=Count(3 * step_flops("fpt_plus", full) * count // BATCH, feature_bytes),
         rounds=3 if full else 1,
         is_long=True,
@@ -156,7 +162,12 @@ def bench_epoch(benchmark: Any, tmp_path: Path, full: bool, part: str) -> None:
     assert 0 < loss < 4
     benchmark.group = "epoch"
     info = benchmark.extra_info
-    info |= {"part": part, "feature_bytes": feature_bytes, "images": count}
+    info |= {
+        "part": part,
+        "precision": precision,
+        "feature_bytes": feature_bytes,
+        "images": count,
+    }
     if part == "epoch":
         info["shrink_seconds"] = shrink_seconds
         if benchmark.enabled:

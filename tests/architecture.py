@@ -49,7 +49,9 @@ NARROW = {
     "cache": BASE | {"ops"},
     "tiers": BASE | {"cache"},
     "trainer": BASE | {"losses", "metrics", "interrupts"},
-    "sweep": BASE | {"ops", "model_files", "model", "losses", "metrics", "interrupts", "trainer"},
+    "sweep": BASE
+    | {"ops", "fusion", "side_network", "model_files", "model", "losses", "metrics", "interrupts"}
+    | {"trainer"},
     "report": BASE | {"metrics", "trust"},
 }
 BELOW_PIPELINE = BASE | set(STAGES) | set(HELPERS) | {"ops"}

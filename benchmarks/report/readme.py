@@ -60,10 +60,13 @@ def _cells(row: Row) -> Iterator[_Cells]:
         yield what, _megabytes(info["added"]), "" if plain is None else _megabytes(plain), ratio
     elif name.startswith("bench_training_step") and row.ratio is not None:
         method = info["method"].replace("fpt_plus", "FPT+").replace("fpt", "FPT")
-        how = ", products in bf16" if info.get("precision") == "bfloat16" else ""
-        yield _beside(f"training step, {method}, batch 16{how}", row)
+        yield _beside(f"training step, {method}, batch 16{_how(info)}", row)
     elif name.startswith("bench_epoch") and row.ratio is not None:
         yield from _epoch(row)
+    elif name.startswith("bench_sweep") and row.ratio is not None:
+        what = f"a step of {info['models']} models of a sweep, FPT+{_how(info)}"
+        times = f"{info['times_one']:.1f} steps of one model, same arithmetic"
+        yield f"{what} ({times})", *_beside("", row)[1:]
 
 
 def _epoch(row: Row) -> Iterator[_Cells]:
@@ -72,10 +75,14 @@ def _epoch(row: Row) -> Iterator[_Cells]:
         "epoch": "an epoch of 600 JPEGs of 1024 px, FPT+, batch 16, everything included",
         "steps": "its steps alone, reading of features included",
     }[info["part"]]
-    yield _beside(what, row)
+    yield _beside(what + _how(info), row)
     if "shrink_seconds" in info:
         what = "shrinking its side images, once a run (with it, over 20 epochs)"
         yield what, _seconds(info["shrink_seconds"]), "", f"{info['ratio_over_20_epochs']:.1f}"
+
+
+def _how(info: Mapping[str, Any]) -> str:
+    return ", products in bf16" if info.get("precision") == "bfloat16" else ""
 
 
 def _beside(what: str, row: Row) -> _Cells:
