@@ -14,11 +14,13 @@ struct TileShapes {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
+FPT_INLINE void set_tiles(const TileShapes& shapes) {
+  asm volatile("ldtilecfg %0" : : "m"(shapes) : "memory");
+}
+
 // Sets the shapes of the tiles, for as long as it lives.
 struct Tiles {
-  explicit Tiles(const TileShapes& shapes = {}) {
-    asm volatile("ldtilecfg %0" : : "m"(shapes) : "memory");
-  }
+  explicit Tiles(const TileShapes& shapes = {}) { set_tiles(shapes); }
   ~Tiles() { asm volatile("tilerelease" : : : "memory"); }
   Tiles(const Tiles&) = delete;
   Tiles& operator=(const Tiles&) = delete;

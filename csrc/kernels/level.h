@@ -26,7 +26,9 @@ namespace {
 #include "gelu.h"
 #include "frozen_linear.h"
 #include "side_products.h"
+#include "side_tiles.h"
 #include "side_rows.h"
+#include "side_heads.h"
 #include "side_block.h"
 
 }  // namespace

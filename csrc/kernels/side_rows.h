@@ -86,6 +86,7 @@ struct SideSums {
 // One head of one image, packed, its gradients, and what attend_packed and its backward work in.
 template <int DP>
 struct SideHead {
+  static constexpr int64_t unit = W;  // rows are padded to it
   float *q, *k, *v, *grads, *grad_q, *grad_k, *grad_v, *work;
   int64_t floats = 0;
 
@@ -101,6 +102,16 @@ struct SideHead {
     take(work, (4 * DP + longer) * W + up_to(some, W));
   }
 };
+
+// Of either kind of head.
+static int64_t side_head_floats(const SideSizes& s) {
+  const int64_t floats = SideHead<16>(s, nullptr).floats;
+#if FPT_AMX
+  const int64_t tiled = TiledHead<16>(s, nullptr).floats;
+  if (tiled > floats) return tiled;
+#endif
+  return floats;
+}
 
 // Where a group's rows are, and its scratch.
 template <class Math>
@@ -131,7 +142,7 @@ struct SideRows {
     grad_out = floats(back * some * width), grad_middle = floats(back * some * width);
     grad_attended = floats(back * some * width), grad_q = floats(back * some * width);
     grad_kv = floats(back * every * wide), grad_seen = floats(back * every * width);
-    heads = floats(SideHead<16>(s, nullptr).floats);
+    heads = floats(side_head_floats(s));
     const int64_t of_width = Math::rows_size(all, s.width);
     const int64_t of_kv = Math::rows_size(all, 2 * s.width);
     const int64_t of_hidden = Math::rows_size(queries, s.hidden);

@@ -162,7 +162,7 @@ def test_gelu_far_from_zero(impl: str) -> None:
 
 @pytest.mark.parametrize("impl", LEVELS, indirect=True)
 def test_products_in_bf16_are_within_the_budget_of_autocast(impl: str) -> None:
-    for shape in ((3, 65, 16, 65, 96, 12, 384), (2, 33, 2, 7, 40, 4, 50)):
+    for shape in SHAPES[1:]:
         given = inputs(shape, torch.float32)
         grad = grad_of(shape)
         ours = with_gradients(block_of(shape, impl, "bfloat16"), to(given, torch.float32), grad)
@@ -174,7 +174,8 @@ def test_products_in_bf16_are_within_the_budget_of_autocast(impl: str) -> None:
 
         eager = with_gradients(cast, to(given, torch.float32), grad)
         for i, (got, exact, rounded) in enumerate(zip(ours, oracle, eager, strict=True)):
-            assert_within_budget(got, exact, rounded, factor=3.0 if i else 2.0)
+            if exact.numel():
+                assert_within_budget(got, exact, rounded, factor=3.0 if i else 2.0)
 
 
 @pytest.mark.parametrize("products", ["float32", "bfloat16"])
@@ -197,24 +198,27 @@ def test_strides_threads_and_reruns_change_no_bit(impl: str, products: str) -> N
         torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("products", ["float32", "bfloat16"])
 @pytest.mark.parametrize("impl", LEVELS, indirect=True)
-def test_an_image_does_not_depend_on_the_others(impl: str) -> None:
+def test_an_image_does_not_depend_on_the_others(impl: str, products: str) -> None:
     shape = (7, 29, 3, 29, 24, 3, 40)
     tokens, prompts, weights = to(inputs(shape), torch.float32)
-    block = block_of(shape, impl)
+    block = block_of(shape, impl, products)
     whole = block(tokens, prompts, weights)
     assert torch.equal(block(tokens[3:5], prompts[3:5], weights), whole[3:5])
     assert block(tokens[:0], prompts[:0], weights).shape == (0, 29, 24)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("products", ["float32", "bfloat16"])
 @pytest.mark.parametrize("impl", LEVELS, indirect=True)
-def test_what_is_not_finite_stays_in_its_image(impl: str, bad: float) -> None:
+def test_what_is_not_finite_stays_in_its_image(impl: str, products: str, bad: float) -> None:
     shape = (4, 9, 3, 9, 24, 3, 40)
     for part in (0, 1):
         given = to(inputs(shape), torch.float32)
         given[part][1, 2, 5] = bad
-        ours = list(with_gradients(block_of(shape, impl), given, grad_of(shape)))
+        block = block_of(shape, impl, products)
+        ours = list(with_gradients(block, given, grad_of(shape)))
         plain = with_gradients(block_of(shape, "torch"), given, grad_of(shape))
         for got, expected in zip(ours, plain, strict=True):
             assert torch.equal(got.isfinite(), expected.isfinite())

@@ -1,0 +1,119 @@
+// The attention of a group's images, head by head: packed, attended to, and back to their rows.
+
+// Keys or values of an image: its rows of the group, one after another.
+template <class Use>
+FPT_INLINE void for_each_key_run(const SideSizes& s, int64_t images, int64_t image, Use use) {
+  const int64_t others = s.tokens - s.queries;
+  use(image * s.queries, s.queries, int64_t(0));
+  use(images * s.queries + image * others, others, s.queries);
+  use(images * s.tokens + image * s.prompts, s.prompts, s.tokens);
+}
+
+template <int DP, class Math, class Head>
+static PackedHead pack_side_head(const SideSizes& s, const SideGroup& g, const SideRows<Math>& r,
+                                 int64_t image, int64_t head, const Head& to) {
+  const int64_t narrow = s.width / s.heads;
+  const float* q = r.q + image * s.queries * r.width + head * narrow;
+  pack_rows<DP>({q, r.width, 1}, s.queries, narrow, root_scale(narrow), to.q);
+  for_each_key_run(s, g.images, image, [&](int64_t row, int64_t rows, int64_t first) {
+    const float* k = r.kv + row * r.wide + head * narrow;
+    pack_rows<DP>({k, r.wide, 1}, rows, narrow, 1.0f, to.k + first * DP);
+    pack_rows<DP>({k + s.width, r.wide, 1}, rows, narrow, 1.0f, to.v + first * DP);
+  });
+  pad_rows<DP>(s.queries, to.q, Head::unit);
+  pad_rows<DP>(s.tokens + s.prompts, to.k, Head::unit);
+  pad_rows<DP>(s.tokens + s.prompts, to.v, Head::unit);
+  const int64_t at = (image * s.heads + head) * s.queries;
+  return {to.q, to.k, to.v, s.queries, s.tokens + s.prompts, narrow, g.tops + at, g.shares + at};
+}
+
+// Packed rows, `from_stride` apart, -> the first `width` channels of rows of the group.
+template <int DP>
+static void unpack_rows_of_head(const float* from, int64_t from_stride, int64_t rows, int64_t width,
+                                float* to, int64_t stride) {
+  typedef float Row __attribute__((vector_size(4 * DP), aligned(4), may_alias));
+  for (int64_t i = 0; i < rows; ++i, from += from_stride, to += stride) {
+    if (width == DP) *reinterpret_cast<Row*>(to) = *reinterpret_cast<const Row*>(from);
+    else __builtin_memcpy(to, from, 4 * width);
+  }
+}
+
+template <int DP, class Math>
+static void side_keys_out(const SideSizes& s, const SideGroup& g, const SideRows<Math>& r,
+                          int64_t image, int64_t head, const float* grad_k, const float* grad_v,
+                          int64_t stride) {
+  const int64_t narrow = s.width / s.heads;
+  for_each_key_run(s, g.images, image, [&](int64_t row, int64_t rows, int64_t first) {
+    float* to = r.grad_kv + row * r.wide + head * narrow;
+    unpack_rows_of_head<DP>(grad_k + first * stride, stride, rows, narrow, to, r.wide);
+    unpack_rows_of_head<DP>(grad_v + first * stride, stride, rows, narrow, to + s.width, r.wide);
+  });
+}
+
+template <int DP, class Math>
+static void side_heads_of(const SideSizes& s, const SideGroup& g, const SideRows<Math>& r) {
+  const SideHead<DP> packed(s, r.heads);
+  for (int64_t image = 0; image < g.images; ++image)
+    for (int64_t head = 0; head < s.heads; ++head) {
+      const PackedHead task = pack_side_head<DP>(s, g, r, image, head, packed);
+      float* out = r.attended + image * s.queries * r.width + head * task.width;
+      attend_packed<DP>(task, packed.work, out, r.width);
+    }
+}
+
+template <int DP, class Math>
+static void side_heads_backward_of(const SideSizes& s, const SideGroup& g,
+                                   const SideRows<Math>& r) {
+  const SideHead<DP> packed(s, r.heads);
+  const float scale = root_scale(s.width / s.heads);
+  for (int64_t image = 0; image < g.images; ++image)
+    for (int64_t head = 0; head < s.heads; ++head) {
+      const PackedHead task = pack_side_head<DP>(s, g, r, image, head, packed);
+      const int64_t at = image * s.queries * r.width + head * task.width;
+      pack_rows<DP>({r.grad_attended + at, r.width, 1}, s.queries, task.width, 1.0f, packed.grads);
+      pack_rows<DP>({r.attended + at, r.width, 1}, s.queries, task.width, 1.0f, packed.grad_q);
+      const PackedGradient of_head{packed.grads, packed.grad_q, packed.grad_k, packed.grad_v,
+                                   task.width};
+      attend_packed_backward<DP>(task, of_head, packed.work);
+      for (int64_t i = 0; i < s.queries; ++i)
+        for (int64_t d = 0; d < task.width; ++d)
+          r.grad_q[at + i * r.width + d] = packed.grad_q[i * DP + d] * scale;
+      side_keys_out<DP>(s, g, r, image, head, packed.grad_k, packed.grad_v, task.width);
+    }
+}
+
+#if FPT_AMX
+
+// The same where products are of bf16.
+template <int DP>
+static void side_heads_of(const SideSizes& s, const SideGroup& g, const SideRows<Parts<1>>& r) {
+  const TiledHead<DP> packed(s, r.heads);
+  set_tiles(head_shapes<DP>());
+  for (int64_t image = 0; image < g.images; ++image)
+    for (int64_t head = 0; head < s.heads; ++head) {
+      const PackedHead task = pack_side_head<DP>(s, g, r, image, head, packed);
+      float* out = r.attended + image * s.queries * r.width + head * task.width;
+      attend_tiled<DP>(packed, task, out, r.width);
+    }
+  set_tiles({});
+}
+
+template <int DP>
+static void side_heads_backward_of(const SideSizes& s, const SideGroup& g,
+                                   const SideRows<Parts<1>>& r) {
+  const TiledHead<DP> packed(s, r.heads);
+  set_tiles(head_shapes<DP>());
+  for (int64_t image = 0; image < g.images; ++image)
+    for (int64_t head = 0; head < s.heads; ++head) {
+      const PackedHead task = pack_side_head<DP>(s, g, r, image, head, packed);
+      const int64_t at = image * s.queries * r.width + head * task.width;
+      pack_rows<DP>({r.grad_attended + at, r.width, 1}, s.queries, task.width, 1.0f, packed.grads);
+      pack_rows<DP>({r.attended + at, r.width, 1}, s.queries, task.width, 1.0f, packed.out);
+      pad_rows<DP>(s.queries, packed.grads, CHUNK), pad_rows<DP>(s.queries, packed.out, CHUNK);
+      attend_tiled_backward<DP>(packed, task, r.grad_q + at, r.width);
+      side_keys_out<DP>(s, g, r, image, head, packed.grad_k, packed.grad_v, DP);
+    }
+  set_tiles({});
+}
+
+#endif

@@ -1,0 +1,330 @@
+// Attention of side_block's heads where its products are of bf16: by tiles, forward and backward.
+//
+// Logits stand [keys, 16 queries], as attend_packed has them: sums over the keys run down the lanes.
+// Rounded, a row of two such blocks is a row of the factor of products over the queries, and two rows
+// interleaved are one of the factor of products over the keys: nothing between two products is
+// transposed.
+
+#if FPT_AMX
+
+// Of a tile: 16 rows of 16 floats or 32 bf16 (0, 1), of DP bf16 (2), DP / 2 rows of pairs (3), DP rows
+// (4, 5), and 16 rows of DP floats or pairs (6, 7).
+template <int DP>
+static TileShapes head_shapes() {
+  TileShapes shapes;
+  shapes.bytes[2] = 2 * DP;
+  shapes.rows[3] = DP / 2;
+  shapes.rows[4] = shapes.rows[5] = DP;
+  shapes.bytes[6] = shapes.bytes[7] = 4 * DP;
+  return shapes;
+}
+
+// One head of one image.  Rows are packed to DP channels; those that are missing to a whole chunk of
+// queries or keys are zeros.
+template <int DP>
+struct TiledHead {
+  static constexpr int64_t unit = CHUNK;
+  int64_t queries, keys;       // whole chunks
+  float *q, *k, *v, *grads, *out;
+  uint16_t *k_rows, *v_rows;   // [keys, DP]
+  uint16_t* turned;            // [keys / 32, DP, 32], of the values forward and of the keys backward
+  uint16_t *q_lanes, *grad_lanes;  // [queries / 16, DP / 2, 16] pairs of channels
+  uint16_t *q_pairs, *grad_pairs;  // [queries / 2, DP] pairs of queries
+  float* logits;                   // forward [2, keys, 16]: of two blocks of queries
+  float *tiles, *grad_tiles;       // backward [2, 2, 32, 16]: of two chunks by two blocks
+  uint16_t *weights, *slopes;      // [queries / 32, 32 keys, 32]
+  uint16_t* pairs;                 // [2, 16, 16] pairs of keys, of two blocks
+  float *grad_k, *grad_v;          // [keys, DP]
+  float *means, *sums;             // [queries], [queries / 16, DP, 16]
+  int64_t floats = 0;
+
+  TiledHead(const SideSizes& s, float* base)
+      : queries(up_to(s.queries, CHUNK)), keys(up_to(s.tokens + s.prompts, CHUNK)) {
+    take(base, queries * DP, q, grads, out), take(base, keys * DP, k, v, grad_k, grad_v);
+    take(base, keys * DP, k_rows, v_rows), take(base, keys * DP, turned);
+    take(base, queries * DP, q_lanes, grad_lanes, q_pairs, grad_pairs);
+    take(base, 2 * keys * SIDE, logits), take(base, 4 * CHUNK * SIDE, tiles, grad_tiles);
+    take(base, queries * CHUNK, weights, slopes), take(base, 2 * CHUNK * SIDE, pairs);
+    take(base, queries, means), take(base, queries * DP, sums);
+  }
+
+ private:
+  // `count` elements each.
+  template <class T, class... Parts>
+  void take(float* base, int64_t count, T*& first, Parts*&... rest) {
+    first = reinterpret_cast<T*>(base + floats);
+    floats += up_to(count * int64_t(sizeof(T)), 64) / 4;
+    if constexpr (sizeof...(rest) > 0) take(base, count, rest...);
+  }
+};
+
+FPT_INLINE __m512i rounded(F low, F high) {
+  return (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+}
+
+// Packed rows -> bf16.
+template <int DP>
+static void round_rows(const float* from, int64_t rows, uint16_t* to) {
+  for (int64_t i = 0; i < rows * DP; i += 2 * W)
+    _mm512_storeu_si512(to + i, rounded(load(from + i), load(from + i + W)));
+}
+
+// Packed rows -> pairs of neighbouring rows, channel by channel.
+template <int DP>
+static void pair_rows(const float* from, int64_t rows, uint16_t* to) {
+  alignas(64) uint16_t places[2 * W];
+  for (int i = 0; i < 2 * W; ++i) places[i] = uint16_t(i / (2 * DP) * 2 * DP + i % 2 * DP + i / 2 % DP);
+  const __m512i order = _mm512_load_si512(places);
+  for (int64_t i = 0; i < rows * DP; i += 2 * W)
+    _mm512_storeu_si512(
+        to + i, _mm512_permutexvar_epi16(order, rounded(load(from + i), load(from + i + W))));
+}
+
+// Packed rows, 16 by 16 -> pairs of channels.
+template <int DP>
+static void pair_channels(const float* from, int64_t rows, uint16_t* to) {
+  float lanes[DP * W];
+  for (int64_t row = 0; row < rows; row += W) {
+    rows_to_lanes<DP>(from + row * DP, lanes);
+    for (int64_t d = 0; d < DP; d += 2, to += 2 * W)
+      put_rounded_pairs(reinterpret_cast<char*>(to), load(lanes + d * W), load(lanes + (d + 1) * W));
+  }
+}
+
+// Packed rows, 32 by 32 -> [DP, 32].
+template <int DP>
+static void turn_rows(const float* from, int64_t rows, uint16_t* to) {
+  float low[DP * W], high[DP * W];
+  for (int64_t row = 0; row < rows; row += CHUNK) {
+    rows_to_lanes<DP>(from + row * DP, low);
+    rows_to_lanes<DP>(from + (row + W) * DP, high);
+    for (int64_t d = 0; d < DP; ++d, to += CHUNK)
+      _mm512_storeu_si512(to, rounded(load(low + d * W), load(high + d * W)));
+  }
+}
+
+// Floats of a block of queries, zeros beyond the last.
+FPT_INLINE F load_block(const float* from, int64_t count) {
+  return reinterpret_cast<F>(
+      _mm512_maskz_loadu_ps(count >= W ? 0xffff : __mmask16((1u << count) - 1), from));
+}
+
+// Forward, a block of 16 queries at a time.  The tiles' products run beside what vectors do: those of
+// the next block's logits, and those of the values with the weights that are ready.
+
+// to [16, 16] = 16 rows of keys times a block of queries.
+template <int DP>
+FPT_INLINE void multiply_lanes(const uint16_t* rows, const uint16_t* lanes, float* to) {
+  tile_zero<0>();
+  tile_load<2>(rows, 2 * DP);
+  tile_load<3>(lanes, 64);
+  tile_product<0, 2, 3>();
+  tile_store<0>(to, 64);
+}
+
+// Sums in tile 4 += 32 columns of h.turned times a tile of pairs of keys.
+template <int DP>
+FPT_INLINE void add_keys(const TiledHead<DP>& h, int64_t key, const uint16_t* pairs) {
+  tile_load<5>(h.turned + key * DP, 64);
+  tile_load<1>(pairs, 64);
+  tile_product<4, 5, 1>();
+}
+
+// Exponentials of a chunk of logits -> a tile of pairs of keys, and their sum.  Where the chunk is
+// not WHOLE, zeros after `count` of them.
+template <bool WHOLE>
+FPT_INLINE F exponentials_of_chunk(const float* logits, int64_t count, F top, uint16_t* pairs) {
+  F even{}, odd{};
+  const auto exponential = [&](int64_t key) {
+    return power_of_two(load(logits + key * W) * LOG2_E - top);
+  };
+#pragma GCC unroll 2
+  for (int64_t key = 0; key < CHUNK; key += 2) {
+    const F low = WHOLE || key < count ? exponential(key) : F{};
+    const F high = WHOLE || key + 1 < count ? exponential(key + 1) : F{};
+    even += low, odd += high;
+    put_rounded_pairs(reinterpret_cast<char*>(pairs + key * W), low, high);
+  }
+  return even + odd;
+}
+
+static F highest_logits(const float* logits, int64_t keys) {
+  F tops[4] = {load(logits), load(logits), load(logits), load(logits)};
+  int64_t key = 0;
+  for (; key + 4 <= keys; key += 4)
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) tops[i] = larger(load(logits + (key + i) * W), tops[i]);
+  for (; key < keys; ++key) tops[0] = larger(load(logits + key * W), tops[0]);
+  return larger(larger(tops[0], tops[1]), larger(tops[2], tops[3]));
+}
+
+template <int DP>
+static void attend_tiled(const TiledHead<DP>& h, const PackedHead& head, float* out,
+                         int64_t stride) {
+  round_rows<DP>(head.k, h.keys, h.k_rows);
+  pair_channels<DP>(head.q, h.queries, h.q_lanes);
+  turn_rows<DP>(head.v, h.keys, h.turned);
+  const auto logits_at = [&](int64_t first) { return h.logits + first / W % 2 * h.keys * W; };
+  const auto multiply = [&](int64_t first, int64_t key) {
+    for (int64_t at = key; at < key + CHUNK && at < head.tokens && first < head.queries; at += W)
+      multiply_lanes<DP>(h.k_rows + at * DP, h.q_lanes + first * DP, logits_at(first) + at * W);
+  };
+  for (int64_t key = 0; key < head.tokens; key += CHUNK) multiply(0, key);
+  for (int64_t first = 0; first < head.queries; first += W) {
+    const int64_t count = head.queries - first < W ? head.queries - first : W;
+    const float* logits = logits_at(first);
+    const F top = highest_logits(logits, head.tokens);
+    F total{};
+    tile_zero<4>();
+    for (int64_t key = 0, turn = 0; key < head.tokens; key += CHUNK, turn = 1 - turn) {
+      multiply(first + W, key);
+      uint16_t* pairs = h.pairs + turn * CHUNK * W;
+      const int64_t left = head.tokens - key;
+      const F highest = top * LOG2_E;
+      total += left >= CHUNK ? exponentials_of_chunk<true>(logits + key * W, left, highest, pairs)
+                             : exponentials_of_chunk<false>(logits + key * W, left, highest, pairs);
+      add_keys<DP>(h, key, pairs);
+    }
+    float* sums = h.sums + first * DP;
+    tile_store<4>(sums, 64);
+    const F share = 1.0f / total;
+    const __mmask16 wanted = __mmask16((1u << count) - 1);
+    _mm512_mask_storeu_ps(head.tops + first, wanted, (__m512)top);
+    _mm512_mask_storeu_ps(head.shares + first, wanted, (__m512)share);
+  }
+  for (int64_t first = 0; first < head.queries; first += W) {
+    const int64_t count = head.queries - first < W ? head.queries - first : W;
+    float* sums = h.sums + first * DP;
+    const F share = load_block(head.shares + first, count);
+    for (int64_t d = 0; d < DP; ++d) store(sums + d * W, load(sums + d * W) * share);
+    lanes_to_rows<DP>(sums, count, head.width, out + first * stride, stride);
+  }
+}
+
+// Backward, a chunk of 32 keys by a chunk of 32 queries at a time.
+
+// Logits of a chunk of both, and gradients of its weights: the operands of slopes_of_chunk.
+template <int DP>
+static void multiply_chunk(const TiledHead<DP>& h, int64_t keys, int64_t key, int64_t query,
+                           int blocks, float* logits, float* grads) {
+  for (int64_t at = 0; at < CHUNK && key + at < keys; at += W)
+    for (int b = 0; b < blocks; ++b) {
+      const int64_t row = (key + at) * DP, lanes = (query + b * W) * DP;
+      multiply_lanes<DP>(h.k_rows + row, h.q_lanes + lanes, logits + (b * CHUNK + at) * W);
+      multiply_lanes<DP>(h.v_rows + row, h.grad_lanes + lanes, grads + (b * CHUNK + at) * W);
+    }
+}
+
+// Weights and slopes of `count` keys and a chunk of queries, of one or two blocks; zeros for keys
+// that are missing to a WHOLE chunk, since sums over the keys see all of it.
+template <int DP, int BLOCKS, bool WHOLE>
+static void slopes_of_chunk(const TiledHead<DP>& h, const PackedHead& head, int64_t count,
+                            int64_t query, const float* logits, const float* grads) {
+  F tops[BLOCKS], shares[BLOCKS], means[BLOCKS];
+  for (int b = 0; b < BLOCKS; ++b) {
+    const int64_t at = query + b * W, left = head.queries - at;
+    tops[b] = load_block(head.tops + at, left) * LOG2_E;
+    shares[b] = load_block(head.shares + at, left);
+    means[b] = load(h.means + at);
+  }
+  for (int64_t key = 0; key < CHUNK; key += 2) {
+    F weights[2][2] = {}, slopes[2][2] = {};  // by key, by block
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i)
+#pragma GCC unroll 2
+      for (int b = 0; b < BLOCKS; ++b) {
+        if (!WHOLE && key + i >= count) continue;
+        const int64_t at = (b * CHUNK + key + i) * W;
+        weights[i][b] = power_of_two(load(logits + at) * LOG2_E - tops[b]) * shares[b];
+        slopes[i][b] = weights[i][b] * (load(grads + at) - means[b]);
+      }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      const int64_t row = query * CHUNK + (key + i) * CHUNK;
+      _mm512_storeu_si512(h.weights + row, rounded(weights[i][0], weights[i][1]));
+      _mm512_storeu_si512(h.slopes + row, rounded(slopes[i][0], slopes[i][1]));
+    }
+#pragma GCC unroll 2
+    for (int b = 0; b < BLOCKS; ++b)
+      put_rounded_pairs(reinterpret_cast<char*>(h.pairs + (b * CHUNK + key) * W), slopes[0][b],
+                        slopes[1][b]);
+  }
+}
+
+// to [16, DP] = sums over the queries of factors of 16 keys and rows in pairs.
+template <int DP>
+static void sum_queries(const TiledHead<DP>& h, const uint16_t* factors, const uint16_t* pairs,
+                        float* to) {
+  tile_zero<6>();
+  for (int64_t query = 0; query < h.queries; query += CHUNK) {
+    tile_load<0>(factors + query * CHUNK, 64);
+    tile_load<7>(pairs + query * DP, 4 * DP);
+    tile_product<6, 0, 7>();
+  }
+  tile_store<6>(to, 4 * DP);
+}
+
+// means[i] = the product of rows i of the output and its gradient.
+template <int DP>
+static void means_of(const float* out, const float* grads, int64_t rows, float* means) {
+  float left[DP * W], right[DP * W];
+  for (int64_t row = 0; row < rows; row += W) {
+    rows_to_lanes<DP>(out + row * DP, left);
+    rows_to_lanes<DP>(grads + row * DP, right);
+    F sum{};
+    for (int d = 0; d < DP; ++d) sum += load(left + d * W) * load(right + d * W);
+    store(means + row, sum);
+  }
+}
+
+// Gradients of k and v to h.grad_k and h.grad_v, that of q to rows of head.width.
+template <int DP>
+static void attend_tiled_backward(const TiledHead<DP>& h, const PackedHead& head, float* grad_q,
+                                  int64_t stride) {
+  const F scale = splat(root_scale(head.width));
+  round_rows<DP>(head.k, h.keys, h.k_rows), round_rows<DP>(head.v, h.keys, h.v_rows);
+  turn_rows<DP>(head.k, h.keys, h.turned);
+  pair_channels<DP>(head.q, h.queries, h.q_lanes);
+  pair_channels<DP>(h.grads, h.queries, h.grad_lanes);
+  pair_rows<DP>(head.q, h.queries, h.q_pairs), pair_rows<DP>(h.grads, h.queries, h.grad_pairs);
+  means_of<DP>(h.out, h.grads, h.queries, h.means);
+  const auto blocks_of = [&](int64_t query) { return head.queries - query > W ? 2 : 1; };
+  const int64_t buffer = 2 * CHUNK * W;
+  const auto multiply = [&](int64_t key, int64_t query, int64_t turn) {
+    multiply_chunk<DP>(h, head.tokens, key, query, blocks_of(query), h.tiles + turn * buffer,
+                       h.grad_tiles + turn * buffer);
+  };
+  multiply(0, 0, 0);
+  int64_t turn = 0;
+  for (int64_t key = 0; key < head.tokens; key += CHUNK) {
+    for (int64_t query = 0; query < head.queries; query += CHUNK, turn = 1 - turn) {
+      // The next chunk's products run beside this one's softmax.
+      if (query + CHUNK < head.queries) multiply(key, query + CHUNK, 1 - turn);
+      else if (key + CHUNK < head.tokens) multiply(key + CHUNK, 0, 1 - turn);
+      const int64_t left = head.tokens - key, at = turn * buffer;
+      const auto slopes = blocks_of(query) == 1 ? slopes_of_chunk<DP, 1, false>
+                          : left < CHUNK        ? slopes_of_chunk<DP, 2, false>
+                                                : slopes_of_chunk<DP, 2, true>;
+      slopes(h, head, left, query, h.tiles + at, h.grad_tiles + at);
+      for (int b = 0; b < blocks_of(query); ++b) {
+        float* sums = h.sums + (query + b * W) * DP;
+        if (key > 0) tile_load<4>(sums, 64);
+        else tile_zero<4>();
+        add_keys<DP>(h, key, h.pairs + b * CHUNK * W);
+        tile_store<4>(sums, 64);
+      }
+    }
+    for (int64_t at = 0; at < CHUNK && key + at < head.tokens; at += W) {
+      sum_queries<DP>(h, h.weights + at * CHUNK, h.grad_pairs, h.grad_v + (key + at) * DP);
+      sum_queries<DP>(h, h.slopes + at * CHUNK, h.q_pairs, h.grad_k + (key + at) * DP);
+    }
+  }
+  for (int64_t first = 0; first < head.queries; first += W) {
+    const int64_t count = head.queries - first < W ? head.queries - first : W;
+    float* sums = h.sums + first * DP;
+    for (int64_t d = 0; d < DP; ++d) store(sums + d * W, load(sums + d * W) * scale);
+    lanes_to_rows<DP>(sums, count, head.width, grad_q + first * stride, stride);
+  }
+}
+
+#endif
