@@ -23,11 +23,13 @@ class PortableClassifier(nn.Module):
 
     Both inputs are normalised as ``to_network_input`` does; ``input_size`` (H, W) is fixed.
     ``output`` is ``"softmax"``, ``"sigmoid"`` (several findings) or ``"none"`` (grades, or numbers
-    with the mean and deviation of ``target``).  Kept
-    keys and values are rounded to f16, as the features are that the model was trained on; of
-    tokens with exactly equal scores either may be kept.  Raises ``ConfigError`` for a side
-    network alone, which needs no frozen model.
+    with the mean and deviation of ``target``).  Logits are divided by ``temperature``, one number
+    or one for each output.  Kept keys and values are rounded to f16, as the features are that the
+    model was trained on; of tokens with exactly equal scores either may be kept.  Raises
+    ``ConfigError`` for a side network alone, which needs no frozen model.
     """
+
+    temperature: Tensor
 
     def __init__(
         self,
@@ -39,7 +41,7 @@ class PortableClassifier(nn.Module):
         importance: Importance,
         input_size: tuple[int, int],
         output: str = "softmax",
-        temperature: float = 1.0,
+        temperature: float | Tensor = 1.0,
         target: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
@@ -53,7 +55,7 @@ class PortableClassifier(nn.Module):
         self.importance = importance
         self.interpolation = backbone.position_interpolation
         self.output = output
-        self.temperature = temperature
+        self.register_buffer("temperature", torch.as_tensor(temperature, dtype=torch.float32))
         self.mean, self.deviation = target or (0.0, 1.0)
         # The embedding keeps what it made of the positions for this size: constants of a graph.
         weight = self.vit.embedding.projection.weight
@@ -63,7 +65,7 @@ class PortableClassifier(nn.Module):
         )
 
     def forward(self, frozen_pixels: Tensor, side_pixels: Tensor) -> Tensor:
-        """Probabilities [B, classes], or grades [B, 1]."""
+        """Probabilities [B, classes], or grades or numbers [B, 1]."""
         states = self._states(self._features(frozen_pixels))
         logits = self._logits(side_pixels, states) / self.temperature
         if self.output == "softmax":

@@ -401,6 +401,9 @@ class ExportSettings:
     """File to write: MODEL.onnx or MODEL.pt2."""
     format: Literal["onnx", "program"] = "onnx"
     """onnx (needs the export extra), or a program of torch.export."""
+    calibrated: bool = False
+    """Give probabilities at the temperature of the validation images (each finding at its own), as
+    predict --calibrated does."""
     backbone: str | None = None
     """Where the frozen model is now, if not where it was (its weights are checked)."""
     checkpoint_path: Path | None = None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from small_run import write_backbone
 from fpt_fast.cli import main
 from fpt_fast.config import PEER_METHODS, ConfigError, PeerMethod
 from fpt_fast.model_files import ModelFileError
-from fpt_fast.peers import PEERS
+from fpt_fast.peers import PEERS, BackboneSource
 from fpt_fast.peers.encoder import Encoder
 from fpt_fast.pipeline import TrainSettings, evaluate, predict, share, train
 from fpt_fast.trainer import step as training_step
@@ -151,6 +152,57 @@ def test_half_precision_reaches_the_blocks(
 
 def test_every_named_method_is_there() -> None:
     assert set(PEERS) == set(PEER_METHODS)
+
+
+@pytest.mark.parametrize("method", ["linear", "full"])
+def test_a_run_loads_where_it_was_moved_to(
+    method: str, peer_settings: Callable[..., TrainSettings], tmp_path: Path
+) -> None:
+    settings = peer_settings(method)
+    run = train(settings).run
+    assert str(tmp_path) not in (run / "best" / "config.json").read_text()
+    images = (settings.data / "test",)
+    expected = predict(run=run, images=images, output=tmp_path / "p.csv").predictions.probabilities
+    there = tmp_path / "other" / "machine"
+    there.mkdir(parents=True)
+    for name in ("run", "golden-vit"):
+        (tmp_path / name).rename(there / name)
+    moved = predict(run=there / "run", images=images, output=tmp_path / "p.csv")
+    assert torch.equal(moved.predictions.probabilities, expected)
+    (there / "golden-vit").rename(tmp_path / "put aside")
+    was = re.escape(str(there / "golden-vit"))
+    with pytest.raises(ModelFileError, match=f"{was}, which is not there; say .* --backbone"):
+        predict(run=there / "run", images=images, output=tmp_path / "p.csv")
+    assert main(["evaluate", "--run", str(there / "run"), "--split", "val"]) == 1
+    found = predict(
+        run=there / "run", images=images, output=tmp_path / "p.csv",
+        backbone=str(tmp_path / "put aside"),
+    )  # fmt: skip
+    assert torch.equal(found.predictions.probabilities, expected)
+
+
+def test_sources_are_kept_by_name_or_by_their_path_from_the_model(tmp_path: Path) -> None:
+    weights, model = tmp_path / "weights" / "w.safetensors", tmp_path / "run" / "best"
+    for path in (weights.parent, model):
+        path.mkdir(parents=True)
+    weights.touch()
+    source = BackboneSource("vit_tiny_patch16_384", str(weights))
+    kept = source.to_json(model)
+    assert kept == {
+        "source": "vit_tiny_patch16_384",
+        "checkpoint_path": "../../weights/w.safetensors",
+        "pretrained": True,
+    }
+    assert BackboneSource(**kept).find(model) == source
+    inside = BackboneSource(str(model / "vit"))
+    (model / "vit").mkdir()
+    kept = inside.to_json(model)
+    assert kept["source"] == "./vit" and BackboneSource(**kept).find(model) == inside
+    # As earlier versions wrote it.
+    assert inside.find(tmp_path) == inside
+    weights.unlink()
+    with pytest.raises(ModelFileError, match=r"w.safetensors, which are not there; .*checkpoint"):
+        source.find(model)
 
 
 def test_another_frozen_model_is_refused(

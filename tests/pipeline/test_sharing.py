@@ -93,6 +93,32 @@ def test_a_shared_folder_predicts_as_the_run_and_tells_no_paths(run: Path) -> No
     assert FptModel.from_pretrained(folder).extra["classes"] == ["healthy", "mild", "severe"]
 
 
+def test_a_shared_folder_is_calibrated_as_the_run_is(run: Path) -> None:
+    folder = run.parent / "shared"
+    share(run=run, output=folder)
+    assert not (folder / "validation.csv").exists()
+    images, backbone = (run.parent / "images" / "test",), str(run.parent / "golden-vit")
+    ours, theirs, plain = (
+        predict(
+            run=model, images=images, output=run.parent / "p.csv", backbone=backbone, calibrated=c
+        ).predictions.probabilities
+        for model, c in ((run, True), (folder, True), (folder, False))
+    )
+    assert ours is not None and theirs is not None and plain is not None
+    assert torch.equal(ours, theirs) and not torch.equal(theirs, plain)
+    [temperature] = FptModel.from_pretrained(folder).extra["temperatures"]
+    text = (folder / "README.md").read_text()
+    assert f"at the temperature, fitted on the validation images: {temperature:.4f}" in text
+    errors = json.loads((run / "metrics.json").read_text())["calibration"]
+    assert f"{errors['plain']['ece']:.3f} plain, {errors['scaled']['ece']:.3f} calibrated" in text
+    (run / "validation.csv").unlink()
+    share(run=run, output=run.parent / "uncalibrated")
+    assert "not calibrated." in (run.parent / "uncalibrated" / "README.md").read_text()
+    with pytest.raises(ConfigError, match="validation.csv to calibrate by"):
+        predict(run=run.parent / "uncalibrated", images=images, output=run.parent / "p.csv",
+                backbone=backbone, calibrated=True)  # fmt: skip
+
+
 def test_the_card(run: Path) -> None:
     folder = run.parent / "shared"
     share(run=run, output=folder, license="apache-2.0", intended_use="Counting bars.", name="Bars")

@@ -1,18 +1,22 @@
 """Training that is stopped or killed within an epoch ends with the uninterrupted run's files."""
 
 import csv
+import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from children import STOPPED, exit_status
 from small_run import files_of
 from struck_training import train_struck
 
+from fpt_fast.cli import main
 from fpt_fast.config import ConfigError
 from fpt_fast.pipeline import PreloadSettings, TrainSettings, preload, train
+from fpt_fast.trainer import CheckpointError
 
 MakePreload = Callable[..., PreloadSettings]
 MakeTrain = Callable[..., TrainSettings]
@@ -79,3 +83,44 @@ def test_deterministic_reruns_are_bit_equal(
 def test_steps_to_profile_are_a_range(steps: str, train_settings: MakeTrain) -> None:
     with pytest.raises(ConfigError, match="profile_steps must be a first and a last step"):
         train(train_settings(profile_steps=steps))
+
+
+def without_target(path: Path) -> None:
+    """Take the recipe's ``target`` out of a run's own settings, which earlier versions lacked."""
+    state = json.loads(path.read_text())
+    del state["identity"]["config"]["target"]
+    path.write_text(json.dumps(state))
+
+
+def test_a_run_of_an_earlier_version_is_resumed_to_the_same_bits(
+    preload_settings: MakePreload, train_settings: MakeTrain, tmp_path: Path
+) -> None:
+    preload(preload_settings())
+    changes: dict[str, Any] = {"epochs": 2, "checkpoint_steps": 2}
+    whole = train(train_settings(run=tmp_path / "whole", **changes)).run
+    parts = tmp_path / "parts"
+    assert train_until(train_settings(run=parts, **changes), 4, signal.SIGTERM) == STOPPED
+    without_target(parts / "last" / "state.json")
+    config = yaml.safe_load((parts / "config.yaml").read_text())
+    del config["training"]["target"], config["settings"]["value_column"]
+    (parts / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["train", "--config", str(parts / "config.yaml"), "--resume"]) == 0
+    assert history_of(parts) == history_of(whole)
+    for name in ("best/model.safetensors", "last/optimizer.safetensors", "predictions.csv"):
+        assert (parts / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_run_of_numbers_is_not_resumed_as_what_it_was_not(
+    preload_settings: MakePreload, train_settings: MakeTrain, data: Path, tmp_path: Path
+) -> None:
+    lines = ["path,split,age"]
+    for number, path in enumerate(sorted(data.rglob("*.png"))):
+        key = path.relative_to(data)
+        lines.append(f"{key.as_posix()},{key.parts[0]},{40 + number}")
+    (data / "list.csv").write_text("\n".join(lines))
+    preload(preload_settings())
+    settings = train_settings(data=data / "list.csv", value_column="age")
+    run = train(settings).run
+    without_target(run / "last" / "state.json")
+    with pytest.raises(CheckpointError, match=r"resumed: config.target: None -> \[\d+\.\d+, \d"):
+        train(train_settings(data=data / "list.csv", value_column="age", resume=True))

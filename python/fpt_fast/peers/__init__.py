@@ -2,8 +2,9 @@
 
 from fpt_fast.peers.config import LEARNING_RATES, PeerConfig
 from fpt_fast.peers.create import create_peer
-from fpt_fast.peers.model import PEER_FORMAT, BackboneSource, PeerModel
+from fpt_fast.peers.model import PEER_FORMAT, PeerModel
 from fpt_fast.peers.registry import PEERS
+from fpt_fast.peers.source import BackboneSource
 
 __all__ = [
     "LEARNING_RATES",

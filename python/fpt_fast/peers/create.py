@@ -9,7 +9,8 @@ import torch
 from fpt_fast.backbone import FrozenBackbone, load_backbone
 from fpt_fast.config import ConfigError
 from fpt_fast.peers.config import PeerConfig
-from fpt_fast.peers.model import BackboneSource, PeerModel
+from fpt_fast.peers.model import PeerModel
+from fpt_fast.peers.source import BackboneSource
 from fpt_fast.records import BackboneSpec
 
 

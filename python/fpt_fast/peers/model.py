@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,19 +24,10 @@ from fpt_fast.model_files import (
 from fpt_fast.peers.config import PeerConfig
 from fpt_fast.peers.encoder import Encoder
 from fpt_fast.peers.registry import PEERS
+from fpt_fast.peers.source import BackboneSource
 from fpt_fast.records import BackboneSpec, FeatureBatch
 
 PEER_FORMAT = "fpt-fast peer 1"
-
-
-@dataclass(frozen=True, slots=True)
-class BackboneSource:
-    """Where a frozen model was found: timm name or directory (None: it was given as an object),
-    a file of weights for a timm name, and whether timm's published weights were asked for."""
-
-    source: str | None = None
-    checkpoint_path: str | None = None
-    pretrained: bool = True
 
 
 class PeerModel(nn.Module):
@@ -101,7 +92,7 @@ class PeerModel(nn.Module):
             "format": PEER_FORMAT,
             "config": self.config.to_json(),
             "spec": dataclasses.asdict(self.spec),
-            "source": dataclasses.asdict(self.source),
+            "source": self.source.to_json(Path(directory)),
             "num_outputs": self.num_outputs,
             "extra": extra,
         }
@@ -118,10 +109,11 @@ class PeerModel(nn.Module):
     ) -> Self:
         """Read a model that ``save_pretrained`` wrote; on the CPU, in evaluation mode.
 
-        The frozen model is loaded from where it was, or from ``backbone`` (with
-        ``checkpoint_path``); its weights must be those of training, except for full fine-tuning,
-        which saves all of them.  Raises ``FileNotFoundError`` and ``ModelFileError`` as
-        ``FptModel`` does, the latter also for a frozen model with other weights.
+        The frozen model is loaded from where it was, seen from ``directory``, or from ``backbone``
+        (with ``checkpoint_path``); its weights must be those of training, except for full
+        fine-tuning, which saves all of them.  Raises ``FileNotFoundError`` and ``ModelFileError``
+        as ``FptModel`` does, the latter also for a frozen model that is missing or has other
+        weights.
         """
         description, tensors = read_model(directory, PEER_FORMAT)
         try:
@@ -164,17 +156,21 @@ def _find_backbone(
 ) -> FrozenBackbone:
     if isinstance(backbone, FrozenBackbone):
         return backbone
-    where = backbone or source.source
-    if where is None:
-        raise ModelFileError(
-            f"{directory} was trained on a frozen model that was given as an object, and only the "
-            "trained weights are saved; pass backbone="
-        )
-    recorded = None if backbone is not None else source.checkpoint_path
+    if backbone is None:
+        if source.source is None:
+            raise ModelFileError(
+                f"{directory} was trained on a frozen model that was given as an object, and only "
+                "the trained weights are saved; pass backbone="
+            )
+        if checkpoint_path is not None or config.method == "full":
+            source = replace(source, checkpoint_path=None)  # not needed
+        source = source.find(directory)
+        backbone, checkpoint_path = source.source, checkpoint_path or source.checkpoint_path
+        assert backbone is not None
     needs_weights = config.method != "full"
     return load_backbone(
-        where,
-        checkpoint_path=(checkpoint_path or recorded) if needs_weights else None,
+        backbone,
+        checkpoint_path=checkpoint_path if needs_weights else None,
         pretrained=source.pretrained and needs_weights,
         dtype="float32",
         device="cpu",

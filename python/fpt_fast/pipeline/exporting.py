@@ -14,6 +14,7 @@ from torch import Tensor
 from fpt_fast.config import ConfigError
 from fpt_fast.pipeline.features import load_recorded_backbone
 from fpt_fast.pipeline.recorded import RecordedRun, read_recorded_run
+from fpt_fast.pipeline.temperatures import find_temperatures, require_temperatures
 from fpt_fast.portable import PortableClassifier
 from fpt_fast.setting_values import build_settings
 from fpt_fast.settings import ExportSettings
@@ -46,10 +47,14 @@ def export(settings: ExportSettings | None = None, **values: Any) -> ExportResul
 
     The graph takes ``frozen_pixels`` [B, 3, H, W] and ``side_pixels`` [B, 3, h, w] f32, resized
     and normalised as the metadata under ``fpt_fast`` says, and gives probabilities [B, classes]
-    (a regression's grades or numbers [B, 1]).  It is run once and compared before it is reported.
+    (a regression's grades, or numbers in their own unit, [B, 1]).  With ``calibrated`` the
+    temperatures are part of it; the metadata has them in any case.  It is run once and compared
+    before it is reported.
     """
     settings = settings or build_settings(ExportSettings, values)
     run = read_recorded_run(settings.run)
+    if settings.calibrated:
+        require_temperatures(settings.run, run.model.extra)  # before anything is loaded
     module = portable(run, settings)
     size, side = run.plan.preprocessing.size, run.model.config.side_size
     # Two images: a graph made with one may take it for granted.
@@ -57,7 +62,7 @@ def export(settings: ExportSettings | None = None, **values: Any) -> ExportResul
     settings.output.parent.mkdir(parents=True, exist_ok=True)
     write = _write_onnx if settings.format == "onnx" else _write_program
     with torch.no_grad():
-        apply = write(module, example, settings.output, _metadata(run))
+        apply = write(module, example, settings.output, _metadata(run, settings))
         one = (example[0][:1], example[1][:1])
         difference = max(
             float((apply(*inputs) - module(*inputs)).abs().max()) for inputs in (example, one)
@@ -78,6 +83,9 @@ def portable(run: RecordedRun, settings: ExportSettings) -> PortableClassifier:
         attention="auto",
     )
     run.plan.frozen_pass(backbone)  # refuses other weights
+    temperature: Tensor | float = 1.0
+    if settings.calibrated:
+        temperature = require_temperatures(settings.run, run.model.extra)
     return PortableClassifier(
         run.model.float().cpu().eval(),
         backbone,
@@ -86,15 +94,17 @@ def portable(run: RecordedRun, settings: ExportSettings) -> PortableClassifier:
         importance=run.plan.importance,
         input_size=run.plan.preprocessing.size,
         target=run.target,
+        temperature=temperature,
         output="none" if run.regression else "sigmoid" if run.several else "softmax",
     ).eval()
 
 
-def _metadata(run: RecordedRun) -> str:
+def _metadata(run: RecordedRun, settings: ExportSettings) -> str:
     """What whoever feeds the graph must know, as JSON."""
     preprocessing = run.plan.preprocessing
     values: dict[str, Any] = {
         "classes": run.classes,
+        "output": _meaning(run),
         "frozen_size": preprocessing.size,
         "side_size": run.model.config.side_size,
         "mean": preprocessing.mean,
@@ -105,7 +115,22 @@ def _metadata(run: RecordedRun) -> str:
     if run.cuts is not None:
         # A grade is the number of cuts that the output reaches.
         values["grade_cuts"] = run.cuts
+    temperatures = find_temperatures(settings.run, run.model.extra)
+    if temperatures is not None:
+        # One for all classes, or one for each finding.
+        values["temperatures"] = temperatures
+        values["calibrated"] = settings.calibrated
     return json.dumps(values)
+
+
+def _meaning(run: RecordedRun) -> str:
+    """What the graph gives: probabilities of ``classes`` or of ``findings``, a ``grade``, or a
+    ``value`` in the unit of the labels."""
+    if run.target is not None:
+        return "value"
+    if run.regression:
+        return "grade"
+    return "findings" if run.several else "classes"
 
 
 def _dynamic() -> dict[str, dict[int, Any]]:

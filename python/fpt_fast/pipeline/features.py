@@ -233,16 +233,33 @@ def load_recorded_backbone(
 
     ``dtype="auto"`` is the arithmetic that the run's features were made in.
     """
-    recorded = None if plan.checkpoint_path is None else Path(plan.checkpoint_path)
+    recorded = None
+    if backbone is None:
+        recorded = None if plan.checkpoint_path is None else Path(plan.checkpoint_path)
+        _require_there(plan.source, checkpoint_path or recorded)
     return load_backbone(
         backbone or plan.source,
-        checkpoint_path=checkpoint_path or (None if backbone else recorded),
+        checkpoint_path=checkpoint_path or recorded,
         pretrained=plan.pretrained,
         dtype=plan.dtype if dtype == "auto" else dtype,
         device=device,
         position_interpolation=plan.position_interpolation,  # type: ignore[arg-type]
         attention=attention,
     )
+
+
+def _require_there(source: str, weights: Path | None) -> None:
+    """Raise ``ConfigError`` where the frozen model is no longer where a run says."""
+    if Path(source).is_absolute() and not Path(source).is_dir():
+        raise ConfigError(
+            f"the frozen model was in {source}, which is not there; say where it is with "
+            "--backbone: its weights are checked"
+        )
+    if weights is not None and not weights.is_file():
+        raise ConfigError(
+            f"the weights of the frozen model {source} were in {weights}, which is not there; say "
+            "where they are with --backbone and --checkpoint-path: they are checked"
+        )
 
 
 def quantiser(features: FeatureDtype) -> partial[tuple[Tensor, Tensor, Tensor]] | None:

@@ -1,6 +1,5 @@
 """What shapes a peer's input, and where it starts from."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,8 +31,8 @@ class PeerPlan:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """The fingerprint, and where the frozen model was found."""
-        return self.fingerprint() | dataclasses.asdict(self.source)
+        """The fingerprint; where the frozen model was found is saved by ``PeerModel``."""
+        return self.fingerprint()
 
     @classmethod
     def of(cls, model: PeerModel) -> "PeerPlan":

@@ -18,7 +18,8 @@ from fpt_fast.metrics import halves
 from fpt_fast.model import FptModel
 from fpt_fast.pipeline.features import load_recorded_backbone
 from fpt_fast.pipeline.recorded import RecordedRun, read_recorded_run
-from fpt_fast.pipeline.run_folder import BEST, VALIDATION_FILE
+from fpt_fast.pipeline.run_folder import BEST
+from fpt_fast.pipeline.temperatures import require_temperatures
 from fpt_fast.profiling import span
 from fpt_fast.records import (
     UNLABELLED,
@@ -30,9 +31,7 @@ from fpt_fast.records import (
     Preprocessing,
     Views,
 )
-from fpt_fast.report import read_predictions
 from fpt_fast.trainer import open_progress, resolve_device
-from fpt_fast.trust import finding_temperatures, fit_temperature
 
 Image = str | Path | Tensor
 
@@ -88,13 +87,13 @@ class Predictor:
         self.cuts = _mean_cuts(members)
         self.valued = members[0].target is not None
         self._targets = [member.target for member in members]
-        if calibrated and self.regression:
-            raise ConfigError("calibrated is for probabilities, and grades have none; leave it out")
         sizes = dict.fromkeys(model.config.side_size for model in self._models)
         self._sides = {size: number for number, size in enumerate(sizes)}
         self._temperatures = [
-            (_temperatures(folder) if calibrated else torch.ones(())).to(self._device)
-            for folder in folders
+            (require_temperatures(folder, member.model.extra) if calibrated else torch.ones(())).to(
+                self._device
+            )
+            for folder, member in zip(folders, members, strict=True)
         ]
         self._features: LiveFeatures | None = None
         if any(model.config.fusion for model in self._models):
@@ -288,18 +287,3 @@ def _mean_cuts(members: Sequence[RecordedRun]) -> tuple[float, ...] | None:
         return None
     own = [member.cuts or halves(len(member.classes)) for member in members]
     return tuple(statistics.fmean(cuts) for cuts in zip(*own, strict=True))
-
-
-def _temperatures(folder: Path) -> Tensor:
-    """[] f32, or [findings]: what the logits are divided by."""
-    path = folder / VALIDATION_FILE
-    if not path.is_file():
-        raise ConfigError(
-            f"{folder} has no {VALIDATION_FILE} to calibrate by: train writes it where the data "
-            "has validation and test images"
-        )
-    validation = read_predictions(path)[0]
-    if validation.labels.dim() == 1:
-        return torch.tensor(fit_temperature(validation))
-    # A finding that the validation images do not show both ways stays as it is.
-    return torch.tensor([value or 1.0 for value in finding_temperatures(validation)])

@@ -16,6 +16,7 @@ from fpt_fast.hub import push_folder
 from fpt_fast.model import FptModel
 from fpt_fast.pipeline.peers import is_peer_folder
 from fpt_fast.pipeline.run_folder import BEST, CONFIG_FILE
+from fpt_fast.pipeline.temperatures import TEMPERATURES, find_temperatures
 from fpt_fast.report import CardFacts, model_card
 from fpt_fast.setting_values import build_settings
 from fpt_fast.settings import ShareSettings
@@ -51,7 +52,11 @@ def share(settings: ShareSettings | None = None, **values: Any) -> ShareResult:
     )
     with place as folder:
         target = Path(str(folder))
-        model.save_pretrained(target, extra=_without_paths(model.extra))
+        extra = _without_paths(model.extra)
+        temperatures = find_temperatures(settings.run, model.extra)
+        if temperatures is not None:
+            extra[TEMPERATURES] = list(temperatures)
+        model.save_pretrained(target, extra=extra)
         _write_json(target / METRICS_FILE, metrics)
         with write_atomically(target / CARD_FILE) as file:
             file.write(model_card(_facts(settings, model, metrics, run, base_model)))
@@ -125,6 +130,7 @@ def _facts(
         version=__version__,
         several=model.extra.get("task") == "multilabel",
         target=model.extra.get("target"),
+        temperatures=find_temperatures(settings.run, model.extra),
         base_model=base_model,
         repository=settings.repo or "",
         **{

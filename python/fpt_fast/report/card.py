@@ -35,7 +35,11 @@ _LIMITS = (
     "Nothing here is a medical device. Do not use the model for diagnosis or treatment.",
     "The figures hold for images like those that it was tested on: other cameras, hospitals, "
     "populations or ways of labelling can be far worse. Test it on your own data first.",
-    "Its probabilities are not calibrated unless stated above.",
+)
+_UNCALIBRATED = "Its probabilities are not calibrated."
+_CALIBRATED = (
+    "Its probabilities are calibrated where that is asked for (see the figures), and only for "
+    "images like those of validation."
 )
 _ONE_CLASS = (
     "It knows only the classes listed, and gives each image to one of them, whatever it shows."
@@ -52,7 +56,8 @@ class CardFacts:
 
     ``config``, ``training`` and ``features`` as in a run's ``config.yaml``; ``metrics`` as in its
     ``metrics.json``; ``several``: an image may have any number of the ``classes``; ``target``: mean
-    and deviation of the number that it predicts, whose name is the only class; ``base_model``
+    and deviation of the number that it predicts, whose name is the only class; ``temperatures``:
+    what calibrates the logits, one number or one for each finding; ``base_model``
     the frozen model's repository on the hub, if it has one.  ``data_set``, ``license``,
     ``intended_use`` and ``contact`` are the author's words, empty where not given.
     """
@@ -67,6 +72,7 @@ class CardFacts:
     version: str
     several: bool = False
     target: Sequence[float] | None = None
+    temperatures: Sequence[float] | None = None
     base_model: str = ""
     repository: str = ""
     data_set: str = ""
@@ -157,9 +163,10 @@ def _introduction(facts: CardFacts) -> str:
 
 def _limits(facts: CardFacts) -> str:
     if facts.target is not None:
-        limits: tuple[str, ...] = (*_LIMITS[:-1], _VALUES)
+        limits: tuple[str, ...] = (*_LIMITS, _VALUES)
     else:
-        limits = (*_LIMITS, _FINDINGS if facts.several else _ONE_CLASS)
+        calibrated = _UNCALIBRATED if facts.temperatures is None else _CALIBRATED
+        limits = (*_LIMITS, calibrated, _FINDINGS if facts.several else _ONE_CLASS)
     return "\n".join(f"- {limit}" for limit in limits)
 
 
@@ -181,7 +188,24 @@ def _figures(facts: CardFacts) -> str:
             f"\n\nIntervals: {intervals['level']:.0%}, bootstrap ({intervals['method']}, "
             f"{intervals['resamples']} resamples of {intervals['units']})."
         )
-    return text + _grading(facts.metrics.get("grade_cuts"))
+    return text + _grading(facts.metrics.get("grade_cuts")) + _calibration(facts)
+
+
+def _calibration(facts: CardFacts) -> str:
+    """What the logits are divided by for calibrated probabilities."""
+    if facts.temperatures is None:
+        return ""
+    told = ", ".join(f"{temperature:.4f}" for temperature in facts.temperatures)
+    each = "each finding at its own temperature" if facts.several else "at the temperature"
+    text = (
+        f"\n\nCalibrated probabilities (`predict --calibrated`) are {each}, fitted on the "
+        f"validation images: {told} (`temperatures` in config.json)."
+    )
+    errors = facts.metrics.get("calibration") or {}
+    if errors.get("scaled") is None:
+        return text
+    plain, scaled = (errors[which]["ece"] for which in ("plain", "scaled"))
+    return f"{text} Expected calibration error: {plain:.3f} plain, {scaled:.3f} calibrated."
 
 
 def _grading(grading: Mapping[str, Any] | None) -> str:

@@ -42,6 +42,7 @@ figcaption { font-size: .9375rem; margin-top: .5rem; }
 .pair img { width: 100%; height: auto; display: block; }
 .example h3 { font-size: 1rem; font-weight: 600; margin: 0 0 .5rem; overflow-wrap: anywhere; }
 table.runs th:first-child { min-width: 9.5rem; }
+table.runs .left { min-width: 5.5rem; }
 table svg.swatch { vertical-align: middle; overflow: visible; }
 .right { color: #00714f; } .wrong { color: #b04a00; }
 .scale { display: flex; align-items: center; gap: .6rem; font-size: .9375rem; margin: 1rem 0; }

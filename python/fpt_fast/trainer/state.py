@@ -57,7 +57,11 @@ def record_from_json(values: Mapping[str, Any]) -> EpochRecord:
 
 
 def describe_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Name every setting that differs, as ``key: before -> now``; empty where none does."""
+    """Name every setting that differs, as ``key: before -> now``; empty where none does.
+
+    A setting that a run of an earlier version does not have, or the other way round, differs
+    unless it is None.
+    """
     old, new = _flatten(before), _flatten(now)
     return ", ".join(
         f"{key}: {old.get(key)!r} -> {new.get(key)!r}"
@@ -66,12 +70,21 @@ def describe_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> st
     )
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
+        name = f"{prefix}{key}"
+        if _holds_settings(value):
+            inside = value if isinstance(value, Mapping) else dict(enumerate(value))
+            flat |= _flatten(inside, f"{name}.")
         else:
             # JSON knows lists, not tuples.
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+            flat[name] = list(value) if isinstance(value, tuple) else value
     return flat
+
+
+def _holds_settings(value: Any) -> bool:
+    """Whether there are names in it: a mapping, or a list of such, and not one of numbers."""
+    if isinstance(value, list | tuple):
+        return any(map(_holds_settings, value))
+    return isinstance(value, Mapping)
