@@ -436,3 +436,5 @@ class ExplainSettings(OnlineSettings):
     """Directory of the run."""
     output: Path | None
     """Folder for pictures, arrays and explanations.csv (from Python also None, for none)."""
+    calibrated: bool = False
+    """Give probabilities at the temperature of the validation images, as predict --calibrated."""

@@ -25,7 +25,8 @@ from fpt_fast.pipeline import (
     sweep,
     train,
 )
-from fpt_fast.report import read_predictions
+from fpt_fast.records import Predictions
+from fpt_fast.report import read_predictions, write_predictions
 from fpt_fast.trust import fit_temperature
 from helpers import spread_weights, write_image_set
 
@@ -164,6 +165,21 @@ def test_calibrated_is_scaled_by_the_temperature(run: Path, data: Path) -> None:
     (run / "validation.csv").unlink()
     with pytest.raises(ConfigError, match=r"no validation.csv to calibrate by"):
         Predictor(run, calibrated=True)
+
+
+def test_what_validation_images_cannot_calibrate_stays_as_it_is(
+    run: Path, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    validation, classes = read_predictions(run / "validation.csv")
+    logits = 0.1 * torch.nn.functional.one_hot(validation.labels, len(classes)).float()
+    right = Predictions(validation.keys, validation.labels, logits, logits.softmax(1))
+    write_predictions(run / "validation.csv", right, classes)
+    plain, calibrated = (
+        probabilities(Predictor(run, dtype="float32", calibrated=c), files(data))
+        for c in (False, True)
+    )
+    assert torch.equal(plain, calibrated)
+    assert "cannot be calibrated and stay as they are: the validation images are all" in caplog.text
 
 
 @pytest.mark.parametrize("changes", [{"fusion": False}, {"loss": "mean_square_error"}])

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from fpt_fast.backbone import BackboneError
 from fpt_fast.cli import main
 from fpt_fast.config import ConfigError
 from fpt_fast.hub import HubError, is_repository
@@ -106,6 +107,8 @@ def test_a_shared_folder_is_calibrated_as_the_run_is(run: Path) -> None:
     )
     assert ours is not None and theirs is not None and plain is not None
     assert torch.equal(ours, theirs) and not torch.equal(theirs, plain)
+    with pytest.raises(BackboneError, match="frozen model of the run, golden-vit, .*--backbone"):
+        predict(run=folder, images=images, output=run.parent / "p.csv")
     [temperature] = FptModel.from_pretrained(folder).extra["temperatures"]
     text = (folder / "README.md").read_text()
     assert f"at the temperature, fitted on the validation images: {temperature:.4f}" in text

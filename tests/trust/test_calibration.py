@@ -14,8 +14,10 @@ from fpt_fast.trust import (
     Bootstrap,
     assess,
     calibration_errors,
+    finding_temperatures,
     fit_temperature,
     scale_probabilities,
+    usable_temperature,
 )
 
 
@@ -60,7 +62,20 @@ def test_all_right_and_no_better_than_chance_take_the_ends() -> None:
     keys = tuple(map(str, range(10)))
     assert fit_temperature(Predictions(keys, labels, logits, logits.softmax(1))) == 0.01
     wrong = Predictions(keys, 1 - labels, logits, logits.softmax(1))
-    assert fit_temperature(wrong) == 100.0
+    assert fit_temperature(wrong) == 100.0 == usable_temperature(wrong)
+
+
+def test_a_temperature_that_every_image_asks_to_be_lower_is_not_used() -> None:
+    labels = torch.arange(10) % 2
+    logits = torch.nn.functional.one_hot(labels, 2).float()
+    right = Predictions(tuple(map(str, range(10))), labels, logits, logits.softmax(1))
+    assert usable_temperature(right) is None
+    assessment = assess(make(50, 2), 2, validation=right, resamples=50)
+    calibration = assessment.calibration
+    assert calibration is not None and calibration.scaled is None
+    assert "calibrated probabilities are the plain ones" in str(assessment)
+    findings = Predictions(right.keys, labels[:, None], 2 * labels[:, None].float() - 1, None)
+    assert finding_temperatures(findings) == (None,)
 
 
 @pytest.mark.parametrize("classes", [2, 5])

@@ -75,7 +75,7 @@ def test_a_finding_of_one_kind_has_no_temperature() -> None:
     assert finding_temperatures(one_kind)[1] is None
     assessment = assess(make(1), 3, validation=one_kind, resamples=0)
     assert assessment.by_finding[1] is not None and assessment.by_finding[1].scaled is None
-    assert "2 of them at its own temperature" in str(assessment)
+    assert "; of the 2 with a temperature 0." in str(assessment)
 
 
 def test_two_runs_are_compared_by_finding() -> None:

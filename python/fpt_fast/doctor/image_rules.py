@@ -116,13 +116,18 @@ def _blank(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def _range(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low}-{high}"
+
+
 def _sizes(facts: Facts, input_size: tuple[int, int] | None) -> Iterator[Finding]:
     if not facts:
         return
     heights, widths = [fact.size[0] for fact in facts], [fact.size[1] for fact in facts]
     yield Finding(
         "note",
-        f"images are {min(heights)}-{max(heights)} px high and {min(widths)}-{max(widths)} px wide",
+        f"images are {_range(heights)} px high and {_range(widths)} px wide",
     )
     height, width = input_size or (1, 1)
     if input_size is not None:

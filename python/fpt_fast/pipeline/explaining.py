@@ -19,6 +19,7 @@ from fpt_fast.ops import quantise_kv
 from fpt_fast.pipeline.examples import make_examples
 from fpt_fast.pipeline.features import load_recorded_backbone
 from fpt_fast.pipeline.recorded import RecordedRun, open_images, read_recorded_run
+from fpt_fast.pipeline.temperatures import require_temperatures
 from fpt_fast.records import (
     FeatureBatch,
     ImageItem,
@@ -108,6 +109,9 @@ def _explained(
 ) -> Iterator[TokenExample]:
     plan, model = run.plan, run.model.to(resolve_device(settings.device)).eval()
     assert model.fusion is not None
+    temperature = torch.ones(())
+    if settings.calibrated:
+        temperature = require_temperatures(settings.run, model.extra)
     backbone = load_recorded_backbone(
         plan,
         backbone=settings.backbone,
@@ -127,7 +131,7 @@ def _explained(
         if plan.features != "float16":
             kv, k_scales, v_scales = quantise_kv(selected.kv, getattr(torch, plan.features))
             selected = SelectedTokens(kv, selected.index, k_scales, v_scales)
-        said = _predict(model, run, images, selected, chunk)
+        said = _predict(model, run, images, selected, chunk, temperature)
         yield from make_examples(
             chunk, images, selected, said, plan, model.fusion, num_classes=len(run.classes)
         )
@@ -140,6 +144,7 @@ def _predict(
     images: Sequence[Tensor],
     selected: SelectedTokens,
     items: Sequence[ImageItem],
+    temperature: Tensor,
 ) -> Predictions:
     """What the model says of the images, on the CPU."""
     side = dataclasses.replace(run.plan.preprocessing, size=model.config.side_size)
@@ -160,6 +165,7 @@ def _predict(
         return Predictions(batch.keys, unknown, logits.double() * deviation + mean, None)
     if run.regression:
         return Predictions(batch.keys, batch.labels, logits, None, run.cuts)
+    logits = logits / temperature
     probabilities = logits.sigmoid() if run.several else logits.softmax(dim=1)
     return Predictions(batch.keys, batch.labels, logits, probabilities)
 

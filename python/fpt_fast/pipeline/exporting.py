@@ -3,6 +3,7 @@
 import json
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +54,6 @@ def export(settings: ExportSettings | None = None, **values: Any) -> ExportResul
     """
     settings = settings or build_settings(ExportSettings, values)
     run = read_recorded_run(settings.run)
-    if settings.calibrated:
-        require_temperatures(settings.run, run.model.extra)  # before anything is loaded
     module = portable(run, settings)
     size, side = run.plan.preprocessing.size, run.model.config.side_size
     # Two images: a graph made with one may take it for granted.
@@ -74,6 +73,9 @@ def export(settings: ExportSettings | None = None, **values: Any) -> ExportResul
 
 def portable(run: RecordedRun, settings: ExportSettings) -> PortableClassifier:
     """The run's classifier in torch's own operations, in f32 on the CPU."""
+    temperature: Tensor | float = 1.0
+    if settings.calibrated:
+        temperature = require_temperatures(settings.run, run.model.extra)
     backbone = load_recorded_backbone(
         run.plan,
         backbone=settings.backbone,
@@ -83,9 +85,6 @@ def portable(run: RecordedRun, settings: ExportSettings) -> PortableClassifier:
         attention="auto",
     )
     run.plan.frozen_pass(backbone)  # refuses other weights
-    temperature: Tensor | float = 1.0
-    if settings.calibrated:
-        temperature = require_temperatures(settings.run, run.model.extra)
     return PortableClassifier(
         run.model.float().cpu().eval(),
         backbone,
@@ -110,7 +109,10 @@ def _metadata(run: RecordedRun, settings: ExportSettings) -> str:
         "mean": preprocessing.mean,
         "std": preprocessing.std,
         "fit": preprocessing.fit,
-        "resize": "bilinear, antialiased, rounded to 8 bits; then (x / 255 - mean) / std",
+        "window": run.plan.reading.window,
+        "dicom_frame": run.plan.reading.frame,
+        "resize": "bilinear, antialiased, levels of 8 bits rounded; then (x / full scale - mean) "
+        "/ std, full scale 255, or 65535 of 16 bits",
     }
     if run.cuts is not None:
         # A grade is the number of cuts that the output reaches.
@@ -159,16 +161,19 @@ def _write_onnx(
             f"--format onnx needs {error.name}, which is not installed: "
             "pip install 'fpt-fast[export]'"
         ) from error
-    program = torch.onnx.export(
-        module,
-        example,
-        input_names=list(_NAMES),
-        output_names=["output"],
-        dynamic_shapes=_dynamic(),
-        dynamo=True,
-        verbose=False,
-        external_data=False,
-    )
+    with warnings.catch_warnings():
+        # Both inputs have as many images: one name of that is dropped, and the exporter says so.
+        warnings.filterwarnings("ignore", message="# The axis name")
+        program = torch.onnx.export(
+            module,
+            example,
+            input_names=list(_NAMES),
+            output_names=["output"],
+            dynamic_shapes=_dynamic(),
+            dynamo=True,
+            verbose=False,
+            external_data=False,
+        )
     assert program is not None
     described = program.model_proto
     onnx.helper.set_model_props(described, {"fpt_fast": metadata})

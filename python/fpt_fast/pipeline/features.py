@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fpt_fast.backbone import FrozenBackbone, load_backbone
+from fpt_fast.backbone import BackboneError, FrozenBackbone, load_backbone
 from fpt_fast.cache import CacheMismatch, RecordLayout
 from fpt_fast.config import ConfigError, format_layers, parse_layers
 from fpt_fast.loader import FrozenPass
@@ -237,15 +237,23 @@ def load_recorded_backbone(
     if backbone is None:
         recorded = None if plan.checkpoint_path is None else Path(plan.checkpoint_path)
         _require_there(plan.source, checkpoint_path or recorded)
-    return load_backbone(
-        backbone or plan.source,
-        checkpoint_path=checkpoint_path or recorded,
-        pretrained=plan.pretrained,
-        dtype=plan.dtype if dtype == "auto" else dtype,
-        device=device,
-        position_interpolation=plan.position_interpolation,  # type: ignore[arg-type]
-        attention=attention,
-    )
+    try:
+        return load_backbone(
+            backbone or plan.source,
+            checkpoint_path=checkpoint_path or recorded,
+            pretrained=plan.pretrained,
+            dtype=plan.dtype if dtype == "auto" else dtype,
+            device=device,
+            position_interpolation=plan.position_interpolation,  # type: ignore[arg-type]
+            attention=attention,
+        )
+    except BackboneError as error:
+        if backbone is not None:
+            raise
+        raise BackboneError(
+            f"the frozen model of the run, {plan.source}, is not found: {error}; say where it is "
+            "with --backbone: its weights are checked"
+        ) from error
 
 
 def _require_there(source: str, weights: Path | None) -> None:

@@ -1,5 +1,6 @@
 """What calibrates a run's probabilities: temperatures fitted on its validation images."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from torch import Tensor
 from fpt_fast.config import ConfigError
 from fpt_fast.pipeline.run_folder import VALIDATION_FILE
 from fpt_fast.report import read_predictions
-from fpt_fast.trust import finding_temperatures, fit_temperature
+from fpt_fast.trust import finding_temperatures, usable_temperature
+
+log = logging.getLogger("fpt_fast")
 
 # Where a shared model keeps them, which has no validation images with it.
 TEMPERATURES = "temperatures"
@@ -18,11 +21,45 @@ TEMPERATURES = "temperatures"
 
 def find_temperatures(folder: Path, extra: Mapping[str, Any]) -> tuple[float, ...] | None:
     """What the logits of the run in ``folder`` are divided by: one number, or of several findings
-    one each (1 where the validation images do not show a finding both ways).
+    one each (1 where the validation images allow none).
 
     ``extra`` is what was saved with its model.  None for a regression, and where neither the
     folder has predictions of validation images nor the model temperatures.
     """
+    fitted = _fitted(folder, extra)
+    return None if fitted is None else tuple(value or 1.0 for value in fitted)
+
+
+def require_temperatures(folder: Path, extra: Mapping[str, Any]) -> Tensor:
+    """The same as [] or [findings] f32, with a warning of what cannot be calibrated.
+
+    Raises ``ConfigError`` where there is nothing to calibrate by.
+    """
+    if extra.get("regression", False):
+        raise ConfigError(
+            "calibrated is for probabilities, and grades and numbers have none; leave it out"
+        )
+    fitted = _fitted(folder, extra)
+    if fitted is None:
+        raise ConfigError(
+            f"{folder} has no {VALIDATION_FILE} to calibrate by: train writes it where the data "
+            "has validation and test images"
+        )
+    several = extra.get("task") == "multilabel"
+    for number, temperature in enumerate(fitted):
+        if temperature is None:
+            what = f"of {extra['classes'][number]} " if several else ""
+            log.warning(
+                "the probabilities %scannot be calibrated and stay as they are: the validation "
+                "images are all right%s",
+                *(what, ", or do not show it both ways" if several else ""),
+            )
+    values = [value or 1.0 for value in fitted]
+    return torch.tensor(values if several else values[0], dtype=torch.float32)
+
+
+def _fitted(folder: Path, extra: Mapping[str, Any]) -> tuple[float | None, ...] | None:
+    """The temperatures, None in the place of one that the validation images do not allow."""
     if extra.get("regression", False):
         return None
     if TEMPERATURES in extra:
@@ -32,21 +69,5 @@ def find_temperatures(folder: Path, extra: Mapping[str, Any]) -> tuple[float, ..
         return None
     validation = read_predictions(path)[0]
     if validation.labels.dim() == 1:
-        return (fit_temperature(validation),)
-    return tuple(value or 1.0 for value in finding_temperatures(validation))
-
-
-def require_temperatures(folder: Path, extra: Mapping[str, Any]) -> Tensor:
-    """The same as [] or [findings] f32; ``ConfigError`` where there are none."""
-    if extra.get("regression", False):
-        raise ConfigError(
-            "calibrated is for probabilities, and grades and numbers have none; leave it out"
-        )
-    found = find_temperatures(folder, extra)
-    if found is None:
-        raise ConfigError(
-            f"{folder} has no {VALIDATION_FILE} to calibrate by: train writes it where the data "
-            "has validation and test images"
-        )
-    several = extra.get("task") == "multilabel"
-    return torch.tensor(found if several else found[0], dtype=torch.float32)
+        return (usable_temperature(validation),)
+    return finding_temperatures(validation)

@@ -126,7 +126,8 @@ def calibration_table(calibration: Calibration) -> str:
         else "Without validation images no temperature was fitted."
     )
     if calibration.warning is not None:
-        origin += f" But {calibration.warning}."
+        warned = f"{calibration.warning[0].upper()}{calibration.warning[1:]}."
+        origin = f"{origin} But {calibration.warning}." if calibration.scaled else warned
     return (
         '<div class="scroll"><table><thead><tr><th class="left">probabilities</th>'
         '<th scope="col">expected calibration error</th><th scope="col">log loss</th>'
@@ -156,7 +157,8 @@ def finding_calibration_table(findings: Sequence[Calibration | None], names: Seq
         '<h2>Calibration</h2><div class="scroll"><table><thead><tr><th class="left">finding</th>'
         f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         '<p class="soft">Each finding has its own temperature, fitted on the validation images '
-        "that it is known of.</p>"
+        "that it is known of; none (–) where those do not show it both ways, or are all right: its "
+        "calibrated probabilities are the plain ones.</p>"
     )
 
 

@@ -16,6 +16,7 @@ from fpt_fast.trust.calibration import (
     calibration_errors,
     fit_temperature,
     scale_probabilities,
+    usable_temperature,
 )
 from fpt_fast.trust.comparison import Comparison, compare_predictions
 from fpt_fast.trust.delong import AreaDifference, compare_areas, compare_macro_areas
@@ -59,4 +60,5 @@ __all__ = [
     "operating_points",
     "resampled_metrics",
     "scale_probabilities",
+    "usable_temperature",
 ]

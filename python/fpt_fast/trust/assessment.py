@@ -14,7 +14,12 @@ from fpt_fast.trust.bootstrap import (
     Intervals,
     bootstrap_intervals,
 )
-from fpt_fast.trust.calibration import Calibration, calibration_errors, fit_temperature
+from fpt_fast.trust.calibration import (
+    Calibration,
+    calibration_errors,
+    fit_temperature,
+    usable_temperature,
+)
 from fpt_fast.trust.finding_calibration import calibrate_findings
 from fpt_fast.trust.grade_cuts import Grading, grading_of
 from fpt_fast.trust.operating import OperatingPoint, choose_thresholds, operating_points
@@ -168,7 +173,9 @@ def assess(
     if validation is None or not bool((validation.labels != UNLABELLED).any()):
         return Assessment(metrics, intervals, Calibration(plain, None, None))
     temperature = fit_temperature(validation)
-    scaled = calibration_errors(predictions, temperature=temperature, bootstrap=bootstrap)
+    scaled = None
+    if usable_temperature(validation) is not None:
+        scaled = calibration_errors(predictions, temperature=temperature, bootstrap=bootstrap)
     thresholds = choose_thresholds(
         validation, at_sensitivity=at_sensitivity, at_specificity=at_specificity
     )
@@ -177,14 +184,17 @@ def assess(
 
 
 def _describe_findings(findings: Sequence[Calibration | None]) -> str:
-    """Mean calibration error of the findings, and of those with a temperature at it."""
+    """Mean calibration error of the findings, and of those with a temperature without and at it."""
     known = [found for found in findings if found is not None]
     line = f"calibration error, mean of findings {_mean([f.plain.ece for f in known])}"
-    scaled = [found.scaled.ece for found in known if found.scaled is not None]
-    if scaled:
-        said = "each" if len(scaled) == len(findings) else f"{len(scaled)} of them"
-        line += f", {said} at its own temperature {_mean(scaled)}"
-    return line
+    scaled = [(f.plain.ece, f.scaled.ece) for f in known if f.scaled is not None]
+    if not scaled:
+        return line
+    at_it = _mean([error for _, error in scaled])
+    if len(scaled) == len(known):
+        return f"{line}, each at its own temperature {at_it}"
+    plain = _mean([error for error, _ in scaled])
+    return f"{line}; of the {len(scaled)} with a temperature {plain}, at it {at_it}"
 
 
 def _mean(errors: Sequence[Interval]) -> str:

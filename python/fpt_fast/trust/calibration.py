@@ -67,7 +67,7 @@ class CalibrationErrors:
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """Errors of the probabilities as they are, and ``scaled`` by a ``temperature`` that was fitted
-    on validation images (both None without any)."""
+    on validation images (both None without any; ``scaled`` None where all of those are right)."""
 
     plain: CalibrationErrors
     temperature: float | None
@@ -82,7 +82,10 @@ class Calibration:
                 "than chance"
             )
         if self.temperature == _LOWEST:
-            return "no temperature was found: every validation image is right"
+            return (
+                "no temperature was found, since every validation image is right: calibrated "
+                "probabilities are the plain ones"
+            )
         return None
 
     def to_json(self) -> dict[str, Any]:
@@ -129,6 +132,13 @@ def fit_temperature(predictions: Predictions) -> float:
             break
         inverse = following
     return 1 / inverse
+
+
+def usable_temperature(predictions: Predictions) -> float | None:
+    """``fit_temperature``, or None where every image is right: the lower it were the better, down
+    to probabilities of 0 and 1, which a few images do not warrant."""
+    temperature = fit_temperature(predictions)
+    return None if temperature == _LOWEST else temperature
 
 
 def scale_probabilities(predictions: Predictions, temperature: float) -> Predictions:

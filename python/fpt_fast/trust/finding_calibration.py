@@ -7,7 +7,7 @@ import torch
 
 from fpt_fast.records import UNLABELLED, Predictions
 from fpt_fast.trust.bootstrap import Bootstrap
-from fpt_fast.trust.calibration import Calibration, calibration_errors, fit_temperature
+from fpt_fast.trust.calibration import Calibration, calibration_errors, usable_temperature
 
 
 def as_two_classes(predictions: Predictions, finding: int) -> Predictions:
@@ -20,9 +20,11 @@ def as_two_classes(predictions: Predictions, finding: int) -> Predictions:
 
 def finding_temperatures(validation: Predictions) -> tuple[float | None, ...]:
     """For each finding the ``T`` for which ``sigmoid(logit / T)`` explains the labels best; None
-    where ``validation`` does not have known images both with and without it."""
+    where ``validation`` does not have known images both with and without it, or all are right."""
     return tuple(
-        fit_temperature(as_two_classes(validation, finding)) if _both(validation, finding) else None
+        usable_temperature(as_two_classes(validation, finding))
+        if _both(validation, finding)
+        else None
         for finding in range(validation.logits.shape[1])
     )
 
