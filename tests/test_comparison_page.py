@@ -23,7 +23,7 @@ from compared_runs import (
 
 from fpt_fast.cli import main
 from fpt_fast.config import ConfigError
-from fpt_fast.pipeline import compare_runs
+from fpt_fast.pipeline import compare, compare_runs
 from fpt_fast.records import UNLABELLED, Predictions
 from fpt_fast.report import write_run_files
 from fpt_fast.report.comparison_tests import holm
@@ -251,7 +251,14 @@ def test_patients_are_drawn_whole_and_lost_pictures_are_told(tmp_path: Path) -> 
         (run / "config.yaml").write_text(yaml.safe_dump(config))
     alone = compare_runs(runs[:2], output=tmp_path / "page.html", resamples=50).pairs[0]
     assert "draw whole patients" in (tmp_path / "page.html").read_text()
+    in_words = compare(*runs[:2], resamples=50)
+    for name, interval in alone.comparison.differences.items():
+        assert in_words.differences.get(name, interval) == interval, name
+    assert str(in_words).count("(paired bootstrap of patients)") == len(in_words.differences)
+    assert "note: DeLong's test takes images, not patients, as independent" in str(in_words)
+    assert in_words.to_json()["units"] == "patients"
     shutil.rmtree(tmp_path / "images")
+    assert "patients" not in str(compare(*runs[:2], resamples=50))
     without = compare_runs(runs[:2], output=tmp_path / "page.html", resamples=50).pairs[0]
     page = (tmp_path / "page.html").read_text()
     assert "the data is not where the runs say" in page and "data:image/jpeg" not in page

@@ -167,6 +167,15 @@ def test_calibrated_is_scaled_by_the_temperature(run: Path, data: Path) -> None:
         Predictor(run, calibrated=True)
 
 
+def test_a_frozen_model_that_was_moved_is_asked_for(run: Path, data: Path, backbone: Path) -> None:
+    expected = probabilities(Predictor(run, dtype="float32"), files(data))
+    moved = backbone.rename(backbone.with_name("moved"))
+    with pytest.raises(ConfigError, match=f"in {backbone}, which is not there; .* --backbone"):
+        Predictor(run)
+    found = Predictor(run, backbone=str(moved), dtype="float32")
+    assert torch.equal(probabilities(found, files(data)), expected)
+
+
 def test_what_validation_images_cannot_calibrate_stays_as_it_is(
     run: Path, data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

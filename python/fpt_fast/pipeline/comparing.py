@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from fpt_fast.config import ConfigError
 from fpt_fast.files import write_atomically
+from fpt_fast.pipeline.compared_data import known_patients, recorded_items
 from fpt_fast.pipeline.grades import cuts_of_metrics
 from fpt_fast.records import Split
 from fpt_fast.report import read_predictions
@@ -28,7 +29,8 @@ def compare(
     """Compare two runs by what they predicted: DeLong's test, paired intervals of the rest.
 
     Reads ``predictions.csv`` of both runs, which ``train`` writes, or with ``split``
-    ``predictions-SPLIT.csv``, which ``evaluate`` writes.  ``output`` is a JSON file to write.
+    ``predictions-SPLIT.csv``, which ``evaluate`` writes.  Where the data of a run is still there
+    and names patients, the intervals draw whole patients.  ``output`` is a JSON file to write.
     Raises ``ConfigError`` where a run has none, or they are not of the same images and classes.
     """
     suffix = "" if split is None else f"-{split}"
@@ -47,8 +49,11 @@ def compare(
             f"{first} has the classes {', '.join(classes)}, {second} has "
             f"{', '.join(other_classes)}; compare runs on the same data"
         )
+    groups = known_patients(ours.keys, recorded_items([Path(first), Path(second)]))
     try:
-        comparison = compare_predictions(ours, theirs, classes, level=level, resamples=resamples)
+        comparison = compare_predictions(
+            ours, theirs, classes, level=level, resamples=resamples, groups=groups
+        )
     except ValueError as error:
         raise ConfigError(f"{first} and {second} cannot be compared: {error}") from error
     comparison = _without_logits(comparison)

@@ -2,33 +2,25 @@
 
 import csv
 import json
-import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from fpt_fast.config import ConfigError
-from fpt_fast.images import DecodedStore, ImageError, ImageSetError
+from fpt_fast.images import DecodedStore, ImageError
 from fpt_fast.metrics import spoken
-from fpt_fast.pipeline.data import list_image_set, patients_of, read_as
+from fpt_fast.pipeline.compared_data import known_patients, recorded_config, recorded_items
 from fpt_fast.pipeline.examples import draw_pictures
 from fpt_fast.pipeline.grades import cuts_of_metrics
-from fpt_fast.records import ImageItem, Predictions, Reading, Split
+from fpt_fast.records import ImageItem, Predictions, Split
 from fpt_fast.report import read_predictions
 from fpt_fast.report.comparison import ComparedRun, restrict, write_comparison
 from fpt_fast.report.comparison_figures import MOST_RUNS
 from fpt_fast.report.comparison_tests import Pair
 from fpt_fast.report.disagreement import common_keys, most_disputed
-from fpt_fast.setting_values import build_settings, parse_values
-from fpt_fast.settings import TrainSettings
 from fpt_fast.trust import compare_predictions
-
-log = logging.getLogger("fpt_fast")
 
 # Beyond it, each run is tested against the first one only.
 ALL_PAIRS = 6
@@ -86,7 +78,7 @@ def compare_runs(
         raise ConfigError("the same run is named twice; name different runs")
     read = [_read(folder, name, suffix) for folder, name in zip(folders, names, strict=True)]
     classes = _same_classes(read)
-    items = _items(folders)
+    items = recorded_items(folders)
     common = common_keys([run.predictions for run in read])
     restricted = [restrict(run.predictions, common) for run in read]
     pairs, notes = _pairs(read, restricted, classes, items, level, resamples)
@@ -139,7 +131,7 @@ def _read(folder: Path, name: str, suffix: str) -> ComparedRun:
     table = folder / f"predictions{suffix}.csv"
     predictions, _ = read_predictions(table, metrics["classes"], cuts_of_metrics(metrics))
     return ComparedRun(
-        name, predictions, metrics, _history(folder / "history.csv"), _config(folder)
+        name, predictions, metrics, _history(folder / "history.csv"), recorded_config(folder)
     )
 
 
@@ -152,18 +144,6 @@ def _history(path: Path) -> dict[str, list[float]]:
         name: [math.nan if row[at] == "" else float(row[at]) for row in rows]
         for at, name in enumerate(header)
     }
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    """A run's ``config.yaml``; of pooled folds, that of the first fold."""
-    path = folder / "config.yaml"
-    if folder.parent.name.endswith("-pooled"):
-        repeat = folder.parent.name.removesuffix("pooled")
-        path = folder.parent.parent / f"{repeat}fold-1" / folder.name / "config.yaml"
-    if not path.is_file():
-        return {}
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return values if isinstance(values, dict) else {}
 
 
 def _same_classes(runs: Sequence[ComparedRun]) -> tuple[str, ...]:
@@ -181,26 +161,6 @@ def _same_classes(runs: Sequence[ComparedRun]) -> tuple[str, ...]:
                 "compare runs on the same data"
             )
     return tuple(first.metrics["classes"])
-
-
-def _items(folders: Sequence[Path]) -> dict[str, ImageItem]:
-    """The images by key, from the data of the first run whose data is still there."""
-    for folder in folders:
-        recorded = _config(folder)
-        try:
-            values = parse_values(TrainSettings, recorded.get("settings"), str(folder))
-            settings = build_settings(TrainSettings, values)
-            made = recorded.get("features", {})
-            # A run from a cache has its windows from there, and not from its own settings.
-            reading = Reading(
-                made.get("window", settings.window), made.get("dicom_frame", settings.dicom_frame)
-            )
-            images = read_as(list_image_set(settings, settings.data), reading)
-        except (ConfigError, ImageSetError, OSError) as error:
-            log.info("no pictures from the data of %s: %s", folder, error)
-            continue
-        return {item.key: item for item in images.items}
-    return {}
 
 
 def _pairs(
@@ -224,8 +184,7 @@ def _pairs(
             f"The runs have {len(keys)} images in common: differences and disagreements are of "
             "those, metrics and curves of all images of each run."
         )
-    known = [items[key] for key in keys if key in items]
-    groups = patients_of(known) if len(known) == len(keys) else None
+    groups = known_patients(keys, items)
     if groups is not None:
         notes.append(
             "Images of one patient are not independent, which DeLong's test takes them to be: "

@@ -24,8 +24,8 @@ class Comparison:
     ``auc`` is DeLong's test of the (macro) areas and ``per_class`` of each class against the
     rest; None for a regression, or where a class has fewer than two images.  Of several findings
     per image ``per_class`` is of each finding, and ``auc`` None: their areas share images.
-    ``differences`` are first less second by metric, with paired bootstrap intervals; ``first`` and
-    ``second`` the metrics themselves.
+    ``differences`` are first less second by metric, with paired bootstrap intervals, which draw
+    ``units`` (images, or patients); ``first`` and ``second`` the metrics themselves.
     """
 
     images: int
@@ -36,6 +36,7 @@ class Comparison:
     differences: dict[str, Interval]
     auc: AreaDifference | None
     per_class: tuple[AreaDifference | None, ...]
+    units: str = "images"
 
     def __str__(self) -> str:
         """A table in plain text: DeLong's tests, then the other metrics."""
@@ -44,8 +45,11 @@ class Comparison:
         for name, interval in self.differences.items():
             lines.append(
                 f"{spoken(name)}: {self.first[name]:.4f} against {self.second[name]:.4f}, "
-                f"difference {interval} (paired bootstrap)"
+                f"difference {interval} (paired bootstrap"
+                f"{'' if self.units == 'images' else f' of {self.units}'})"
             )
+        if self.units != "images" and self.area_lines():
+            lines.append(f"note: DeLong's test takes images, not {self.units}, as independent")
         return "\n".join(lines)
 
     def area_lines(self) -> list[str]:
@@ -61,6 +65,7 @@ class Comparison:
         return {
             "images": self.images,
             "level": self.level,
+            "units": self.units,
             "first": self.first,
             "second": self.second,
             "differences": {
@@ -116,6 +121,7 @@ def compare_predictions(
         differences=dict(zip(names, intervals, strict=True)),
         auc=auc,
         per_class=per_class,
+        units=bootstrap.units,
     )
 
 
