@@ -33,6 +33,9 @@ class ListingSettings:
     """CSV column of the image path, relative to the CSV file."""
     label_column: str = "label"
     """CSV column of the class."""
+    class_order: tuple[str, ...] = ()
+    """All classes in their order, where they are grades with names: none mild severe (default: by
+    number if all are integers, else by name)."""
     label_columns: tuple[str, ...] = ()
     """Instead of a class, several findings per image: CSV columns of 1 and 0 (-1: unknown)."""
     value_column: str | None = None

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from fpt_fast.images import ImageSetError, load_image_set
 from fpt_fast.metrics import compute_metrics, predicted_classes
 from fpt_fast.pipeline import (
     Predictor,
@@ -114,3 +116,32 @@ def test_halves_and_judging_by_the_images_of_choice(
     saved = json.loads((tmp_path / "run" / "best" / "config.json").read_text())
     assert "grade_cuts" not in written and "grade_cuts" not in saved["extra"]
     assert Predictor(tmp_path / "run").cuts is None
+
+
+def test_grades_with_names_are_in_the_order_that_is_given(
+    preload_settings: Callable[..., PreloadSettings],
+    train_settings: Make,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "fpt_fast")
+    preload(preload_settings())
+    order = ("severe", "healthy", "mild")
+    run = train(train_settings(loss="smooth_l1", class_order=order, epochs=1)).run
+    assert "grades, the lowest first: severe < healthy < mild" in caplog.text
+    assert "--class-order" not in caplog.text
+    assert Predictor(run).classes == order
+    assert json.loads((run / "metrics.json").read_text())["classes"] == list(order)
+    told, _ = read_predictions(run / "predictions.csv", order)
+    for key, label in zip(told.keys, told.labels.tolist(), strict=True):
+        assert order[label] == Path(key).parent.name
+    assert evaluate(run=run, resamples=0).values["mae"] == pytest.approx(
+        float((told.logits[:, 0] - told.labels).abs().mean()), rel=1e-3
+    )
+    caplog.clear()
+    train(train_settings(loss="smooth_l1", run=tmp_path / "by name", epochs=1))
+    assert "healthy < mild < severe; --class-order names another order" in caplog.text
+    with pytest.raises(ImageSetError, match="each class once: healthy, mild, severe; got mild, se"):
+        train(train_settings(class_order=("mild", "severe"), run=tmp_path / "wrong"))
+    with pytest.raises(ImageSetError, match="for classes, and not for findings or numbers"):
+        load_image_set(tmp_path / "x.csv", class_order=order, value_column="age")

@@ -56,6 +56,7 @@ def load_image_set(
     value_column: str | None = None,
     blank_findings: Literal["unknown", "absent"] = "unknown",
     fold: str | None = None,
+    class_order: Sequence[str] = (),
 ) -> ImageSet:
     """List the images of a data set with their classes and splits; nothing is decoded.
 
@@ -67,7 +68,8 @@ def load_image_set(
       paths are relative to the file's folder, or absolute inside it.
 
     Classes of directories are in order of name, as in torchvision's ImageFolder; labels of a list
-    in numerical order if all are integers, else by name.  Folders are searched to any depth;
+    in numerical order if all are integers, else by name; ``class_order`` names all of them in
+    another order, which matters where they are grades.  Folders are searched to any depth;
     hidden files are passed over, and so are files of other extensions than ``EXTENSIONS`` (but for
     DICOM files without one), which are counted in a log message.
 
@@ -96,7 +98,7 @@ def load_image_set(
         shares = check_ratios(ratios)
     except ValueError as error:
         raise ImageSetError(str(error)) from None
-    _check_columns(data, patient_column, label_columns, value_column)
+    _check_columns(data, patient_column, label_columns, value_column, class_order)
     root = Path(os.path.abspath(data))  # noqa: PTH100 - resolve() would follow symbolic links
     if root.is_dir():
         splits = [split for split in SPLITS if (root / split).is_dir()]
@@ -118,15 +120,30 @@ def load_image_set(
         raise ImageSetError(f"no such file or directory: {data}")
     if patient_pattern is not None:
         rows = with_patients(rows, patient_pattern)
-    return _make_set(root, rows, classes, shares, seed, fold)
+    return _make_set(root, rows, _ordered(classes, class_order), shares, seed, fold)
+
+
+def _ordered(classes: Sequence[str], order: Sequence[str]) -> tuple[str, ...]:
+    """``classes`` in the ``order`` given, if any, which must name each of them once."""
+    if order and sorted(order) != sorted(classes):
+        raise ImageSetError(
+            f"class_order must name each class once: {', '.join(classes)}; got {', '.join(order)}"
+        )
+    return tuple(order or classes)
 
 
 def _check_columns(
-    data: str | Path, patient: str | None, findings: Sequence[str], value: str | None
+    data: str | Path,
+    patient: str | None,
+    findings: Sequence[str],
+    value: str | None,
+    order: Sequence[str],
 ) -> None:
     """Raise ``ImageSetError`` for columns that do not go together, or of what has none."""
     if findings and value:
         raise ImageSetError("an image has findings or a value: give label_columns or value_column")
+    if order and (findings or value):
+        raise ImageSetError("class_order is for classes, and not for findings or numbers")
     if Path(data).is_dir() and (patient or findings or value):
         raise ImageSetError(
             "patient_column, label_columns and value_column need a CSV list, folders have one "

@@ -73,6 +73,7 @@ def list_image_set(how: ListingSettings, data: Path) -> ImageSet:
         value_column=how.value_column,
         blank_findings=how.blank_findings,
         fold=how.fold,
+        class_order=how.class_order,
     )
 
 

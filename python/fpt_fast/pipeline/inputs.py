@@ -322,6 +322,12 @@ def make_recipe(settings: TrainSettings, images: ImageSet) -> TrainConfig:
         if settings.sampling == "balanced":
             raise ConfigError("--sampling balanced is for classes and findings; leave it out")
         target = value_scale(images.of_split("train"))
+    elif loss in REGRESSION_LOSSES:
+        log.info(
+            "grades, the lowest first: %s%s",
+            " < ".join(images.classes),
+            "" if settings.class_order else "; --class-order names another order",
+        )
     rate = settings.learning_rate
     if rate is None:
         rate = 1e-4 if settings.preset is None else dataset_preset(settings.preset).learning_rate
