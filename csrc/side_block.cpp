@@ -166,15 +166,17 @@ side_block_backward(Tensor grad, Tensor tokens, Tensor prompts, Tensor norm1, Te
   torch::stable::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
     const Bytes scratch(layer.needs.scratch);
     for (int64_t share = begin; share < end; ++share) {
-      std::fill_n(base + share * count, count, 0.0f);
+      const int64_t first = share * layer.groups / shares;
       const int64_t last = (share + 1) * layer.groups / shares;
-      for (int64_t number = share * layer.groups / shares; number < last; ++number) {
+      if (first == last) std::fill_n(base + share * count, count, 0.0f);
+      for (int64_t number = first; number < last; ++number) {
         SideGroup group =
             layer.group(number, tokens, prompts, attended, softmax, grad, scratch.get());
         const int64_t image = number * layer.in_group;
         group.grad_tokens = floats_of(grad_tokens) + image * s.tokens * s.width;
         group.grad_prompts = floats_of(grad_prompts) + image * s.prompts * s.width;
         group.sums = base + share * count;
+        group.first = number == first;
         layer.kernels.side_block_backward(s, group);
       }
     }

@@ -42,7 +42,7 @@ static void forward_of(const PromptTask& task, const PromptForward& output) {
       const int64_t prompt = (first + block) * W;
       const int64_t lanes = task.prompts - prompt < W ? task.prompts - prompt : W;
       F top, total;
-      softmax_lanes(task, weights, top, total);
+      softmax_lanes<false>(task, weights, top, total);
       const F share = 1.0f / total;
       weighted_rows<T>(task.v, task, weights, [&](const float* sum, int64_t d) {
         for (int64_t p = 0; p < lanes; ++p)
@@ -72,7 +72,7 @@ static void backward_of(const PromptTask& task, const PromptBackward& gradient) 
     for (int64_t block = 0; block < blocks; ++block) {
       float* weights = logits + block * padded * W;
       const int64_t prompt = (first + block) * W;
-      softmax_backward(task, lse_of(task, prompt), weights, grads + block * padded * W);
+      softmax_backward<false>(task, lse_of(task, prompt), weights, grads + block * padded * W);
       weighted_rows<T>(task.k, task, weights, [&](const float* sum, int64_t d) {
         F factor = splat(scale);
         if (task.k_scales)
@@ -117,6 +117,18 @@ static void pack_of(const PackTask& task) {
   float* to = task.to;
   for (int64_t first = 0; first < task.prompts; first += W, to += task.width * W) {
     const int64_t lanes = task.prompts - first < W ? task.prompts - first : W;
+#if FPT_WIDTH == 16
+    if (task.column_stride == 1 && task.width % W == 0) {
+      for (int64_t d = 0; d < task.width; d += W) {
+        F block[W];
+        for (int64_t p = 0; p < W; ++p)
+          block[p] = p < lanes ? T::some(from + (first + p) * task.prompt_stride + d) : F{};
+        transpose(block);
+        for (int64_t i = 0; i < W; ++i) store(to + (d + i) * W, block[i]);
+      }
+      continue;
+    }
+#endif
     for (int64_t p = 0; p < W; ++p) {
       const auto* row = from + (first + p) * task.prompt_stride;
       for (int64_t d = 0; d < task.width; ++d)

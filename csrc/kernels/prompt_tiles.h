@@ -5,7 +5,8 @@
 // parts of f16 tokens are not here: on a Sapphire Rapids they took as long as AVX-512's products.
 //
 // A pair holds elements x and x + 16 of a row, or of a column: splitting takes no shuffle, and both
-// sides of a product are laid out alike.
+// sides of a product are laid out alike.  Rows of f16, which are rounded and not split, are the
+// exception: a pair of theirs holds neighbours, as rounding leaves them.
 
 #if FPT_AMX
 
@@ -23,12 +24,16 @@ FPT_INLINE void put_pairs(char* to, F low, F high) {
   _mm512_storeu_si512(to, _mm512_ternarylogic_epi32(below, (__m512i)high, upper, 0xf8));
 }
 
-FPT_INLINE void put_rounded_pairs(char* to, F low, F high) {
+FPT_INLINE __m512i rounded_pairs(F low, F high) {
   alignas(64) static constexpr uint16_t places[PAIRED] = {
       0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
       8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   const __m512i bits = (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
-  _mm512_storeu_si512(to, _mm512_permutexvar_epi16(_mm512_load_si512(places), bits));
+  return _mm512_permutexvar_epi16(_mm512_load_si512(places), bits);
+}
+
+FPT_INLINE void put_rounded_pairs(char* to, F low, F high) {
+  _mm512_storeu_si512(to, rounded_pairs(low, high));
 }
 
 // The pairs of (low, high) in PARTS parts, a tile apart: each has the first bits of what those before
@@ -51,12 +56,23 @@ FPT_INLINE void put_tokens(F low, F high, char* to) {
   else put_pairs(to, low, high);
 }
 
-// Packed prompts [D, lanes] -> pairs along D: [D / 32, PARTS] tiles.
-template <int PARTS>
+// The pairs of a row of tokens.
+template <class T>
+FPT_INLINE void put_row_of_tokens(F low, F high, char* to) {
+  if constexpr (__is_same(T, F16))
+    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low));
+  else put_pairs(to, low, high);
+}
+
+// Packed prompts [D, lanes] -> pairs along D, as rows of T have them: [D / 32, PARTS] tiles.
+template <class T, int PARTS>
 static void split_prompts(const float* packed, int64_t width, char* to) {
+  constexpr int64_t step = __is_same(T, F16) ? 2 : 1, apart = __is_same(T, F16) ? 1 : W;
   for (int64_t d = 0; d < width; d += PAIRED, to += PARTS * TILE_BYTES)
-    for (int64_t r = 0; r < W; ++r)
-      put_parts<PARTS>(load(packed + (d + r) * W), load(packed + (d + r + W) * W), to + r * 64);
+    for (int64_t r = 0; r < W; ++r) {
+      const float* from = packed + (d + r * step) * W;
+      put_parts<PARTS>(load(from), load(from + apart * W), to + r * 64);
+    }
 }
 
 FPT_INLINE void fetch_lines(const char* from, int64_t bytes) {
@@ -68,16 +84,20 @@ template <class T>
 static void convert_rows(const TokenRows& tokens, const char* wanted, int64_t first, int64_t kept,
                          int64_t width, int64_t tiles, char* to) {
   const int64_t chunks = width / PAIRED, row_bytes = width * int64_t(sizeof(typename T::Value));
-  for (int64_t t = first; t < first + tiles * W; ++t) {
-    char* at = to + (t - first) / W * chunks * TILE_BYTES + (t - first) % W * 64;
-    const auto* row = t < kept ? row_of<T>(tokens, t) : nullptr;
-    if (wanted && row) fetch_lines(wanted + t * row_bytes, row_bytes);
-    for (int64_t c = 0; c < chunks; ++c, at += TILE_BYTES) {
-      const F low = row ? T::some(row + c * PAIRED) : F{};
-      const F high = row ? T::some(row + c * PAIRED + W) : F{};
-      put_tokens<T>(low, high, at);
-    }
+  const int64_t last = first + tiles * W;
+  const auto place = [&](int64_t t) {
+    return to + (t - first) / W * chunks * TILE_BYTES + (t - first) % W * 64;
+  };
+  int64_t t = first;
+  for (; t < last && t < kept; ++t) {
+    char* at = place(t);
+    const auto* row = row_of<T>(tokens, t);
+    if (wanted) fetch_lines(wanted + t * row_bytes, row_bytes);
+    for (int64_t c = 0; c < chunks; ++c, at += TILE_BYTES)
+      put_row_of_tokens<T>(T::some(row + c * PAIRED), T::some(row + c * PAIRED + W), at);
   }
+  for (; t < last; ++t)
+    for (int64_t c = 0; c < chunks; ++c) __builtin_memset(place(t) + c * TILE_BYTES, 0, 64);
 }
 
 // Channels d .. d + 16 * N of 32 tokens -> pairs along the tokens: N tiles.
@@ -101,6 +121,16 @@ static void convert_columns(const TokenRows& tokens, const char* wanted, int64_t
 // Weights [32 tokens, lanes] -> rows of prompts: PARTS tiles.
 template <int PARTS>
 static void split_weights(const float* weights, char* to) {
+  if constexpr (PARTS == 1) {  // a pair is a word
+    F pairs[W];
+#pragma GCC unroll 16
+    for (int t = 0; t < W; ++t)
+      pairs[t] = (F)rounded_pairs(load(weights + t * W), load(weights + (W + t) * W));
+    transpose(pairs);
+#pragma GCC unroll 16
+    for (int p = 0; p < W; ++p) store(reinterpret_cast<float*>(to + p * 64), pairs[p]);
+    return;
+  }
   F above[W], below[W];
 #pragma GCC unroll 16
   for (int t = 0; t < W; ++t) above[t] = load(weights + t * W), below[t] = load(weights + (W + t) * W);
@@ -262,10 +292,10 @@ FPT_INLINE int64_t tile_scratch(int64_t kept, int64_t width) {
   return 16 + GROUP * W * (2 * padded + width) + tiles * TILE_BYTES / 4;
 }
 
-template <int PARTS>
+template <class T, int PARTS>
 static void split_blocks(const float* packed, int64_t blocks, int64_t width, char* to) {
   for (int64_t block = 0; block < blocks; ++block)
-    split_prompts<PARTS>(packed + block * width * W, width,
+    split_prompts<T, PARTS>(packed + block * width * W, width,
                          to + block * width / PAIRED * PARTS * TILE_BYTES);
 }
 
@@ -277,7 +307,7 @@ static void forward_by_tiles(const PromptTask& task, const PromptForward& output
   for (int64_t first = 0; first < all; first += GROUP) {
     const int64_t blocks = all - first < GROUP ? all - first : GROUP;
     const float* packed = task.queries + first * task.width * W;
-    split_blocks<PARTS>(scaled_queries(task, packed, blocks, at.scaled), blocks, task.width,
+    split_blocks<T, PARTS>(scaled_queries(task, packed, blocks, at.scaled), blocks, task.width,
                         at.prompts);
     tile_row_products<T, PARTS>(task.k, task.v_ahead, task.kept, task.width, at.prompts, blocks,
                                 at.logits, at.buffer);
@@ -286,7 +316,7 @@ static void forward_by_tiles(const PromptTask& task, const PromptForward& output
       const int64_t prompt = (first + block) * W;
       const int64_t lanes = task.prompts - prompt < W ? task.prompts - prompt : W;
       F top, total;
-      softmax_lanes(task, weights, top, total);
+      softmax_lanes<PARTS == 1>(task, weights, top, total);
       const F share = 1.0f / total;
       const auto put = [&](const float* sums, int64_t d, int64_t columns) {
         for (int64_t p = 0; p < lanes; ++p)
@@ -311,16 +341,16 @@ static void backward_by_tiles(const PromptTask& task, const PromptBackward& grad
     const int64_t blocks = all - first < GROUP ? all - first : GROUP;
     const int64_t offset = first * task.width * W;
     const float* packed = scaled_queries(task, task.queries + offset, blocks, at.scaled);
-    split_blocks<PARTS>(packed, blocks, task.width, at.prompts);
+    split_blocks<T, PARTS>(packed, blocks, task.width, at.prompts);
     tile_row_products<T, PARTS>(task.k, task.v_ahead, task.kept, task.width, at.prompts, blocks,
                                 at.logits, at.buffer);
-    split_blocks<PARTS>(gradient.grads + offset, blocks, task.width, at.prompts);
+    split_blocks<T, PARTS>(gradient.grads + offset, blocks, task.width, at.prompts);
     tile_row_products<T, PARTS>(task.v, nullptr, task.kept, task.width, at.prompts, blocks,
                                 at.grads, at.buffer);
     for (int64_t block = 0; block < blocks; ++block) {
       float* weights = at.logits + block * padded * W;
       const int64_t prompt = (first + block) * W;
-      softmax_backward(task, lse_of(task, prompt), weights, at.grads + block * padded * W);
+      softmax_backward<PARTS == 1>(task, lse_of(task, prompt), weights, at.grads + block * padded * W);
       const auto add = [&](const float* sums, int64_t d, int64_t columns) {
         for (int64_t i = d; i < d + columns; i += W) {
           const F factor = task.k_scales ? load(task.k_scales + i) * scale : scale;

@@ -52,7 +52,7 @@ static void side_block_forward_of(const SideSizes& s, const SideGroup& g) {
 
 // grad_out -> grad_middle, and the gradients of the MLP and its norm.
 template <class Math>
-static void side_mlp_backward(const SideSizes& s, const SidePacked<Math>& p,
+static void side_mlp_backward(const SideSizes& s, const SideGroup& g, const SidePacked<Math>& p,
                               const SideRows<Math>& r, const SideSums& sums) {
   for (int64_t i = 0; i < r.queries * r.hidden; i += W) {
     const Gelu both = gelu_and_slope(load(r.inner + i));
@@ -60,14 +60,14 @@ static void side_mlp_backward(const SideSizes& s, const SidePacked<Math>& p,
     store(r.slopes + i, both.slope);
   }
   Math::outer(r.grad_out, r.width, s.width, r.inner, r.hidden, s.hidden, r.queries, r.outer,
-              sums.fc2);
+              !g.first, sums.fc2);
   add_rows(r.grad_out, r.queries, r.width, sums.fc2_bias);
   const auto out = Math::ready(r.grad_out, r.width, r.queries, s.width, r.ready);
   Math::multiply(out, r.queries, p.fc2.backward, s.hidden, {r.grad_inner, r.hidden, nullptr, 0});
   for (int64_t i = 0; i < r.queries * r.hidden; i += W)
     store(r.grad_inner + i, load(r.grad_inner + i) * load(r.slopes + i));
   Math::outer(r.normed2, r.width, s.width, r.grad_inner, r.hidden, s.hidden, r.queries, r.outer,
-              sums.fc1);
+              !g.first, sums.fc1);
   add_rows(r.grad_inner, r.queries, r.hidden, sums.fc1_bias);
   const auto inner = Math::ready(r.grad_inner, r.hidden, r.queries, s.hidden, r.ready);
   Math::multiply(inner, r.queries, p.fc1.backward, s.width, {r.grad_middle, r.width, nullptr, 0});
@@ -82,7 +82,7 @@ static void side_attention_half_backward(const SideSizes& s, const SideGroup& g,
                                          const SidePacked<Math>& p, const SideRows<Math>& r,
                                          const SideSums& sums) {
   Math::outer(r.attended, r.width, s.width, r.grad_middle, r.width, s.width, r.queries, r.outer,
-              sums.proj);
+              !g.first, sums.proj);
   add_rows(r.grad_middle, r.queries, r.width, sums.proj_bias);
   const auto middle = Math::ready(r.grad_middle, r.width, r.queries, s.width, r.ready);
   Math::multiply(middle, r.queries, p.proj.backward, s.width,
@@ -90,8 +90,10 @@ static void side_attention_half_backward(const SideSizes& s, const SideGroup& g,
   if (r.width != s.width) __builtin_memset(r.grad_q, 0, 4 * r.queries * r.width);
   if (r.wide != 2 * s.width) __builtin_memset(r.grad_kv, 0, 4 * r.all * r.wide);
   s.width / s.heads <= 8 ? side_heads_backward_of<8>(s, g, r) : side_heads_backward_of<16>(s, g, r);
-  Math::outer(r.normed1, r.width, s.width, r.grad_q, r.width, s.width, r.queries, r.outer, sums.q);
-  Math::outer(r.normed1, r.width, s.width, r.grad_kv, r.wide, 2 * s.width, r.all, r.outer, sums.kv);
+  Math::outer(r.normed1, r.width, s.width, r.grad_q, r.width, s.width, r.queries, r.outer, !g.first,
+              sums.q);
+  Math::outer(r.normed1, r.width, s.width, r.grad_kv, r.wide, 2 * s.width, r.all, r.outer, !g.first,
+              sums.kv);
   add_rows(r.grad_q, r.queries, r.width, sums.q_bias);
   add_rows(r.grad_kv, r.all, r.wide, sums.kv_bias);
   const auto kv = Math::ready(r.grad_kv, r.wide, r.all, 2 * s.width, r.ready);
@@ -109,11 +111,12 @@ static void side_block_backward_of(const SideSizes& s, const SideGroup& g) {
   const SidePacked<Math> p(s, g.packed, true);
   const SideRows<Math> r(s, g.images, g.scratch, true);
   const SideSums sums(s, g.sums);
+  if (g.first) __builtin_memset(g.sums + sums.matrices, 0, 4 * (sums.count - sums.matrices));
   side_project(s, g, p, r, true);
   rows_in(g.attended, r.queries, s.width, r.attended);
   rows_in(g.out, r.queries, s.width, r.grad_out);
   side_middle(s, p, r, true);
-  side_mlp_backward(s, p, r, sums);
+  side_mlp_backward(s, g, p, r, sums);
   side_attention_half_backward(s, g, p, r, sums);
   for_each_run(s, g.images, g.grad_tokens, g.grad_prompts,
                [&](float* to, int64_t row, int64_t from, int64_t rows) {
@@ -121,13 +124,26 @@ static void side_block_backward_of(const SideSizes& s, const SideGroup& g) {
                });
 }
 
-// Rows `first` .. of the padded [in, out] -> [out, in], or [out, in] as it is.
-static void write_matrix(const float* from, int64_t in, int64_t out, bool turned, float* to) {
-  const int64_t stride = padded(turned ? out : in);
+// The padded [in, out] -> [out, in].
+static void write_turned(const float* from, int64_t in, int64_t out, float* to) {
+  const int64_t stride = padded(out);
   for (int64_t first = 0; first < out; first += 16)
-    for (int64_t i = 0; i < in; ++i)
-      for (int64_t o = first; o < out && o < first + 16; ++o)
-        to[o * in + i] = turned ? from[i * stride + o] : from[o * stride + i];
+    for (int64_t row = 0; row < in; row += 16) {
+      const int64_t rows = in - row < 16 ? in - row : 16;
+      const int64_t columns = out - first < 16 ? out - first : 16;
+#if FPT_WIDTH == 16
+      F block[16];
+      for (int64_t i = 0; i < 16; ++i)
+        block[i] = i < rows ? load(from + (row + i) * stride + first) : F{};
+      transpose(block);
+      const __mmask16 wanted = __mmask16((1u << rows) - 1);
+      for (int64_t o = 0; o < columns; ++o)
+        _mm512_mask_storeu_ps(to + (first + o) * in + row, wanted, (__m512)block[o]);
+#else
+      for (int64_t i = row; i < row + rows; ++i)
+        for (int64_t o = first; o < first + columns; ++o) to[o * in + i] = from[i * stride + o];
+#endif
+    }
 }
 
 static void write_vector(const float* from, int64_t count, float* to) {
@@ -137,17 +153,19 @@ static void write_vector(const float* from, int64_t count, float* to) {
 static void side_gradients(const SideSizes& s, float* base, const SideWeightGradients& to) {
   const SideSums sums(s, base);
   const int64_t width = s.width;
-  write_vector(sums.norm1_weight, width, to.norm1), write_vector(sums.norm1_bias, width, to.norm1_bias);
-  write_matrix(sums.q, width, width, true, to.qkv);
-  write_matrix(sums.kv, width, 2 * width, true, to.qkv + width * width);
+  write_vector(sums.norm1_weight, width, to.norm1);
+  write_vector(sums.norm1_bias, width, to.norm1_bias);
+  write_turned(sums.q, width, width, to.qkv);
+  write_turned(sums.kv, width, 2 * width, to.qkv + width * width);
   write_vector(sums.q_bias, width, to.qkv_bias);
   write_vector(sums.kv_bias, 2 * width, to.qkv_bias + width);
-  write_matrix(sums.proj, width, width, true, to.proj);
+  write_turned(sums.proj, width, width, to.proj);
   write_vector(sums.proj_bias, width, to.proj_bias);
-  write_vector(sums.norm2_weight, width, to.norm2), write_vector(sums.norm2_bias, width, to.norm2_bias);
-  write_matrix(sums.fc1, width, s.hidden, true, to.fc1);
+  write_vector(sums.norm2_weight, width, to.norm2);
+  write_vector(sums.norm2_bias, width, to.norm2_bias);
+  write_turned(sums.fc1, width, s.hidden, to.fc1);
   write_vector(sums.fc1_bias, s.hidden, to.fc1_bias);
-  write_matrix(sums.fc2, s.hidden, width, false, to.fc2);
+  rows_out(sums.fc2, width, s.hidden, to.fc2);
   write_vector(sums.fc2_bias, width, to.fc2_bias);
 }
 

@@ -112,12 +112,14 @@ struct Floats {
     float_product({a.data, a.stride, 1}, rows, b, wide, a.width, wide, c);
   }
 
-  // to [padded(left_width), padded(right_width)] += left^T right, over `rows` rows.
+  // to [padded(left_width), padded(right_width)] = left^T right over `rows` rows, added to what is
+  // there where `more`.
   static void outer(const float* left, int64_t left_stride, int64_t left_width, const float* right,
-                    int64_t right_stride, int64_t right_width, int64_t rows, Element*, float* to) {
+                    int64_t right_stride, int64_t right_width, int64_t rows, Element*, bool more,
+                    float* to) {
     const int64_t wide = padded(right_width);
     float_product({left, 1, left_stride}, left_width, right, right_stride, rows, wide,
-                  {to, wide, to, wide});
+                  {to, wide, more ? to : nullptr, wide});
   }
   static int64_t outer_size(int64_t, int64_t, int64_t) { return 0; }
 };
@@ -344,7 +346,7 @@ struct Parts {
 
   static void outer(const float* left, int64_t left_stride, int64_t left_width, const float* right,
                     int64_t right_stride, int64_t right_width, int64_t rows, Element* scratch,
-                    float* to) {
+                    bool more, float* to) {
     const int64_t deep = whole_depth(rows), tall = padded(left_width), wide = padded(right_width);
     Element* panels = scratch + PARTS * deep * tall;
     turn(left, left_stride, rows, tall, deep, scratch);
@@ -355,7 +357,7 @@ struct Parts {
                   panels + panel * deep + row * 16, deep * wide);
       }
     part_product<PARTS>({scratch, deep, deep * tall}, tall, {panels, 16 * deep, deep * wide}, deep,
-                        wide, {to, wide, to, wide});
+                        wide, {to, wide, more ? to : nullptr, wide});
   }
 
  private:

@@ -69,13 +69,14 @@ static void pack_side_of(const SideSizes& s, const SideWeights& w, bool backward
 struct SideSums {
   float *q, *kv, *proj, *fc1, *fc2, *q_bias, *kv_bias, *proj_bias, *fc1_bias, *fc2_bias;
   float *norm1_weight, *norm1_bias, *norm2_weight, *norm2_bias;
-  int64_t count = 0;
+  int64_t matrices, count = 0;  // floats of the matrices, which stand first, and of all
 
   SideSums(const SideSizes& s, float* base) {
     const int64_t width = padded(s.width), wide = padded(2 * s.width), hidden = padded(s.hidden);
     const auto take = [&](float*& part, int64_t size) { part = base + count, count += size; };
     take(q, width * width), take(kv, width * wide), take(proj, width * width);
     take(fc1, width * hidden), take(fc2, width * hidden);
+    matrices = count;
     take(q_bias, width), take(kv_bias, wide), take(proj_bias, width);
     take(fc1_bias, hidden), take(fc2_bias, width);
     take(norm1_weight, width), take(norm1_bias, width);

@@ -73,7 +73,8 @@ static void round_rows(const float* from, int64_t rows, uint16_t* to) {
 template <int DP>
 static void pair_rows(const float* from, int64_t rows, uint16_t* to) {
   alignas(64) uint16_t places[2 * W];
-  for (int i = 0; i < 2 * W; ++i) places[i] = uint16_t(i / (2 * DP) * 2 * DP + i % 2 * DP + i / 2 % DP);
+  for (int i = 0; i < 2 * W; ++i) 
+    places[i] = uint16_t(i / (2 * DP) * 2 * DP + i % 2 * DP + i / 2 % DP);
   const __m512i order = _mm512_load_si512(places);
   for (int64_t i = 0; i < rows * DP; i += 2 * W)
     _mm512_storeu_si512(
@@ -238,16 +239,18 @@ static void slopes_of_chunk(const TiledHead<DP>& h, const PackedHead& head, int6
         weights[i][b] = power_of_two(load(logits + at) * LOG2_E - tops[b]) * shares[b];
         slopes[i][b] = weights[i][b] * (load(grads + at) - means[b]);
       }
+    const int64_t row = query * CHUNK + key * CHUNK;
+    const __m512i even = rounded(slopes[0][0], slopes[0][1]);
+    const __m512i odd = rounded(slopes[1][0], slopes[1][1]);
+    _mm512_storeu_si512(h.slopes + row, even);
+    _mm512_storeu_si512(h.slopes + row + CHUNK, odd);
 #pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i) {
-      const int64_t row = query * CHUNK + (key + i) * CHUNK;
-      _mm512_storeu_si512(h.weights + row, rounded(weights[i][0], weights[i][1]));
-      _mm512_storeu_si512(h.slopes + row, rounded(slopes[i][0], slopes[i][1]));
-    }
-#pragma GCC unroll 2
-    for (int b = 0; b < BLOCKS; ++b)
-      put_rounded_pairs(reinterpret_cast<char*>(h.pairs + (b * CHUNK + key) * W), slopes[0][b],
-                        slopes[1][b]);
+    for (int i = 0; i < 2; ++i)
+      _mm512_storeu_si512(h.weights + row + i * CHUNK, rounded(weights[i][0], weights[i][1]));
+    // Queries by fours: those of even number in the first tile, those of odd number in the second.
+    uint16_t* pairs = h.pairs + key * W;
+    _mm512_storeu_si512(pairs, _mm512_maskz_unpacklo_epi16(~0u, even, odd));
+    _mm512_storeu_si512(pairs + CHUNK * W, _mm512_maskz_unpackhi_epi16(~0u, even, odd));
   }
 }
 
@@ -274,6 +277,19 @@ static void means_of(const float* out, const float* grads, int64_t rows, float* 
     F sum{};
     for (int d = 0; d < DP; ++d) sum += load(left + d * W) * load(right + d * W);
     store(means + row, sum);
+  }
+}
+
+// Sums of a chunk of queries, by fours of even and of odd number -> in their order, scaled.
+template <int DP>
+static void join_fours(float* sums, F scale) {
+  for (int64_t d = 0; d < DP; ++d) {
+    const F even = load(sums + d * W) * scale, odd = load(sums + (DP + d) * W) * scale;
+    const auto join = [&](int64_t block, __m512 both) {
+      store(sums + (block * DP + d) * W, (F)_mm512_maskz_shuffle_f32x4(0xffff, both, both, 0xd8));
+    };
+    join(0, _mm512_maskz_shuffle_f32x4(0xffff, (__m512)even, (__m512)odd, 0x44));
+    join(1, _mm512_maskz_shuffle_f32x4(0xffff, (__m512)even, (__m512)odd, 0xee));
   }
 }
 
@@ -306,7 +322,7 @@ static void attend_tiled_backward(const TiledHead<DP>& h, const PackedHead& head
                           : left < CHUNK        ? slopes_of_chunk<DP, 2, false>
                                                 : slopes_of_chunk<DP, 2, true>;
       slopes(h, head, left, query, h.tiles + at, h.grad_tiles + at);
-      for (int b = 0; b < blocks_of(query); ++b) {
+      for (int b = 0; b < 2; ++b) {
         float* sums = h.sums + (query + b * W) * DP;
         if (key > 0) tile_load<4>(sums, 64);
         else tile_zero<4>();
@@ -319,11 +335,12 @@ static void attend_tiled_backward(const TiledHead<DP>& h, const PackedHead& head
       sum_queries<DP>(h, h.slopes + at * CHUNK, h.q_pairs, h.grad_k + (key + at) * DP);
     }
   }
-  for (int64_t first = 0; first < head.queries; first += W) {
-    const int64_t count = head.queries - first < W ? head.queries - first : W;
-    float* sums = h.sums + first * DP;
-    for (int64_t d = 0; d < DP; ++d) store(sums + d * W, load(sums + d * W) * scale);
-    lanes_to_rows<DP>(sums, count, head.width, grad_q + first * stride, stride);
+  for (int64_t first = 0; first < head.queries; first += CHUNK) {
+    join_fours<DP>(h.sums + first * DP, scale);
+    for (int64_t at = first; at < first + CHUNK && at < head.queries; at += W) {
+      const int64_t count = head.queries - at < W ? head.queries - at : W;
+      lanes_to_rows<DP>(h.sums + at * DP, count, head.width, grad_q + at * stride, stride);
+    }
   }
 }
 

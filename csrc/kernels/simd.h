@@ -117,11 +117,20 @@ FPT_INLINE float highest_lane(F x) {
 
 // Neighbours first, then their sums: the rounding of a tree.
 FPT_INLINE float sum_of_lanes(F x) {
+#if FPT_WIDTH == 16
+  __m512 y = (__m512)x;
+  y += _mm512_maskz_permute_ps(0xffff, y, 0xb1);
+  y += _mm512_maskz_permute_ps(0xffff, y, 0x4e);
+  y += _mm512_maskz_shuffle_f32x4(0xffff, y, y, 0xb1);
+  y += _mm512_maskz_shuffle_f32x4(0xffff, y, y, 0x4e);
+  return y[0];
+#else
   float lane[W];
   store(lane, x);
   for (int step = 1; step < W; step *= 2)
     for (int i = 0; i < W; i += 2 * step) lane[i] += lane[i + step];
   return lane[0];
+#endif
 }
 
 // e^x to about one unit in the last place; -inf gives 0, NaN gives NaN.  Reduced to |r| <= ln2 / 2 in

@@ -204,7 +204,8 @@ struct SideGroup {
   void* scratch;
   float* grad_tokens;
   float* grad_prompts;
-  float* sums;           // added to
+  float* sums;           // those of the weights' gradients
+  bool first;            // whether they begin with this group; else it is added to them
 };
 
 struct Kernels {
