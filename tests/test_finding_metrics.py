@@ -99,7 +99,12 @@ def test_resampled_metrics_are_those_of_the_images_repeated() -> None:
             predictions.probabilities[again],
         )
         expected = compute_metrics(drawn, 3)
+        ones, zeros = (bool(((drawn.labels == kind).any(dim=0)).all()) for kind in (1, 0))
+        complete = {"auc": ones and zeros, "ap": ones and zeros, "accuracy": True}
         for name, value in expected.items():
+            # The average of fewer findings is that of something else.
+            if not complete.get(name, ones or name == "exact_match"):
+                value = math.nan
             assert found.values[name][row] == pytest.approx(value, abs=1e-12, nan_ok=True), name
         for f, one in enumerate(expected.per_class):
             absent = not bool((drawn.labels[:, f] == 0).any())

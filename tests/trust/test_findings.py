@@ -15,6 +15,7 @@ from fpt_fast.report.findings_table import ranked_findings
 from fpt_fast.report.predictions_table import predictions_table
 from fpt_fast.trust import (
     assess,
+    bootstrap_intervals,
     compare_areas,
     compare_predictions,
     finding_temperatures,
@@ -76,6 +77,31 @@ def test_a_finding_of_one_kind_has_no_temperature() -> None:
     assessment = assess(make(1), 3, validation=one_kind, resamples=0)
     assert assessment.by_finding[1] is not None and assessment.by_finding[1].scaled is None
     assert "; of the 2 with a temperature 0." in str(assessment)
+
+
+def test_an_average_is_over_the_same_findings_in_every_resample() -> None:
+    """One finding in two images of thirty, never called; the others are always right."""
+    labels = torch.zeros(30, 3, dtype=torch.int64)
+    labels[::2, :2] = 1
+    labels[:2, 2] = 1
+    logits = torch.where(labels == 1, 3.0, -3.0)
+    logits[:, 2] = -3.0
+    predictions = Predictions(tuple(map(str, range(30))), labels, logits, logits.sigmoid())
+    intervals = bootstrap_intervals(predictions, 3, resamples=500)
+    recall = intervals["recall"]
+    assert (recall.estimate, recall.low, recall.high) == pytest.approx((2 / 3,) * 3)
+    # (28 / 30)^30 of the resamples have neither image.
+    assert intervals.undefined["recall"] == pytest.approx(500 * (28 / 30) ** 30, abs=35)
+    assert "accuracy" not in intervals.undefined
+
+
+def test_a_finding_no_better_than_chance_has_no_temperature() -> None:
+    validation = make(0)
+    logits = validation.logits.clone()
+    logits[:, 2] = -logits[:, 2]
+    turned = Predictions(validation.keys, validation.labels, logits, logits.sigmoid())
+    assert finding_temperatures(turned)[2] is None
+    assert finding_temperatures(turned)[:2] == finding_temperatures(validation)[:2]
 
 
 def test_two_runs_are_compared_by_finding() -> None:

@@ -51,7 +51,7 @@ def require_temperatures(folder: Path, extra: Mapping[str, Any]) -> Tensor:
             what = f"of {extra['classes'][number]} " if several else ""
             log.warning(
                 "the probabilities %scannot be calibrated and stay as they are: the validation "
-                "images are all right%s",
+                "images are all right, or no better than chance%s",
                 *(what, ", or do not show it both ways" if several else ""),
             )
     values = [value or 1.0 for value in fitted]

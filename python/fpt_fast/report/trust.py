@@ -157,8 +157,8 @@ def finding_calibration_table(findings: Sequence[Calibration | None], names: Seq
         '<h2>Calibration</h2><div class="scroll"><table><thead><tr><th class="left">finding</th>'
         f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         '<p class="soft">Each finding has its own temperature, fitted on the validation images '
-        "that it is known of; none (–) where those do not show it both ways, or are all right: its "
-        "calibrated probabilities are the plain ones.</p>"
+        "that it is known of; none (–) where those do not show it both ways, or are all right or "
+        "no better than chance: its calibrated probabilities are the plain ones.</p>"
     )
 
 

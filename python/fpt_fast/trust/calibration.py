@@ -79,7 +79,7 @@ class Calibration:
         if self.temperature == _HIGHEST:
             return (
                 "no temperature helps: on the validation images the probabilities are no better "
-                "than chance"
+                "than chance; calibrated probabilities are the plain ones"
             )
         if self.temperature == _LOWEST:
             return (
@@ -135,10 +135,11 @@ def fit_temperature(predictions: Predictions) -> float:
 
 
 def usable_temperature(predictions: Predictions) -> float | None:
-    """``fit_temperature``, or None where every image is right: the lower it were the better, down
-    to probabilities of 0 and 1, which a few images do not warrant."""
+    """``fit_temperature``, or None at a bound.  Where every image is right, the lower it were the
+    better, down to probabilities of 0 and 1, which a few images do not warrant; where the
+    probabilities are no better than chance, the higher, until all are alike."""
     temperature = fit_temperature(predictions)
-    return None if temperature == _LOWEST else temperature
+    return None if temperature in (_LOWEST, _HIGHEST) else temperature
 
 
 def scale_probabilities(predictions: Predictions, temperature: float) -> Predictions:

@@ -20,7 +20,8 @@ def as_two_classes(predictions: Predictions, finding: int) -> Predictions:
 
 def finding_temperatures(validation: Predictions) -> tuple[float | None, ...]:
     """For each finding the ``T`` for which ``sigmoid(logit / T)`` explains the labels best; None
-    where ``validation`` does not have known images both with and without it, or all are right."""
+    where ``validation`` does not have known images both with and without it, or where all are
+    right or no better than chance."""
     return tuple(
         usable_temperature(as_two_classes(validation, finding))
         if _both(validation, finding)

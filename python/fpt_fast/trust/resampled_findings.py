@@ -11,7 +11,6 @@ from fpt_fast.trust.resampled import (
     Area,
     Floats,
     ResampledMetrics,
-    mean_where_defined,
     quotient,
     where_known,
 )
@@ -31,6 +30,12 @@ class FindingResampler:
         self._positive, self._negative = self.labels == 1, self.labels == 0
         self._called = scores >= 0.5
         self._whole = (self.labels >= 0).all(axis=1)
+        with_it, without = self._positive.any(axis=0), self._negative.any(axis=0)
+        self._defined = {
+            "accuracy": with_it | without,
+            **dict.fromkeys(("auc", "ap"), with_it & without),
+            **dict.fromkeys(("f1", "precision", "recall"), with_it),
+        }
         self._areas = [_KnownArea(self.labels[:, f], scores[:, f]) for f in range(num_findings)]
         self._precisions = [
             _AveragePrecision(self.labels[:, f], scores[:, f]) for f in range(num_findings)
@@ -53,13 +58,9 @@ class FindingResampler:
         }
         told = support + rest
         right = np.where(told > 0, (hits + calm) / np.maximum(told, 1.0), np.nan)
-        values = {
-            "auc": mean_where_defined(per_class["auc"]),
-            "ap": mean_where_defined(per_class["ap"]),
-            "accuracy": mean_where_defined(right),
-        }
-        for name in ("f1", "precision", "recall"):
-            values[name] = mean_where_defined(per_class[name])
+        values = {"accuracy": self._average("accuracy", right)}
+        for name in ("auc", "ap", "f1", "precision", "recall"):
+            values[name] = self._average(name, per_class[name])
         agree: Truth = np.equal(self._positive, self._called)
         exact = agree.all(axis=1) & self._whole
         whole = weights @ self._whole
@@ -67,6 +68,15 @@ class FindingResampler:
             whole > 0, (weights @ exact) / np.maximum(whole, 1.0), np.nan
         )
         return ResampledMetrics(values, per_class)
+
+    def _average(self, name: str, by_finding: Floats) -> Floats:
+        """Over the same findings in every resample, those that the images themselves define
+        ``name`` for: NaN [R] where a resample lacks one, or it would be the average of others."""
+        defined = self._defined[name]
+        if not defined.any():
+            return np.full(len(by_finding), np.nan)
+        average: Floats = by_finding[:, defined].mean(axis=1)
+        return average
 
 
 class _KnownArea:
