@@ -88,6 +88,10 @@ def test_runs_are_compared_by_what_their_tables_hold(run: Path, tmp_path: Path) 
     # predictions.csv holds probabilities: an AUC on logits made from them would be another one.
     assert "auc" in comparison.first and "auc_raw_logits" not in comparison.first
     assert "auc_raw_logits" not in (tmp_path / "comparison.json").read_text()
+    with pytest.raises(ConfigError, match="nothing: there is no such folder"):
+        compare(run, tmp_path / "nothing")
+    with pytest.raises(ConfigError, match=r"has no predictions\.csv; make it first: train it"):
+        compare(tmp_path, run)
 
 
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:

@@ -37,6 +37,8 @@ def compare(
     name, metrics_name = f"predictions{suffix}.csv", f"metrics{suffix}.json"
     tables = []
     for run in (Path(first), Path(second)):
+        if not run.is_dir():
+            raise ConfigError(f"{run}: there is no such folder; name the folder of a run")
         path = run / name
         if not path.is_file() or not (run / metrics_name).is_file():
             how = "train it" if split is None else f"fpt-fast evaluate --run {run} --split {split}"
