@@ -328,12 +328,14 @@ def test_there_is_no_second_derivative() -> None:
         (lambda t, p, w: (t[0], p, w), r"tokens must be \[B, T, S\], got shape \(5, 12\)"),
         (
             lambda t, p, w: (t, p[:1], w),
-            r"states must be \(1, 2, 3, 12\) by its own P,",
+            r"states must be \(1, 2, 3, 12\) by its own P, the layers, and tokens' B, S, got "
+            r"\(1, 1, 3, 12\)",
         ),
         (lambda t, p, w: (t, p.int(), w), "states must be float16 or .*, got int32"),
         (
             lambda t, p, w: (t, p, w._replace(fc2=w.fc2[:, :7])),
-            r"layers\[0\].fc2 must be \(12, 20\) by tokens' S and .* fc1, got \(12, 7\)",
+            r"layers\[0\]\.fc2 must be \(12, 20\) by tokens' S and the first layer's fc1, got "
+            r"\(12, 7\)",
         ),
         (
             lambda t, p, w: (t, p, w._replace(proj=w.proj.half())),

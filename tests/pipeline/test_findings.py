@@ -25,6 +25,8 @@ from fpt_fast.pipeline import (
     sweep,
     train,
 )
+from fpt_fast.report import read_predictions
+from fpt_fast.trust import finding_temperatures
 
 FINDINGS = ("bright", "striped")
 Make = Callable[..., TrainSettings]
@@ -87,10 +89,14 @@ def test_findings_from_a_list_to_predictions(
 
 
 def _check_calibration(run: Path, image: Path, written: dict[str, Any]) -> None:
-    """A calibrated predictor divides the logits of each finding by its temperature, where the few
-    validation images allow one."""
-    temperatures = [found["temperature"] or 1.0 for found in written["calibration_by_finding"]]
-    assert any(temperature != 1.0 for temperature in temperatures)
+    """A calibrated predictor divides the logits of each finding by the temperature of the
+    validation images, and leaves one alone that they allow none for."""
+    validation, _ = read_predictions(run / "validation.csv", FINDINGS)
+    fitted = [found["temperature"] for found in written["calibration_by_finding"]]
+    assert any(fitted)
+    for found, expected in zip(fitted, finding_temperatures(validation), strict=True):
+        assert found is expected is None or found == pytest.approx(expected, rel=1e-5)
+    temperatures = [found or 1.0 for found in fitted]
     plain, scaled = (Predictor(run, calibrated=c)([image]) for c in (False, True))
     expected = torch.logit(plain.probabilities.double()) / torch.tensor(temperatures)
     torch.testing.assert_close(scaled.probabilities.double(), expected.sigmoid(), rtol=0, atol=1e-5)
