@@ -73,16 +73,18 @@ ALLOWED_ROOMS: dict[str, frozenset[str]] = {
     "compat": frozenset(BELOW_PIPELINE),
     "settings": frozenset({"records", "config"}),
     "cache_settings": frozenset({"records", "settings"}),
+    "run_settings": frozenset({"records", "config", "settings"}),
     "setting_values": frozenset({"config"}),
-    "first_look": frozenset({"config", "hub", "settings", "setting_values"}),
+    "first_look": frozenset({"config", "hub", "settings", "run_settings", "setting_values"}),
     "pipeline": frozenset(
-        BELOW_PIPELINE | {"compat", "settings", "cache_settings", "setting_values"}
+        BELOW_PIPELINE | {"compat", "settings", "run_settings", "cache_settings", "setting_values"}
     ),
     "demo": frozenset(BELOW_PIPELINE | {"pipeline", "settings"}),
     "info": frozenset({"ops", "backbone"}),
     "cli": frozenset(
         {
-            *("config", "interrupts", "settings", "cache_settings", "setting_values"),
+            *("config", "interrupts", "settings", "run_settings", "cache_settings"),
+            "setting_values",
             *("pipeline", "demo", "info", "first_look", "words"),
             *("distributed", "records"),
         }
@@ -282,7 +284,7 @@ def banned(node: ast.AST, *, in_compat: bool) -> str | None:
 
 def records(root: Path) -> Iterator[str]:
     """Records, configurations and settings are frozen; no field is a dict or choice of tensors."""
-    for name in ("records", "config", "settings", "cache_settings"):
+    for name in ("records", "config", "settings", "run_settings", "cache_settings"):
         path = root / "python" / "fpt_fast" / f"{name}.py"
         if not path.exists():
             continue

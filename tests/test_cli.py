@@ -12,8 +12,9 @@ from small_run import write_backbone
 
 from fpt_fast.cli import main
 from fpt_fast.config import ConfigError
+from fpt_fast.run_settings import TrainSettings
 from fpt_fast.setting_values import build_settings, parse_size, read_yaml, to_yaml_values
-from fpt_fast.settings import PreloadSettings, TrainSettings
+from fpt_fast.settings import PreloadSettings
 from fpt_fast.words import counted, counted_are
 from helpers import ROOT, write_image_set
 

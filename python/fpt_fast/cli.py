@@ -16,6 +16,7 @@ from fpt_fast.cache_settings import EightBitDtype, ImportSettings, RepairSetting
 from fpt_fast.first_look import look
 from fpt_fast.interrupts import Stopped
 from fpt_fast.records import Split
+from fpt_fast.run_settings import SweepSettings, TrainSettings
 from fpt_fast.setting_values import read_yaml
 from fpt_fast.settings import (
     DoctorSettings,
@@ -25,8 +26,6 @@ from fpt_fast.settings import (
     PredictSettings,
     PreloadSettings,
     ShareSettings,
-    SweepSettings,
-    TrainSettings,
 )
 from fpt_fast.words import counted, format_bytes
 

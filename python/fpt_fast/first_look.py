@@ -6,8 +6,9 @@ from typing import Any
 
 from fpt_fast.config import ConfigError
 from fpt_fast.hub import is_repository
+from fpt_fast.run_settings import RunSettings
 from fpt_fast.setting_values import parse_size
-from fpt_fast.settings import DoctorSettings, OnlineSettings, RunSettings
+from fpt_fast.settings import DoctorSettings, OnlineSettings
 
 # Settings that name what must be there, and what it is.
 _THERE = {

@@ -11,6 +11,11 @@ from fpt_fast.config import ConfigError
 
 _T = TypeVar("_T")
 
+# Settings of a run that only say again what a feature cache has, and has under the same name.
+_SETTLED_BY_A_CACHE = (
+    *("fit", "window", "dicom_frame", "position_interpolation", "dtype", "mean", "std"),
+)
+
 
 def parse_size(name: str, text: str | int) -> tuple[int, int]:
     """Read ``512`` or ``768x512`` as (height, width) in pixels."""
@@ -41,9 +46,37 @@ def read_yaml(path: Path, settings: type[Any]) -> dict[str, Any]:
     if values is None:
         return {}
     if isinstance(values, dict) and isinstance(values.get("settings"), dict):
-        # A run's own config.yaml: what was asked for is in this block.
-        values = values["settings"]
+        values = settings_of_run(values)
+        _refuse_for_another_command(path, values, settings)
     return parse_values(settings, values, str(path))
+
+
+def settings_of_run(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in a run's own ``config.yaml``, read as ``values``.
+
+    What its cache had settled is as its features have it: earlier versions wrote defaults there.
+    """
+    settings = dict(values["settings"])
+    if settings.get("cache") in (None, "", "none"):
+        return settings
+    features = values.get("features") or {}
+    settled = {name: features.get(name) for name in _SETTLED_BY_A_CACHE if name in settings}
+    return settings | settled | {"normalization": None}
+
+
+def _refuse_for_another_command(path: Path, values: Mapping[str, Any], settings: type[Any]) -> None:
+    """Raise ``ConfigError`` where a run's own file is given to a command that did not write it."""
+    known = {field.name for field in dataclasses.fields(settings)}
+    of_sweep = "halve_every" in values
+    if "resume" in known and ("halve_every" in known) == of_sweep:
+        return
+    instead = f"here a file may hold {', '.join(sorted(known))}"
+    if "run" in known and "resume" not in known:
+        instead = f"here --run {path.parent} says it all: leave --config out"
+    raise ConfigError(
+        f"{path} is the config.yaml of a run, which fpt-fast {'sweep' if of_sweep else 'train'} "
+        f"wrote and takes; {instead}"
+    )
 
 
 def parse_values(settings: type[Any], values: Any, where: str) -> dict[str, Any]:

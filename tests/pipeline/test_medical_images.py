@@ -103,7 +103,7 @@ def test_a_cache_of_another_reading_is_refused(
     preload(preload_settings(**CHOSEN | changes, cache=tmp_path / "other"))
     with pytest.raises(CacheMismatch, match=named):
         evaluate(run=tmp_path / "run", cache=str(tmp_path / "other"))
-    with pytest.raises(ConfigError, match="--window: with a cache this is settled"):
+    with pytest.raises(CacheMismatch, match="window: the cache has 2000/1500, .* asks for full"):
         train(train_settings(window="full", run=tmp_path / "r2"))
 
 

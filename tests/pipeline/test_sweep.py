@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from fpt_fast.cache import CacheMismatch
 from fpt_fast.config import ConfigError
 from fpt_fast.model import FptModel
 from fpt_fast.pipeline import (
@@ -25,8 +26,8 @@ from fpt_fast.pipeline import (
     sweep,
     train,
 )
+from fpt_fast.run_settings import RunSettings
 from fpt_fast.setting_values import read_yaml
-from fpt_fast.settings import RunSettings
 
 LISTED = {"learning_rate": "3e-3,1e-2", "seed": "0,2", "prompts": "3"}
 
@@ -124,8 +125,8 @@ def test_what_cannot_be_swept(sweep_settings: Callable[..., SweepSettings]) -> N
         sweep(sweep_settings(cache="none", augment_input=True))
     with pytest.raises(ConfigError, match="seed must list numbers"):
         sweep(sweep_settings(seed="a"))
-    with pytest.raises(ConfigError, match="--dtype"):
-        sweep(sweep_settings(dtype="float32"))
+    with pytest.raises(CacheMismatch, match="dtype: the cache has float32, .* for bfloat16"):
+        sweep(sweep_settings(dtype="bfloat16"))
 
 
 def test_side_networks_alone_and_live_features(

@@ -15,7 +15,7 @@ from tiers.simulation import AtOnce
 from fpt_fast.config import ConfigError
 from fpt_fast.pipeline import PreloadSettings, TrainSettings, placing, preload, train
 from fpt_fast.pipeline.sweep import sweep
-from fpt_fast.settings import SweepSettings
+from fpt_fast.run_settings import SweepSettings
 
 MakePreload = Callable[..., PreloadSettings]
 MakeTrain = Callable[..., TrainSettings]

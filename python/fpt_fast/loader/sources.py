@@ -95,8 +95,9 @@ class CachedFeatures:
         if missing:
             shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
             raise ValueError(
-                f"the feature cache lacks {len(missing)} of {len(items)} images ({shown}); it was "
-                "made from other data, or the data grew: run preload again on this data"
+                f"the feature cache lacks {len(missing)} of {len(items)} images ({shown}). "
+                "If they were left out as unreadable when it was made, leave them out here too: "
+                "--skip-unreadable; if the data grew or is another, run preload again on it"
             )
 
     def __call__(

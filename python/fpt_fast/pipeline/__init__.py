@@ -24,6 +24,7 @@ from fpt_fast.pipeline.run_folder import RunExists
 from fpt_fast.pipeline.sharing import ShareResult, share
 from fpt_fast.pipeline.sweep import SweepResult, sweep
 from fpt_fast.pipeline.training import TrainResult, train
+from fpt_fast.run_settings import SweepSettings, TrainSettings
 from fpt_fast.settings import (
     DataSettings,
     DoctorSettings,
@@ -33,8 +34,6 @@ from fpt_fast.settings import (
     PredictSettings,
     PreloadSettings,
     ShareSettings,
-    SweepSettings,
-    TrainSettings,
 )
 
 __all__ = [

@@ -10,9 +10,9 @@ import yaml
 from fpt_fast.config import ConfigError
 from fpt_fast.images import ImageSetError
 from fpt_fast.pipeline.data import list_image_set, patients_of, read_as
-from fpt_fast.records import ImageItem, Reading
+from fpt_fast.records import AS_THE_FILE_SAYS, ImageItem, Reading
+from fpt_fast.run_settings import TrainSettings
 from fpt_fast.setting_values import build_settings, parse_values
-from fpt_fast.settings import TrainSettings
 
 log = logging.getLogger("fpt_fast")
 
@@ -37,10 +37,8 @@ def recorded_items(folders: Sequence[Path]) -> dict[str, ImageItem]:
             values = parse_values(TrainSettings, recorded.get("settings"), str(folder))
             settings = build_settings(TrainSettings, values)
             made = recorded.get("features", {})
-            # A run from a cache has its windows from there, and not from its own settings.
-            reading = Reading(
-                made.get("window", settings.window), made.get("dicom_frame", settings.dicom_frame)
-            )
+            # A run from a cache has its windows from there; what is left out is the default.
+            reading = Reading(made.get("window", AS_THE_FILE_SAYS.window), made.get("dicom_frame"))
             images = read_as(list_image_set(settings, settings.data), reading)
         except (ConfigError, ImageSetError, OSError) as error:
             log.info("the data of %s is not there: %s", folder, error)

@@ -12,8 +12,9 @@ from fpt_fast.pipeline.evaluation import read_run_settings
 from fpt_fast.pipeline.features import FeaturePlan
 from fpt_fast.pipeline.run_folder import BEST
 from fpt_fast.records import ImageSet
+from fpt_fast.run_settings import TrainSettings
 from fpt_fast.setting_values import build_settings, parse_size
-from fpt_fast.settings import DoctorSettings, TrainSettings
+from fpt_fast.settings import DoctorSettings
 from fpt_fast.words import counted
 
 
@@ -107,7 +108,8 @@ def _compare(cache: Path, images: ImageSet, workers: int) -> list[Finding]:
         Finding(
             "error",
             f"the cache lacks {len(lacking)} of {counted(len(digests), 'image')} of the data",
-            "run fpt-fast preload again with the same settings: it adds what is missing",
+            "run fpt-fast preload again with the same settings: it adds what is missing; images "
+            "that cannot be read are left out by --skip-unreadable, of preload and of train",
             lacking,
         )
     ]

@@ -18,8 +18,9 @@ from fpt_fast.pipeline.peers import is_peer, reopen_peer, settle_method
 from fpt_fast.pipeline.run_folder import BEST, CONFIG_FILE, VALIDATION_FILE, require_single_run
 from fpt_fast.records import Predictions, Split
 from fpt_fast.report import read_predictions, write_run_files
-from fpt_fast.setting_values import build_settings, parse_values
-from fpt_fast.settings import EvaluateSettings, TrainSettings
+from fpt_fast.run_settings import TrainSettings
+from fpt_fast.setting_values import build_settings, parse_values, settings_of_run
+from fpt_fast.settings import EvaluateSettings
 from fpt_fast.trainer import predict as predict_batches
 from fpt_fast.trust import Assessment, assess
 
@@ -124,8 +125,8 @@ def read_run_settings(run: Path) -> TrainSettings:
         raise ConfigError(
             f"{run} is not a run of fpt-fast: cannot read {path} ({error.strerror})"
         ) from error
-    if not isinstance(values, dict) or "settings" not in values:
+    if not isinstance(values, dict) or not isinstance(values.get("settings"), dict):
         raise ConfigError(f"{path} holds no settings; it was not written by fpt-fast train")
     return build_settings(
-        TrainSettings, parse_values(TrainSettings, values.get("settings"), str(path))
+        TrainSettings, parse_values(TrainSettings, settings_of_run(values), str(path))
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fpt_fast.backbone import BackboneError, FrozenBackbone, load_backbone
 from fpt_fast.cache import CacheMismatch, RecordLayout
-from fpt_fast.config import ConfigError, format_layers, parse_layers
+from fpt_fast.config import ConfigError, parse_layers
 from fpt_fast.loader import FrozenPass
 from fpt_fast.ops import quantise_kv
 from fpt_fast.records import (
@@ -195,30 +195,6 @@ class FeaturePlan:
                 "run's settings"
             )
 
-    def require(self, **wanted: Any) -> None:
-        """Raise ``CacheMismatch`` unless each wanted value is the recorded one (None: any is)."""
-        have: dict[str, Any] = {
-            "backbone": self.spec.name,
-            "layers": self.layers,
-            "token_ratio": self.token_ratio,
-            "importance": self.importance,
-            "input_size": self.preprocessing.size,
-            "features": self.features,
-        }
-        differing = [
-            f"  {name}: the cache has {_shown(name, have[name])}, "
-            f"this run asks for {_shown(name, value)}"
-            for name, value in wanted.items()
-            if value is not None and value != have[name]
-        ]
-        if differing:
-            raise CacheMismatch(
-                "the feature cache was made with other settings:\n"
-                + "\n".join(differing)
-                + "\nleave the setting out, name the cache that fits, or preload into another "
-                "--cache directory"
-            )
-
 
 def load_recorded_backbone(
     plan: FeaturePlan,
@@ -294,11 +270,3 @@ def _plain(value: Any) -> Any:
 
 def _tupled(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _shown(name: str, value: Any) -> str:
-    if name == "layers":
-        return format_layers(value)
-    if name == "input_size":
-        return f"{value[0]}x{value[1]}"
-    return str(value)

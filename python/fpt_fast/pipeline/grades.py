@@ -7,7 +7,7 @@ from typing import Any
 
 from fpt_fast.config import TrainConfig
 from fpt_fast.records import Predictions
-from fpt_fast.settings import RunSettings
+from fpt_fast.run_settings import RunSettings
 from fpt_fast.trust import fit_grade_cuts
 
 GRADE_CUTS = "grade_cuts"

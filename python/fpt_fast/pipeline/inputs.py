@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from fpt_fast.backbone import backbone_name
 from fpt_fast.cache import CacheMismatch, CacheReader
 from fpt_fast.config import (
     FINDING_LOSSES,
@@ -51,9 +50,11 @@ from fpt_fast.pipeline.features import FeaturePlan, load_recorded_backbone
 from fpt_fast.pipeline.peer_plan import PeerPlan
 from fpt_fast.pipeline.placing import PlacedFeatures, has_room_for
 from fpt_fast.pipeline.planning import make_plan
+from fpt_fast.pipeline.settled import frozen_settings, require_settled
 from fpt_fast.records import ImageSet, Preprocessing, Split, Task
+from fpt_fast.run_settings import TrainSettings
 from fpt_fast.setting_values import parse_size
-from fpt_fast.settings import TrainSettings
+from fpt_fast.settings import FrozenSettings
 from fpt_fast.trainer import resolve_device
 from fpt_fast.words import counted
 
@@ -86,20 +87,14 @@ def open_inputs(
     live = settings.cache == "none"
     # With a cache every image was readable when it was made; a live pass has nobody to vouch.
     if live:
-        images = open_image_set(settings, reading=reading_of(settings), world=world)
-        return _open_live(settings, images, world)
+        frozen = frozen_settings(settings)
+        images = open_image_set(settings, reading=reading_of(frozen), world=world)
+        return _open_live(settings, frozen, images, world)
     images = open_image_set(settings, check=False)
     reader = stack.enter_context(CacheReader(Path(settings.cache)))
     require_patients(settings, reader.notes)
     plan = FeaturePlan.from_json({**reader.fingerprint, **reader.notes})
-    plan.require(
-        backbone=None if settings.backbone is None else backbone_name(settings.backbone),
-        layers=None if settings.layers is None else parse_layers(settings.layers),
-        token_ratio=settings.token_ratio,
-        importance=settings.importance,
-        input_size=_optional_size("input_size", settings.input_size),
-        features=settings.features,
-    )
+    require_settled(settings, plan)
     method = _method(settings, plan)
     _require_layers(plan, method)
     repeated: tuple[Split, ...] = ("train", "val")
@@ -201,7 +196,7 @@ def _require_layers(plan: FeaturePlan, method: FptConfig) -> None:
 
 
 def _open_live(
-    settings: TrainSettings, images: ImageSet, world: World
+    settings: TrainSettings, frozen: FrozenSettings, images: ImageSet, world: World
 ) -> tuple[RunInputs, FptConfig]:
     if settings.backbone is None:
         raise ConfigError(
@@ -210,7 +205,7 @@ def _open_live(
         )
     method = _method(settings, None)
     plan, backbone = make_plan(
-        settings,
+        frozen,
         settings.backbone,
         settings.input_size or "512",
         method,
@@ -307,10 +302,6 @@ def _only_cached(images: ImageSet, reader: CacheReader) -> ImageSet:
     )
     require_training_images(images)
     return images
-
-
-def _optional_size(name: str, text: str | None) -> tuple[int, int] | None:
-    return None if text is None else parse_size(name, text)
 
 
 def make_recipe(settings: TrainSettings, images: ImageSet) -> TrainConfig:

@@ -16,9 +16,10 @@ from fpt_fast.pipeline.features import recorded_source
 from fpt_fast.pipeline.inputs import RunInputs, require_classes
 from fpt_fast.pipeline.peer_plan import PeerPlan
 from fpt_fast.pipeline.planning import choose_normalization
+from fpt_fast.pipeline.settled import frozen_settings
 from fpt_fast.records import ImageSet, Preprocessing
+from fpt_fast.run_settings import TrainSettings
 from fpt_fast.setting_values import parse_size
-from fpt_fast.settings import TrainSettings
 
 log = logging.getLogger("fpt_fast")
 
@@ -57,6 +58,8 @@ def settle_method(settings: TrainSettings) -> TrainSettings:
     """Refuse settings that the method does not read, and fill in what it takes for granted."""
     defaults = {field.name: field.default for field in dataclasses.fields(TrainSettings)}
     given = {name for name, default in defaults.items() if getattr(settings, name) != default}
+    if settings.dtype == "auto":
+        given.discard("dtype")
     if not is_peer(settings):
         if extra := [name for name in _PEER_ONLY if name in given]:
             raise ConfigError(
@@ -106,7 +109,8 @@ def open_peer_inputs(
 ) -> tuple[RunInputs, PeerPlan, PeerConfig, FrozenBackbone]:
     """Open the data and load the model to start from."""
     config = peer_config(settings)
-    reading = reading_of(settings)
+    how = frozen_settings(settings)
+    reading = reading_of(how)
     images = open_image_set(settings, reading=reading, world=world)
     name = str(settings.backbone)
     size = parse_size("input_size", str(settings.input_size))
@@ -116,7 +120,7 @@ def open_peer_inputs(
         pretrained=settings.pretrained,
         dtype="float32",
         device="cpu",
-        position_interpolation=settings.position_interpolation,
+        position_interpolation=how.position_interpolation,
     )
     check_divides("input_size", size, backbone.spec.patch_size)
     config.check_against(backbone.spec)
@@ -126,8 +130,8 @@ def open_peer_inputs(
         None if checkpoint is None else str(checkpoint.resolve()),
         settings.pretrained,
     )
-    mean, std = choose_normalization(settings, backbone.spec, size, images, world)
-    plan = PeerPlan(backbone.spec, source, Preprocessing(size, mean, std, settings.fit), reading)
+    mean, std = choose_normalization(how, backbone.spec, size, images, world)
+    plan = PeerPlan(backbone.spec, source, Preprocessing(size, mean, std, how.fit), reading)
     log.info(
         "%s on %s, input %dx%d, %d tokens",
         *(config.method, backbone.spec.name, *size, backbone.spec.num_tokens(size)),

@@ -11,7 +11,7 @@ from fpt_fast.cache import CacheReader
 from fpt_fast.images import SideImages
 from fpt_fast.loader import CachedFeatures, FeatureSource
 from fpt_fast.records import SPLITS, ImageSet, Split
-from fpt_fast.settings import RunSettings
+from fpt_fast.run_settings import RunSettings
 from fpt_fast.tiers import (
     CudaStreams,
     Placement,

@@ -10,7 +10,7 @@ from typing import Any
 import xxhash
 import yaml
 
-from fpt_fast.config import ConfigError, FptConfig, TrainConfig
+from fpt_fast.config import ConfigError, FptConfig, TrainConfig, format_layers
 from fpt_fast.hub import is_repository
 from fpt_fast.images import labels_of
 from fpt_fast.model import FptModel
@@ -19,10 +19,12 @@ from fpt_fast.peers import PeerConfig, PeerModel
 from fpt_fast.pipeline.examples import draw_thumbnails, token_examples
 from fpt_fast.pipeline.features import FeaturePlan, recorded_source
 from fpt_fast.pipeline.inputs import RunInputs
+from fpt_fast.pipeline.peer_plan import PeerPlan
+from fpt_fast.pipeline.settled import as_found
 from fpt_fast.records import ImageSet, Predictions, Split, TokenExample, TrainingHistory
 from fpt_fast.report import write_predictions, write_report, write_run_files
+from fpt_fast.run_settings import RunSettings, TrainSettings
 from fpt_fast.setting_values import to_yaml_values
-from fpt_fast.settings import RunSettings, TrainSettings
 from fpt_fast.trust import Assessment
 
 CONFIG_FILE = "config.yaml"
@@ -178,13 +180,16 @@ def write_config(
     method: FptConfig | PeerConfig,
     recipe: TrainConfig,
 ) -> None:
-    """Write ``config.yaml``: what was asked for, and what came of it."""
+    """Write ``config.yaml``: what was asked for, and what came of it.
+
+    What shaped the features stands in both, but for ``layers``, which may be the method's own."""
+    found = as_found(settings, inputs.plan)
     values = {
-        "settings": to_yaml_values(settings)
+        "settings": to_yaml_values(found)
         | {
             "data": str(settings.data.resolve()),
             "cache": _absolute_cache(settings.cache),
-            "backbone": None if settings.backbone is None else recorded_source(settings.backbone),
+            "backbone": None if found.backbone is None else recorded_source(found.backbone),
             "checkpoint_path": _absolute(settings.checkpoint_path),
             "side_cache": _absolute(settings.side_cache),
         },
@@ -250,8 +255,16 @@ def write_results(
             count=settings.report_thumbnails,
         ),
         split=split,
-        settings={key: value for key, value in to_yaml_values(settings).items() if value != []},
+        settings=_settings_shown(settings, inputs.plan),
     )
+
+
+def _settings_shown(settings: RunSettings, plan: FeaturePlan | PeerPlan) -> dict[str, Any]:
+    """The report's settings: what was asked for, and what shaped the features in any case."""
+    shown = to_yaml_values(as_found(settings, plan))
+    if isinstance(plan, FeaturePlan):
+        shown["layers"] = format_layers(plan.layers)
+    return {key: value for key, value in shown.items() if value != []}
 
 
 def _absolute(path: Path | None) -> str | None:

@@ -29,12 +29,12 @@ from fpt_fast.pipeline.run_folder import (
     write_config,
     write_results,
 )
-from fpt_fast.pipeline.training import refuse_ignored
+from fpt_fast.pipeline.settled import refuse_ignored
 from fpt_fast.records import Predictions, Split
 from fpt_fast.report.pooled import PooledRow
 from fpt_fast.report.sweep import SweepRow, summarise, sweep_markdown, write_sweep_files
+from fpt_fast.run_settings import RunSettings, SweepSettings, TrainSettings
 from fpt_fast.setting_values import build_settings
-from fpt_fast.settings import RunSettings, SweepSettings, TrainSettings
 from fpt_fast.sweep import (
     Trial,
     TrialOutcome,

@@ -1,6 +1,5 @@
 """Training: from features and labels to a tested classifier and a report."""
 
-import dataclasses
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fpt_fast.config import ConfigError, FptConfig, TrainConfig
+from fpt_fast.config import FptConfig, TrainConfig
 from fpt_fast.distributed import World, open_world
 from fpt_fast.loader import FeatureLoader
 from fpt_fast.metrics import Metrics
@@ -32,10 +31,11 @@ from fpt_fast.pipeline.run_folder import (
     write_config,
     write_results,
 )
+from fpt_fast.pipeline.settled import refuse_ignored
 from fpt_fast.records import Predictions, Split, TrainingHistory
 from fpt_fast.report import REPORT_FILE
+from fpt_fast.run_settings import TrainSettings
 from fpt_fast.setting_values import build_settings, parse_steps
-from fpt_fast.settings import RunSettings, TrainSettings
 from fpt_fast.trainer import (
     choose_capture,
     deterministic_algorithms,
@@ -184,29 +184,6 @@ def _open(
         return peer_inputs, peer, partial(PeerModel, peer, backbone, source=plan.source)
     inputs, method = open_inputs(settings, stack, world)
     return inputs, method, partial(FptModel, method, inputs.plan.spec)
-
-
-def refuse_ignored(settings: RunSettings) -> None:
-    """A setting that a cache has settled must not look as if it did something."""
-    if settings.cache == "none":
-        if settings.features_on != "auto":
-            raise ConfigError(
-                "--features-on: goes with a cache only, got --cache none; leave it out"
-            )
-        return
-    live = (
-        *("checkpoint_path", "normalization", "mean", "std", "fit", "window", "dicom_frame"),
-        *("position_interpolation", "dtype"),
-    )
-    defaults = {field.name: field.default for field in dataclasses.fields(RunSettings)}
-    given = [name for name in (*live, "augment_input") if getattr(settings, name) != defaults[name]]
-    if given:
-        flags = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise ConfigError(
-            f"{flags}: with a cache this is settled, by how the cache was preloaded, and is read "
-            "from there: leave it out; to change it, preload another cache with it (training "
-            "itself takes it with --cache none only)"
-        )
 
 
 def _run_folder(settings: TrainSettings, world: World) -> AbstractContextManager[None]:
