@@ -68,6 +68,8 @@ class DoctorSettings(ListingSettings):
     """Run folder to look at; its own settings tell how its data were listed."""
     input_size: str | None = None
     """Frozen input that the images are meant for: 512 or HEIGHTxWIDTH (default: the cache's)."""
+    fit: Fit | None = None
+    """How they are brought to it: stretch or pad (default: as the cache has it, else stretch)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,13 +2,25 @@
 
 
 def counted(count: int, noun: str) -> str:
-    """``1 image``, ``2 images``."""
-    return f"{count:d} {noun}" if count == 1 else f"{count:d} {noun}s"
+    """``1 image``, ``2 images``, ``2 classes``."""
+    return f"{count:d} {noun}" if count == 1 else f"{count:d} {plural(noun)}"
+
+
+def plural(noun: str) -> str:
+    """``images``, ``classes``."""
+    return noun + ("es" if noun.endswith("s") else "s")
 
 
 def counted_are(count: int, noun: str) -> str:
     """``1 image is``, ``2 images are``."""
     return f"{counted(count, noun)} {'is' if count == 1 else 'are'}"
+
+
+def counted_do(count: int, noun: str, verb: str) -> str:
+    """``1 picture stands``, ``2 pictures stand``; ``1 class has``, ``2 classes have``."""
+    if count == 1:
+        verb = "has" if verb == "have" else f"{verb}s"
+    return f"{counted(count, noun)} {verb}"
 
 
 def format_bytes(count: int) -> str:

@@ -59,7 +59,7 @@ def test_changed_missing_and_damaged(run: Path, capsys: pytest.CaptureFixture[st
     content = bytearray(shard.read_bytes())
     content[-5000] ^= 1
     shard.write_bytes(content)
-    assert "1 records of the cache are not what was written" in errors(cache=cache)[0]
+    assert "of the cache 1 record is not what was written" in errors(cache=cache)[0]
 
 
 def test_a_run_that_went_wrong(run: Path) -> None:

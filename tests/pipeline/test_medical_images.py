@@ -17,6 +17,7 @@ from fpt_fast.pipeline import (
     PreloadSettings,
     TrainSettings,
     UnreadableImages,
+    doctor,
     evaluate,
     predict,
     preload,
@@ -145,3 +146,34 @@ def test_frames_are_refused_before_any_work(
         preload(preload_settings(window="dark"))
     with pytest.raises(ConfigError, match="counts from 1"):
         preload(preload_settings(dicom_frame=0))
+
+
+def test_the_doctor_tells_what_padding_takes(
+    data: Path,
+    preload_settings: MakePreload,
+    train_settings: MakeTrain,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "fpt_fast")
+    preload(preload_settings(fit="pad"))
+    cache = tmp_path / "cache"
+    assert f"fpt-fast doctor --data {data} --cache {cache} says what share" in caplog.text
+    # Of an input of 48x48 images of 90x30 take 16 columns: 2 of 6 patches a row.
+    found = [str(f) for f in doctor(data=data, cache=cache).findings if "padding" in f.what]
+    with CacheReader(cache) as reader:
+        index = reader.read(range(len(reader))).index.long()
+    column = (index[index > 0] - 1) % 6
+    share = ((column < 2) | (column > 3)).float().mean()
+    assert found[0].startswith("warning") == bool(share >= 0.2)
+    assert f"{share:.0%} of the kept tokens lie in the black padding" in found[0]
+    assert "takes 67% of the input" in found[0] and len(found) == 1
+    # A run brings both, and nothing is said of stretching, which padding is instead of.
+    run = train(train_settings(epochs=1)).run
+    said = str(doctor(run=run))
+    assert f"{share:.0%} of the kept tokens lie" in said and "stretched by" not in said
+    assert "with --data, too, this says" in str(doctor(cache=cache))
+    # Before there is a cache, and as its images would be fitted.
+    asked = doctor(data=data, input_size="48", fit="pad")
+    assert "(--fit pad) takes 67% of it" in str(asked) and "stretched by" not in str(asked)
+    assert "stretched by 1.5 or more" in str(doctor(data=data, input_size="48"))

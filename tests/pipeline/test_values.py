@@ -183,5 +183,5 @@ def test_the_doctor_names_outliers_and_ranges(data: Path) -> None:
     lines[8] = lines[8].rpartition(",")[0] + ",4500"
     data.write_text("\n".join(lines))
     said = str(doctor(data=data, workers=2, **LISTED))
-    assert "1 images have a age far from all others" in said and "7.png: 4500" in said
+    assert "of 1 image the age is far from all others" in said and "7.png: 4500" in said
     assert "age in train: 4" in said and "are few to learn or judge" in said

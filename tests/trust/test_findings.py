@@ -154,7 +154,8 @@ def test_the_table_has_the_worst_image_first_and_every_probability() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [(1, "called on nearly every"), (0, "are never called")]
+    ("value", "said"),
+    [(1, "1 finding is called on nearly every"), (0, "1 finding is never called")],
 )
 def test_the_doctor_sees_findings_that_are_always_or_never_called(
     tmp_path: object, value: int, said: str

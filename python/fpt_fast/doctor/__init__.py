@@ -4,6 +4,7 @@ from fpt_fast.doctor.findings import Diagnosis, Finding
 from fpt_fast.doctor.image_facts import ImageFacts, examine_images
 from fpt_fast.doctor.image_rules import find_in_images
 from fpt_fast.doctor.look_alikes import look_alike_pairs
+from fpt_fast.doctor.padding_rules import find_in_padding
 from fpt_fast.doctor.run_rules import find_in_run
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "ImageFacts",
     "examine_images",
     "find_in_images",
+    "find_in_padding",
     "find_in_run",
     "look_alike_pairs",
 ]

@@ -42,6 +42,15 @@ class ImageFacts:
         """True where every pixel has the same value."""
         return self.low == self.high
 
+    @property
+    def labels(self) -> tuple[float, ...]:
+        """The class of the image, the findings that it has, or its number."""
+        if self.item.value is not None:
+            return (self.item.value,)
+        if self.item.findings:
+            return tuple(place for place, has in enumerate(self.item.findings) if has == 1)
+        return (self.item.label,)
+
 
 def examine_images(
     items: Sequence[ImageItem], *, workers: int = 2

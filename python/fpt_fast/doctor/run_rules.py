@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fpt_fast.doctor.findings import Finding
+from fpt_fast.words import counted_are
 
 Row = Mapping[str, float]
 
@@ -130,14 +131,14 @@ def _called_findings(rows: Sequence[Mapping[str, str]]) -> Iterator[Finding]:
     if always:
         yield Finding(
             "warning",
-            f"{len(always)} findings are called on nearly every image",
+            f"{counted_are(len(always), 'finding')} called on nearly every image",
             f"{advice}; --loss-weight balance makes rare findings probable",
             tuple(always),
         )
     if never:
         yield Finding(
             "warning",
-            f"{len(never)} findings are never called although they are there",
+            f"{counted_are(len(never), 'finding')} never called although there are images with it",
             f"{advice}; --loss-weight balance makes rare findings probable",
             tuple(never),
         )

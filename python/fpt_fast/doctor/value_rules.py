@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from fpt_fast.doctor.findings import Finding
 from fpt_fast.records import SPLITS, ImageItem
+from fpt_fast.words import counted
 
 # Deviations (by the median of all distances) from the median beyond which a number stands alone.
 _FAR = 6.0
@@ -24,6 +25,7 @@ def find_in_values(items: Sequence[ImageItem], name: str) -> Iterator[Finding]:
         ]
         for split in SPLITS
     }
+    few = []
     for split, found in of_split.items():
         if not found:
             yield Finding("note", f"there are no images in the {split} split")
@@ -35,11 +37,14 @@ def find_in_values(items: Sequence[ImageItem], name: str) -> Iterator[Finding]:
             f"{statistics.fmean(values):.4g}, deviation {statistics.pstdev(values):.4g}",
         )
         if len(found) < _FEW:
-            yield Finding(
-                "warning",
-                f"{len(found)} images in the {split} split are few to learn or judge a number by",
-                "read the confidence intervals",
-            )
+            few.append(f"{counted(len(found), 'image')} in {split}")
+    if few:
+        yield Finding(
+            "warning",
+            f"fewer than {_FEW} images in a split are few to learn or judge a number by",
+            "read the confidence intervals",
+            tuple(few),
+        )
     yield from _outliers([pair for found in of_split.values() for pair in found], name)
     yield from _outside(of_split["train"], of_split["val"] + of_split["test"], name)
     different = sorted({value for found in of_split.values() for value, _ in found})
@@ -61,8 +66,8 @@ def _outliers(found: Sequence[tuple[float, str]], name: str) -> Iterator[Finding
     if far:
         yield Finding(
             "warning",
-            f"{len(far)} images have a {name} far from all others (beyond {_FAR:g} deviations of "
-            f"the median {middle:g})",
+            f"of {counted(len(far), 'image')} the {name} is far from all others (beyond {_FAR:g} "
+            f"deviations of the median {middle:g})",
             "check them: a slipped point or another unit? They weigh most in a square loss; "
             "--loss smooth_l1 gives them less",
             tuple(f"{key}: {value:g}" for value, key in sorted(far, reverse=True)),
@@ -79,7 +84,8 @@ def _outside(
     if outside:
         yield Finding(
             "note",
-            f"{len(outside)} images of val and test have a {name} outside what is trained on "
+            f"of {counted(len(outside), 'image')} of val and test the {name} is outside what is "
+            f"trained on "
             f"({low:g} to {high:g})",
             where=tuple(f"{key}: {value:g}" for value, key in outside),
         )

@@ -1,21 +1,39 @@
 """``fpt-fast doctor``: a data folder, a cache and a run, each and together."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fpt_fast.cache import CacheError, CacheReader, verify_cache
+import torch
+from torch import Tensor
+
+from fpt_fast.cache import CacheError, CacheReader, inspect_cache, verify_cache
 from fpt_fast.config import ConfigError
-from fpt_fast.doctor import Diagnosis, Finding, examine_images, find_in_images, find_in_run
+from fpt_fast.doctor import (
+    Diagnosis,
+    Finding,
+    ImageFacts,
+    examine_images,
+    find_in_images,
+    find_in_padding,
+    find_in_run,
+)
 from fpt_fast.images import ImageError, ImageSetError, digest_images
-from fpt_fast.pipeline.data import list_image_set
+from fpt_fast.pipeline.data import list_image_set, read_as, reading_of
 from fpt_fast.pipeline.evaluation import read_run_settings
 from fpt_fast.pipeline.features import FeaturePlan
 from fpt_fast.pipeline.run_folder import BEST
-from fpt_fast.records import ImageSet
+from fpt_fast.pipeline.settled import frozen_settings
+from fpt_fast.records import AS_THE_FILE_SAYS, Fit, ImageSet, Reading
 from fpt_fast.run_settings import TrainSettings
 from fpt_fast.setting_values import build_settings, parse_size
 from fpt_fast.settings import DoctorSettings
-from fpt_fast.words import counted
+from fpt_fast.words import counted, counted_are
+
+Size = tuple[int, int]
+
+# Images whose kept tokens are looked at: enough for a share of them to a percent or two.
+_LOOKED_AT = 500
 
 
 def doctor(settings: DoctorSettings | None = None, **values: Any) -> Diagnosis:
@@ -26,7 +44,7 @@ def doctor(settings: DoctorSettings | None = None, **values: Any) -> Diagnosis:
     settings = settings or build_settings(DoctorSettings, values)
     looked_at: list[str] = []
     found: list[Finding] = []
-    data, cache, size = settings.data, settings.cache, settings.input_size
+    data, cache = settings.data, settings.cache
     trained: TrainSettings | None = None
     if settings.run is not None:
         trained = read_run_settings(settings.run)
@@ -45,15 +63,43 @@ def doctor(settings: DoctorSettings | None = None, **values: Any) -> Diagnosis:
             images = _image_set(settings, trained, data)
         except ImageSetError as error:
             found.append(Finding("error", str(error)))
+    made: FeaturePlan | None = None
     if cache is not None:
         looked_at.append(f"cache: {cache}")
         found += _find_in_cache(cache, images, settings.workers)
-        size = _size_of(cache) if size is None else size
+        made = _plan_of(cache)
+    size, fit, reading = _input(settings, trained, made)
     if images is not None:
+        images = read_as(images, reading)
         facts, errors = examine_images(images.items, workers=settings.workers)
-        wanted = None if size is None else parse_size("input_size", size)
-        found += find_in_images(facts, errors, images.classes, wanted)
+        found += find_in_images(facts, errors, images.classes, size, fit)
+        if size is not None and fit == "pad" and facts:
+            found += _find_padding(facts, size, cache, made)
+    elif fit == "pad":
+        found.append(
+            Finding(
+                "note",
+                "images were padded for this cache (--fit pad)",
+                "with --data, too, this says what share of the kept tokens lies in the padding",
+            )
+        )
     return Diagnosis(tuple(looked_at), tuple(found))
+
+
+def _input(
+    settings: DoctorSettings, trained: TrainSettings | None, made: FeaturePlan | None
+) -> tuple[Size | None, Fit, Reading]:
+    """How images become the frozen model's input: as is said, as a cache has it, or a run."""
+    text = settings.input_size or (None if trained is None else trained.input_size)
+    size = None if text is None else parse_size("input_size", text)
+    if made is not None:
+        preprocessing = made.preprocessing
+        size = preprocessing.size if settings.input_size is None else size
+        return size, settings.fit or preprocessing.fit, made.reading
+    if trained is not None:
+        frozen = frozen_settings(trained)
+        return size, settings.fit or frozen.fit, reading_of(frozen)
+    return size, settings.fit or "stretch", AS_THE_FILE_SAYS
 
 
 def _image_set(settings: DoctorSettings, trained: TrainSettings | None, data: Path) -> ImageSet:
@@ -71,7 +117,7 @@ def _find_in_cache(cache: Path, images: ImageSet | None, workers: int) -> list[F
         found.append(
             Finding(
                 "error",
-                f"{len(report.bad_keys)} records of the cache are not what was written"
+                f"of the cache {counted_are(len(report.bad_keys), 'record')} not what was written"
                 + "".join(f"; {problem}" for problem in report.problems),
                 "fpt-fast cache repair --cache ... --data ... --backbone ...",
                 report.bad_keys,
@@ -115,10 +161,55 @@ def _compare(cache: Path, images: ImageSet, workers: int) -> list[Finding]:
     ]
 
 
-def _size_of(cache: Path) -> str | None:
+def _plan_of(cache: Path) -> FeaturePlan | None:
+    """How a cache was made; None where it cannot be read, which others say."""
     try:
-        with CacheReader(cache) as reader:
-            height, width = FeaturePlan.from_json(reader.fingerprint).preprocessing.size
+        return FeaturePlan.from_json(inspect_cache(cache).fingerprint)
     except (CacheError, ConfigError, OSError):
         return None
-    return f"{height}x{width}"
+
+
+def _find_padding(
+    facts: Sequence[ImageFacts], size: Size, cache: Path | None, made: FeaturePlan | None
+) -> list[Finding]:
+    """What padding takes of the input, and of what a cache keeps, where there is one so made."""
+    if cache is None or made is None:
+        return list(find_in_padding([fact.size for fact in facts], size))
+    kept: Tensor | None = None
+    if (made.preprocessing.size, made.preprocessing.fit) == (size, "pad"):
+        facts, kept = _kept_of(cache, facts)
+    return list(
+        find_in_padding(
+            [fact.size for fact in facts],
+            size,
+            made.spec.patch_size,
+            kept=kept,
+            prefix_tokens=made.spec.prefix_tokens,
+            layers=made.layers,
+        )
+    )
+
+
+def _kept_of(
+    cache: Path, facts: Sequence[ImageFacts]
+) -> tuple[Sequence[ImageFacts], Tensor | None]:
+    """Some of the images, evenly, and the index of the tokens that the cache keeps of each; all of
+    them and None where it cannot be read, or has none of them."""
+    try:
+        with CacheReader(cache) as reader:
+            known = set(reader.keys)
+            there = [fact for fact in facts if fact.item.key in known]
+            some = there[:: max(1, -(-len(there) // _LOOKED_AT))]
+            rows = [reader.row(fact.item.key) for fact in some]
+            return (some, _kept(reader, rows)) if some else (facts, None)
+    except (CacheError, OSError):
+        return facts, None
+
+
+def _kept(reader: CacheReader, rows: Sequence[int]) -> Tensor:
+    """The index of the tokens that records keep: [rows, L, H, K] i32, on the CPU."""
+    view = reader.view(rows)
+    if view is not None:
+        return view.index[list(rows)]
+    # A record at a time: their keys and values are large, and not needed.
+    return torch.cat([reader.read([row]).index.clone() for row in rows])

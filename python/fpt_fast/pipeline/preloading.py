@@ -114,6 +114,13 @@ def _preload(settings: PreloadSettings, method: FptConfig, world: World) -> Prel
             )
         _fill(writer, images.items, pending, plan, backbone, settings, world)
         writer.finish()
+    if settings.fit == "pad" and world.is_first:
+        log.info(
+            "images are padded: fpt-fast doctor --data %s --cache %s says what share of the kept "
+            "tokens lies in the padding",
+            settings.data,
+            settings.cache,
+        )
     return PreloadResult(
         cache=settings.cache,
         images=len(keys),
