@@ -48,6 +48,7 @@ def test_the_table_has_a_row_of_every_way() -> None:
         }
     )
     assert table.count("| 0.25 |") == len(WAYS)
+    assert table.count("| 2e-01 |") == len(WAYS) - 1
     assert (
         "onnxruntime, f32 | 0.25 | 400 |" in table and "torch.export, f32 | 0.25 | 300 |" in table
     )

@@ -84,6 +84,16 @@ def test_peers_beside_fpt_plus(tmp_path: Path, backbone: Path) -> None:
     assert "| full fine-tuning | 100.00 % |" in text and "PME needs" not in text
 
 
+def test_a_row_that_is_not_there_is_refused(
+    tmp_path: Path, backbone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        tables.main(["methods", *words(tmp_path, backbone, "--rows", "fpt_plus", "LoRA")])
+    error = capsys.readouterr().err
+    assert "no row LoRA" in error and "lora, " in error
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_row_of_other_settings_is_trained_anew(tmp_path: Path, backbone: Path) -> None:
     rows = ["--rows", "ratio_0.5"]
     tables.main(["ratios", *words(tmp_path, backbone, *rows, "--seeds", "2")])

@@ -31,11 +31,18 @@ SEARCH = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Make one table; returns 0."""
-    given = _parser().parse_args(arguments)
+    parser = _parser()
+    given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     options, about = settle(given)
     variants = list(TABLES[given.table](options))
     if given.rows:
+        names = [variant.name for variant in variants]
+        if unknown := set(given.rows).difference(names):
+            parser.error(
+                f"--rows: {given.table} has no row {', '.join(sorted(unknown))}; its rows are "
+                f"{', '.join(names)}"
+            )
         variants = [variant for variant in variants if variant.name in given.rows]
     runs: dict[str, list[Run]] = {variant.name: [] for variant in variants}
     for run in run_all(variants, options):
