@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import sys
 from typing import TYPE_CHECKING
@@ -47,7 +48,8 @@ def describe_installation() -> str:
     lines = [
         f"python: {sys.version.split()[0]} on {platform.system()} {platform.machine()}",
         *(f"{name}: {_version(name)}" for name in PACKAGES),
-        f"cpu threads: {torch.get_num_threads()}",
+        f"cpu threads: {torch.get_num_threads()}, OMP_WAIT_POLICY "
+        f"{os.environ.get('OMP_WAIT_POLICY', 'not set')}",
         f"cpu dtype (auto): {_short(choose_dtype(torch.device('cpu')))}",
         f"native: {native_missing() or 'levels ' + native_levels()}",
     ]
