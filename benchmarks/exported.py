@@ -109,8 +109,8 @@ def measure(output: Path, *, tiny: bool, rounds: int) -> dict[str, Any]:
     folder, frozen = make_run(output, tiny=tiny)
     onnx, program = output / "model.onnx", output / "model.pt2"
     settings = ExportSettings(run=folder, output=onnx, **frozen)
-    export(settings)
-    export(replace(settings, output=program, format="program"))
+    export(replace(settings, overwrite=True))
+    export(replace(settings, output=program, format="program", overwrite=True))
 
     run = read_recorded_run(folder)
     shape = (3, *run.plan.preprocessing.size)

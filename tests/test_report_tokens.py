@@ -10,7 +10,7 @@ from PIL import Image
 from token_examples import looking_example, make_example
 
 from fpt_fast.report.maps import attention_by_head, attention_share, kept_by_head, kept_share
-from fpt_fast.report.tokens import draw_attention, draw_heads, draw_tokens
+from fpt_fast.report.tokens import draw_attention, draw_tokens
 
 
 def test_kept_share_counts_layers_and_heads() -> None:
@@ -51,23 +51,16 @@ def test_attention_falls_on_the_patches_of_the_tokens() -> None:
     assert kept_by_head(example)[1, 0].tolist() == [[True, True, False], [False, False, False]]
 
 
-def test_attention_is_drawn_and_so_are_the_heads() -> None:
+def test_attention_is_drawn() -> None:
     example = looking_example()
     picture = draw_attention(example)
     assert (picture.highest, picture.lowest) == (0.375, 0.0)
     marked = np.asarray(Image.open(io.BytesIO(picture.marked)).convert("RGB")).astype(int)
     assert int(marked.sum(axis=2)[4::8, 4::8].argmax()) == 5
-    for what in ("kept", "attention"):
-        sheet = Image.open(io.BytesIO(draw_heads(example, what))).convert("RGB")
-        assert sheet.size == (2 * 24 + 4, 2 * 16 + 4)
-    last = np.asarray(sheet).astype(int)[20:, 28:].sum(axis=2)[4::8, 4::8]
-    assert int(last.argmax()) == 5
     with pytest.raises(ValueError, match="no prompt weights"):
         draw_attention(make_example())
     with pytest.raises(ValueError, match=r"must be \[2, 2, prompts, 2\], got \(2, 2, 3\)"):
         draw_attention(make_example(weights=torch.zeros(2, 2, 3)))
-    with pytest.raises(ValueError, match="what must be"):
-        draw_heads(example, "lost")
 
 
 def test_large_and_odd_images_are_drawn() -> None:

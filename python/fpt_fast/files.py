@@ -1,7 +1,9 @@
-"""Writing a file so that a reader sees the old one or the new one, whole, and never a part."""
+"""Writing a file so that a reader sees the old one or the new one, whole, and never a part; and
+what may be replaced by another."""
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -26,6 +28,59 @@ def write_atomically(path: Path) -> Iterator[TextIO]:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def require_free_file(path: Path, *, overwrite: bool) -> None:
+    """Raise ``FileExistsError`` where ``path`` is there and is not to be replaced."""
+    if path.is_dir():
+        raise IsADirectoryError(f"--output must be a file, {path} is a folder; name another")
+    if path.exists() and not overwrite:
+        raise FileExistsError(
+            f"{path} is there already; choose another --output, or replace it with --overwrite"
+        )
+
+
+def require_free_folder(path: Path, mark: str, *, overwrite: bool) -> None:
+    """Raise ``FileExistsError`` where ``path`` holds anything, unless that is to be replaced, and
+    was written by the same command: which leaves the file ``mark``."""
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"--output must be a folder, {path} is a file; name another")
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    if not (path / mark).is_file():
+        raise FileExistsError(
+            f"{path} is not empty and has no {mark}; it will not be overwritten: choose another "
+            "--output"
+        )
+    if not overwrite:
+        raise FileExistsError(
+            f"{path} holds those of an earlier run; choose another --output, or replace them all "
+            "with --overwrite"
+        )
+
+
+@contextmanager
+def replaced_folder(folder: Path, keep: Callable[[], bool] | None = None) -> Iterator[None]:
+    """An empty folder in the place of ``folder``; on success what was there is gone.
+
+    On an exception it is back, and what was written since is gone, unless ``keep()``.
+    """
+    aside = folder.with_name(f".{folder.name}.replaced")
+    was_there = folder.exists()
+    shutil.rmtree(aside, ignore_errors=True)
+    if was_there:
+        folder.rename(aside)
+    folder.mkdir(parents=True)
+    try:
+        yield
+    except BaseException:
+        if keep is None or not keep():
+            shutil.rmtree(folder)
+            if was_there:
+                aside.rename(folder)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def sync_directory(path: Path) -> None:

@@ -246,6 +246,8 @@ class ExportSettings:
     """File to write: MODEL.onnx or MODEL.pt2."""
     format: Literal["onnx", "program"] = "onnx"
     """onnx (needs the export extra), or a program of torch.export."""
+    overwrite: bool = False
+    """Replace a file that is there."""
     calibrated: bool = False
     """Give probabilities at the temperature of the validation images (each finding at its own), as
     predict --calibrated does."""
@@ -263,6 +265,8 @@ class PredictSettings(OnlineSettings):
     """Directory of the run."""
     output: Path
     """CSV file to write: path, predicted class, one probability per class."""
+    overwrite: bool = False
+    """Replace a file that is there."""
     ensemble: tuple[Path, ...] = ()
     """More runs, whose probabilities are averaged with the first one's; a sweep's folder stands
     for all its models. One frozen pass serves them all."""
@@ -281,5 +285,7 @@ class ExplainSettings(OnlineSettings):
     """Directory of the run."""
     output: Path | None
     """Folder for pictures, arrays and explanations.csv (from Python also None, for none)."""
+    overwrite: bool = False
+    """Replace an earlier run's, all of them."""
     calibrated: bool = False
     """Give probabilities at the temperature of the validation images, as predict --calibrated."""

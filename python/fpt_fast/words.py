@@ -7,8 +7,8 @@ def counted(count: int, noun: str) -> str:
 
 
 def plural(noun: str) -> str:
-    """``images``, ``classes``."""
-    return noun + ("es" if noun.endswith("s") else "s")
+    """``images``, ``classes``, ``patches``."""
+    return noun + ("es" if noun.endswith(("s", "ch")) else "s")
 
 
 def counted_are(count: int, noun: str) -> str:

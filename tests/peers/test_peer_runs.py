@@ -162,20 +162,22 @@ def test_a_run_loads_where_it_was_moved_to(
     run = train(settings).run
     assert str(tmp_path) not in (run / "best" / "config.json").read_text()
     images = (settings.data / "test",)
-    expected = predict(run=run, images=images, output=tmp_path / "p.csv").predictions.probabilities
+    expected = predict(
+        run=run, images=images, output=tmp_path / "p.csv", overwrite=True
+    ).predictions.probabilities
     there = tmp_path / "other" / "machine"
     there.mkdir(parents=True)
     for name in ("run", "golden-vit"):
         (tmp_path / name).rename(there / name)
-    moved = predict(run=there / "run", images=images, output=tmp_path / "p.csv")
+    moved = predict(run=there / "run", images=images, output=tmp_path / "p.csv", overwrite=True)
     assert torch.equal(moved.predictions.probabilities, expected)
     (there / "golden-vit").rename(tmp_path / "put aside")
     was = re.escape(str(there / "golden-vit"))
     with pytest.raises(ModelFileError, match=f"{was}, which is not there; say .* --backbone"):
-        predict(run=there / "run", images=images, output=tmp_path / "p.csv")
+        predict(run=there / "run", images=images, output=tmp_path / "p.csv", overwrite=True)
     assert main(["evaluate", "--run", str(there / "run"), "--split", "val"]) == 1
     found = predict(
-        run=there / "run", images=images, output=tmp_path / "p.csv",
+        run=there / "run", images=images, output=tmp_path / "p.csv", overwrite=True,
         backbone=str(tmp_path / "put aside"),
     )  # fmt: skip
     assert torch.equal(found.predictions.probabilities, expected)

@@ -1,6 +1,7 @@
 """Explanations of image files: of the features that training saw, and of planted needles."""
 
 import csv
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_run import files_of
 
 from fpt_fast.cache import CacheReader
 from fpt_fast.config import ConfigError
@@ -16,8 +18,10 @@ from fpt_fast.demo.run import BACKBONE
 from fpt_fast.pipeline import (
     PreloadSettings,
     TrainSettings,
+    UnreadableImages,
     explain,
     explanation_arrays,
+    export,
     predict,
     preload,
     train,
@@ -62,11 +66,15 @@ def test_any_image_is_explained_as_the_cache_has_it(
     with (out / "explanations.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == list(predicted.keys)
+    columns = [column for column in rows[0] if column.startswith("probability_")]
+    assert columns == [f"probability_{name}" for name in result.classes]
+    told = torch.tensor([[float(row[column]) for column in columns] for row in rows])
+    torch.testing.assert_close(told, predicted.probabilities, rtol=0, atol=1e-3)
     for row, example in zip(rows, result.examples, strict=True):
         folder = out / row["folder"]
         for name in ("kept", "attention", "heads-kept", "heads-attention"):
             with Image.open(folder / f"{name}.png") as picture:
-                assert picture.size[0] > 40
+                assert picture.size[0] > 600
         arrays = np.load(folder / "arrays.npz", allow_pickle=False)
         for name, value in explanation_arrays(example).items():
             assert np.array_equal(arrays[name], value), name
@@ -92,10 +100,10 @@ def test_grades_and_numbers_are_explained_as_predict_tells_them(
     for run, columns in ((grades, ("predicted", "grade")), (numbers, ("value_age",))):
         images, out = (data / "test",), tmp_path / f"{run.name}-explained"
         explain(run=run, images=images, output=out, dtype="float32", batch_size=4)
-        predict(run=run, images=images, output=tmp_path / "p.csv", dtype="float32")
+        table = tmp_path / "p.csv"
+        predict(run=run, images=images, output=table, dtype="float32", overwrite=True)
         told, expected = (
-            list(csv.DictReader(file.open()))
-            for file in (out / "explanations.csv", tmp_path / "p.csv")
+            list(csv.DictReader(file.open())) for file in (out / "explanations.csv", table)
         )
         assert set(expected[0]) == {"path", *columns} and len(told) == 6
         for row, wanted in zip(told, expected, strict=True):
@@ -109,6 +117,69 @@ def test_grades_and_numbers_are_explained_as_predict_tells_them(
         assert "where the prompts look" in page and "off by" in page
         assert page.count('<td class="picture"><img') == 6
     assert "; it is 1" in page  # of the images shown with their tokens
+
+
+def test_an_earlier_run_is_replaced_as_a_whole_or_not_at_all(
+    preload_settings: MakePreload,
+    train_settings: MakeTrain,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    preload(preload_settings())
+    run = train(train_settings(epochs=1)).run
+    out, images = tmp_path / "explained", sorted((data / "test").rglob("*.png"))
+    explain(run=run, images=images[:3], output=out)
+    before = files_of(out)
+    with pytest.raises(FileExistsError, match="choose another --output, or replace .* --overwrite"):
+        explain(run=run, images=images[3:], output=out)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"")
+    with pytest.raises(UnreadableImages):
+        explain(run=run, images=[broken], output=out, overwrite=True)
+    drawn = []
+
+    def fail_at_the_second(*arguments: object) -> bytes:
+        drawn.append(arguments)
+        if len(drawn) > 1:
+            raise OSError("no space left on device")
+        return b""
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fpt_fast.pipeline.explaining.draw_sheet", fail_at_the_second)
+        with pytest.raises(OSError, match="no space"):
+            explain(run=run, images=images[3:], output=out, overwrite=True)
+        with pytest.raises(OSError, match="no space"):
+            explain(run=run, images=images[3:], output=tmp_path / "new")
+    assert files_of(out) == before and not (tmp_path / "new").exists()
+    explain(run=run, images=images[3:5], output=out, overwrite=True)
+    folders = sorted(path.name for path in out.iterdir() if path.is_dir())
+    assert folders == [f"{n:04d}-{path.stem}" for n, path in enumerate(images[3:5])]
+    assert not list(tmp_path.glob(".*"))
+    # What is no earlier run's is not replaced at all.
+    for other in (data, images[0]):
+        with pytest.raises(OSError, match=r"not empty and has no explanations\.csv|is a file"):
+            explain(run=run, images=images[:1], output=other, overwrite=True)
+
+
+def test_predictions_and_exports_are_not_replaced_unasked(
+    preload_settings: MakePreload, train_settings: MakeTrain, data: Path, tmp_path: Path
+) -> None:
+    preload(preload_settings())
+    run = train(train_settings(epochs=1)).run
+    for name, make in (
+        ("p.csv", functools.partial(predict, run=run, images=[data / "test"])),
+        ("m.pt2", functools.partial(export, run=run, format="program")),
+    ):
+        output = tmp_path / name
+        output.write_text("mine")
+        with pytest.raises(FileExistsError, match=f"{name} is there already; .* --overwrite"):
+            make(output=output)
+        assert output.read_text() == "mine"
+        with pytest.raises(IsADirectoryError, match="must be a file"):
+            make(output=data, overwrite=True)
+        make(output=output, overwrite=True)
+        assert output.stat().st_size > 100
 
 
 def test_a_side_network_alone_explains_nothing(

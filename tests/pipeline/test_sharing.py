@@ -101,14 +101,19 @@ def test_a_shared_folder_is_calibrated_as_the_run_is(run: Path) -> None:
     images, backbone = (run.parent / "images" / "test",), str(run.parent / "golden-vit")
     ours, theirs, plain = (
         predict(
-            run=model, images=images, output=run.parent / "p.csv", backbone=backbone, calibrated=c
+            run=model,
+            images=images,
+            output=run.parent / "p.csv",
+            overwrite=True,
+            backbone=backbone,
+            calibrated=c,
         ).predictions.probabilities
         for model, c in ((run, True), (folder, True), (folder, False))
     )
     assert ours is not None and theirs is not None and plain is not None
     assert torch.equal(ours, theirs) and not torch.equal(theirs, plain)
     with pytest.raises(BackboneError, match="frozen model of the run, golden-vit, .*--backbone"):
-        predict(run=folder, images=images, output=run.parent / "p.csv")
+        predict(run=folder, images=images, output=run.parent / "p.csv", overwrite=True)
     [temperature] = FptModel.from_pretrained(folder).extra["temperatures"]
     text = (folder / "README.md").read_text()
     assert f"at the temperature, fitted on the validation images: {temperature:.4f}" in text
@@ -118,7 +123,7 @@ def test_a_shared_folder_is_calibrated_as_the_run_is(run: Path) -> None:
     share(run=run, output=run.parent / "uncalibrated")
     assert "not calibrated." in (run.parent / "uncalibrated" / "README.md").read_text()
     with pytest.raises(ConfigError, match="validation.csv to calibrate by"):
-        predict(run=run.parent / "uncalibrated", images=images, output=run.parent / "p.csv",
+        predict(run=run.parent / "uncalibrated", images=images, output=run.parent / "p.csv", overwrite=True,
                 backbone=backbone, calibrated=True)  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 import csv
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ import torch
 from torch import Tensor
 
 from fpt_fast.config import ConfigError
-from fpt_fast.files import write_atomically
+from fpt_fast.files import replaced_folder, require_free_folder, write_atomically
 from fpt_fast.images import DecodedStore, labels_of, to_network_input
 from fpt_fast.model import FptModel
 from fpt_fast.ops import quantise_kv
 from fpt_fast.pipeline.examples import make_examples
 from fpt_fast.pipeline.features import load_recorded_backbone
 from fpt_fast.pipeline.recorded import RecordedRun, open_images, read_recorded_run
+from fpt_fast.pipeline.said import said_cells, said_columns
 from fpt_fast.pipeline.temperatures import require_temperatures
 from fpt_fast.records import (
     FeatureBatch,
@@ -28,10 +30,15 @@ from fpt_fast.records import (
     TokenExample,
 )
 from fpt_fast.report.maps import attention_by_head, kept_by_head
-from fpt_fast.report.tokens import draw_attention, draw_heads, draw_tokens
+from fpt_fast.report.sheets import WHAT, draw_heads, draw_sheet
 from fpt_fast.setting_values import build_settings
 from fpt_fast.settings import ExplainSettings
 from fpt_fast.trainer import resolve_device
+
+TABLE_FILE = "explanations.csv"
+
+# An example, and what the model says of it: names of columns, cells.
+Explained = tuple[TokenExample, list[str], list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +53,16 @@ class ExplainResult:
 def explain(settings: ExplainSettings | None = None, **values: Any) -> ExplainResult:
     """Explain images with a trained run; see ``ExplainSettings`` for the arguments.
 
-    ``output`` gets ``explanations.csv`` (of a regression with the grade or the number in its unit)
-    and a folder an image: ``kept.png`` and ``attention.png``
+    ``output`` gets ``explanations.csv`` (with what ``predict`` says of the image) and a folder an
+    image: ``kept.png`` and ``attention.png``
     over all layers and heads, ``heads-kept.png`` and ``heads-attention.png`` by layer (row) and
     head (column), and ``arrays.npz`` (see ``explanation_arrays``).  Raises ``ConfigError`` for a
-    run of a side network alone, which keeps nothing.
+    run of a side network alone, which keeps nothing, and ``FileExistsError`` where ``output`` is
+    not empty and not to be replaced.
     """
     settings = settings or build_settings(ExplainSettings, values)
+    if settings.output is not None:
+        require_free_folder(settings.output, TABLE_FILE, overwrite=settings.overwrite)
     run = read_recorded_run(settings.run)
     if run.model.fusion is None:
         raise ConfigError(
@@ -66,20 +76,38 @@ def explain(settings: ExplainSettings | None = None, **values: Any) -> ExplainRe
         skip_unreadable=settings.skip_unreadable,
         workers=settings.workers,
     )
-    examples: list[TokenExample] = []
+    explained = _explained(settings, run, items)
+    if settings.output is None:
+        examples = tuple(example for example, _, _ in explained)
+    else:
+        with _folder(settings.output):
+            examples = tuple(_written(settings.output, explained, run.classes))
+    return ExplainResult(examples, run.classes, settings.output)
+
+
+def _folder(output: Path) -> AbstractContextManager[None]:
+    """An empty folder to write to; an earlier run's comes back where this one fails."""
+    if output.is_dir() and not any(output.iterdir()):
+        return nullcontext()
+    return replaced_folder(output)
+
+
+def _written(
+    output: Path, explained: Iterable[Explained], classes: Sequence[str]
+) -> Iterator[TokenExample]:
+    """The examples, once pictures, arrays and a row of the table are written."""
+    header: list[str] = []
     rows: list[list[str]] = []
-    for example in _explained(settings, run, items):
-        if settings.output is not None:
-            folder = f"{len(examples):04d}-{Path(example.key).stem}"
-            _write_pictures(settings.output / folder, example)
-            rows.append(_row(example, folder, run.classes))
-        examples.append(example)
-    if settings.output is not None:
-        with write_atomically(settings.output / "explanations.csv") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["path", "folder", *_said_columns(run), *_LOOKED_AT])
-            writer.writerows(rows)
-    return ExplainResult(tuple(examples), run.classes, settings.output)
+    for number, (example, columns, cells) in enumerate(explained):
+        header = ["path", "folder", *columns, *_LOOKED_AT]
+        folder = f"{number:04d}-{Path(example.key).stem}"
+        _write_pictures(output / folder, example, _in_words(example, classes))
+        rows.append([example.key, folder, *cells, *_looked_at(example)])
+        yield example
+    with write_atomically(output / TABLE_FILE) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 def explanation_arrays(example: TokenExample) -> dict[str, np.ndarray[Any, Any]]:
@@ -106,7 +134,7 @@ def explanation_arrays(example: TokenExample) -> dict[str, np.ndarray[Any, Any]]
 
 def _explained(
     settings: ExplainSettings, run: RecordedRun, items: Sequence[ImageItem]
-) -> Iterator[TokenExample]:
+) -> Iterator[Explained]:
     plan, model = run.plan, run.model.to(resolve_device(settings.device)).eval()
     assert model.fusion is not None
     temperature = torch.ones(())
@@ -132,9 +160,12 @@ def _explained(
             kv, k_scales, v_scales = quantise_kv(selected.kv, getattr(torch, plan.features))
             selected = SelectedTokens(kv, selected.index, k_scales, v_scales)
         said = _predict(model, run, images, selected, chunk, temperature)
-        yield from make_examples(
+        examples = make_examples(
             chunk, images, selected, said, plan, model.fusion, num_classes=len(run.classes)
         )
+        columns = said_columns(said, run.classes)
+        for example, cells in zip(examples, said_cells(said, run.classes), strict=True):
+            yield example, columns, cells
 
 
 @torch.no_grad()
@@ -170,44 +201,40 @@ def _predict(
     return Predictions(batch.keys, batch.labels, logits, probabilities)
 
 
-def _said_columns(run: RecordedRun) -> list[str]:
-    """What the prediction is called in the table: as ``predict`` calls it."""
-    if run.target is not None:
-        return [f"value_{run.classes[0]}"]
-    return ["predicted", "grade" if run.regression else "probability"]
-
-
 _LOOKED_AT = ("top", "left", "height", "width", "attention")
 
 
-def _row(example: TokenExample, folder: str, classes: Sequence[str]) -> list[str]:
-    """Prediction, and the patch looked at most in pixels of the frozen model's input."""
+def _looked_at(example: TokenExample) -> list[str]:
+    """The patch looked at most, in pixels of the frozen model's input, and its attention."""
     attention = attention_by_head(example).mean(dim=(0, 1))
     row, column = divmod(int(attention.argmax()), example.grid[1])
     height = example.pixels.shape[1] // example.grid[0]
     width = example.pixels.shape[2] // example.grid[1]
-    if example.output is not None:
-        number = f"{example.output:.9g}"
-        said = [number] if example.grade is None else [classes[example.grade], number]
-    elif example.findings:
-        called = [f for f, value in enumerate(example.probabilities.tolist()) if value >= 0.5]
-        said = [
-            ";".join(classes[f] for f in called),
-            ";".join(f"{float(example.probabilities[f]):.6f}" for f in called),
-        ]
-    else:
-        best = int(example.probabilities.argmax())
-        said = [classes[best], f"{float(example.probabilities[best]):.6f}"]
     box = (row * height, column * width, height, width)
-    return [example.key, folder, *said, *map(str, box), f"{float(attention.max()):.6f}"]
+    return [*map(str, box), f"{float(attention.max()):.6f}"]
 
 
-def _write_pictures(folder: Path, example: TokenExample) -> None:
+def _in_words(example: TokenExample, classes: Sequence[str]) -> str:
+    """What the model says of an image, below its name."""
+    if example.output is not None:
+        if example.grade is None:
+            return f"{classes[0]}: {example.output:.5g}"
+        return f"predicted {classes[example.grade]} (grade {example.output:.2f})"
+    shares = example.probabilities.tolist()
+    named = [f"{name} {share:.1%}" for name, share in zip(classes, shares, strict=True)]
+    if not example.findings:
+        return f"predicted {named[int(example.probabilities.argmax())]}"
+    called = [name for name, share in zip(named, shares, strict=True) if share >= 0.5]
+    others = [name for name, share in zip(named, shares, strict=True) if share < 0.5]
+    parts = [f"called: {', '.join(called) or 'none'}"]
+    return "; ".join([*parts, *([f"not called: {', '.join(others)}"] if others else [])])
+
+
+def _write_pictures(folder: Path, example: TokenExample, said: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "kept.png").write_bytes(draw_tokens(example).marked)
-    (folder / "attention.png").write_bytes(draw_attention(example).marked)
-    for what in ("kept", "attention"):
-        (folder / f"heads-{what}.png").write_bytes(draw_heads(example, what))
+    for what in WHAT:
+        (folder / f"{what}.png").write_bytes(draw_sheet(example, what, said))
+        (folder / f"heads-{what}.png").write_bytes(draw_heads(example, what, said))
     # Newer numpy types its own keywords, which no array here is named like.
     arrays: dict[str, Any] = explanation_arrays(example)
     np.savez_compressed(folder / "arrays.npz", **arrays)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fpt_fast.config import ConfigError
+from fpt_fast.files import require_free_file
 from fpt_fast.pipeline.features import load_recorded_backbone
 from fpt_fast.pipeline.recorded import RecordedRun, read_recorded_run
 from fpt_fast.pipeline.temperatures import find_temperatures, require_temperatures
@@ -53,6 +54,7 @@ def export(settings: ExportSettings | None = None, **values: Any) -> ExportResul
     before it is reported.
     """
     settings = settings or build_settings(ExportSettings, values)
+    require_free_file(settings.output, overwrite=settings.overwrite)
     run = read_recorded_run(settings.run)
     module = portable(run, settings)
     size, side = run.plan.preprocessing.size, run.model.config.side_size

@@ -9,15 +9,15 @@ from typing import Any
 
 from fpt_fast.config import ConfigError
 from fpt_fast.distributed import refuse_several
-from fpt_fast.files import write_atomically
+from fpt_fast.files import require_free_file, write_atomically
 from fpt_fast.images import DecodedStore
 from fpt_fast.loader import FeatureLoader, NoFeatures
-from fpt_fast.metrics import predicted_classes
 from fpt_fast.pipeline.grades import cuts_of, target_of, with_cuts
 from fpt_fast.pipeline.peers import is_peer_folder, load_peer
 from fpt_fast.pipeline.predictor import Predictor
 from fpt_fast.pipeline.recorded import open_images
 from fpt_fast.pipeline.run_folder import model_folder
+from fpt_fast.pipeline.said import said_cells, said_columns
 from fpt_fast.records import ImageItem, Predictions, Reading
 from fpt_fast.setting_values import build_settings
 from fpt_fast.settings import PredictSettings
@@ -39,10 +39,12 @@ def predict(settings: PredictSettings | None = None, **values: Any) -> PredictRe
     """Classify images with a trained run; see ``PredictSettings`` for the arguments.
 
     ``Predictor`` does the same for images in memory, and stays loaded.  Raises ``CacheMismatch``
-    where the frozen model found has other weights than the run's.
+    where the frozen model found has other weights than the run's, ``FileExistsError`` where the
+    output is there and is not to be replaced.
     """
     refuse_several("prediction")
     settings = settings or build_settings(PredictSettings, values)
+    require_free_file(settings.output, overwrite=settings.overwrite)
     if is_peer_folder(model_folder(settings.run)):
         items, predictions, classes = _predict_peer(settings)
     else:
@@ -132,32 +134,8 @@ def _open_images(
 def _write_csv(
     output: Path, items: Sequence[ImageItem], predictions: Predictions, classes: tuple[str, ...]
 ) -> None:
-    """Write path, predicted class and one probability per class (a grade for a regression,
-    or the number alone where labels are numbers);
-    of several findings those called, with semicolons between them."""
-    probabilities = predictions.probabilities
-    rows: list[list[str]] = []
-    if predictions.labels.is_floating_point():
-        header = ["path", f"value_{classes[0]}"]
-        for item, value in zip(items, predictions.logits.squeeze(1).tolist(), strict=True):
-            rows.append([str(item.path), f"{value:.9g}"])
-    elif probabilities is None:
-        header = ["path", "predicted", "grade"]
-        grades = predicted_classes(predictions, len(classes)).tolist()
-        logits = predictions.logits.squeeze(1).tolist()
-        for item, grade, logit in zip(items, grades, logits, strict=True):
-            rows.append([str(item.path), classes[grade], f"{logit:.6f}"])
-    else:
-        header = ["path", "predicted", *(f"probability_{name}" for name in classes)]
-        best = predicted_classes(predictions, len(classes)).tolist()
-        for item, winner, values in zip(items, best, probabilities.tolist(), strict=True):
-            called = (
-                classes[winner]
-                if isinstance(winner, int)
-                else ";".join(name for name, is_so in zip(classes, winner, strict=True) if is_so)
-            )
-            rows.append([str(item.path), called, *(f"{value:.6f}" for value in values)])
     with write_atomically(output) as file:
         writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
+        writer.writerow(["path", *said_columns(predictions, classes)])
+        for item, cells in zip(items, said_cells(predictions, classes), strict=True):
+            writer.writerow([str(item.path), *cells])

@@ -1,7 +1,6 @@
 """A run's directory: what may be replaced, and the files that training leaves in it."""
 
 import json
-import shutil
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ import xxhash
 import yaml
 
 from fpt_fast.config import ConfigError, FptConfig, TrainConfig, format_layers
+from fpt_fast.files import replaced_folder
 from fpt_fast.hub import is_repository
 from fpt_fast.images import labels_of
 from fpt_fast.model import FptModel
@@ -104,23 +104,12 @@ def open_run_folder(
     What it replaces is put aside, and comes back if the new run fails before its first
     checkpoint.
     """
-    aside = run.with_name(f".{run.name}.replaced")
     if resume or not run.exists():
         run.mkdir(parents=True, exist_ok=True)
         yield
         return
-    shutil.rmtree(aside, ignore_errors=True)
-    run.rename(aside)
-    run.mkdir()
-    try:
+    with replaced_folder(run, lambda: any((run / name).exists() for name in checkpoints)):
         yield
-    except BaseException:
-        if not any((run / name).exists() for name in checkpoints):
-            shutil.rmtree(run)
-            aside.rename(run)
-        raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def run_identity(

@@ -9,13 +9,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fpt_fast.records import TokenExample
-from fpt_fast.report.maps import attention_by_head, attention_share, kept_by_head, kept_share
+from fpt_fast.report.maps import attention_share, kept_share
 
 # Wide enough for fine detail on screen and paper; a page with six images stays below 5 MB.
 _LONGEST_SIDE = 512
 _OUTLINED_SHARE = 0.05
-# One thumbnail for each layer and head: 12 of them side by side fit a screen.
-_THUMBNAIL = 112
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,37 +41,11 @@ def draw_attention(example: TokenExample) -> TokenPicture:
     return _draw(example, attention_share(example).numpy())
 
 
-def draw_heads(example: TokenExample, what: str) -> bytes:
-    """One small map for each layer (row) and head (column): PNG.
-
-    ``what`` is ``"kept"`` (the patches that are kept) or ``"attention"`` (where the prompts of
-    that layer look with that head, from its least to its most).
-    """
-    if what not in ("kept", "attention"):
-        raise ValueError(f"what must be 'kept' or 'attention', got {what!r}")
-    maps = (kept_by_head(example).float() if what == "kept" else attention_by_head(example)).numpy()
-    image = _image(example)
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
-    pixels = np.asarray(image)
-    gap = 4
-    height, width = pixels.shape[0] + gap, pixels.shape[1] + gap
-    layers, heads = maps.shape[:2]
-    sheet = np.full((layers * height - gap, heads * width - gap, 3), 255, dtype=np.uint8)
-    for layer in range(layers):
-        for head in range(heads):
-            top, left = layer * height, head * width
-            nothing = np.zeros(maps.shape[2:], dtype=bool)
-            sheet[top : top + height - gap, left : left + width - gap] = _overlay(
-                pixels, maps[layer, head], nothing
-            )
-    return _encode(Image.fromarray(sheet).quantize(256), "PNG", optimize=True)
-
-
 def _draw(example: TokenExample, share: NDArray[np.float32]) -> TokenPicture:
-    image = _image(example)
+    image = pixels_of(example)
     image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS)
-    top = _top_patches(share)
-    marked = Image.fromarray(_overlay(np.asarray(image), share, top))
+    top = top_patches(share)
+    marked = Image.fromarray(overlay(np.asarray(image), share, top))
     return TokenPicture(
         plain=_encode(image, "JPEG", quality=90),
         # 256 colours show a heat map as well as 16 million, in a third of the bytes.
@@ -84,7 +56,7 @@ def _draw(example: TokenExample, share: NDArray[np.float32]) -> TokenPicture:
     )
 
 
-def _image(example: TokenExample) -> Image.Image:
+def pixels_of(example: TokenExample) -> Image.Image:
     """The example's pixels as an image of PIL."""
     if example.pixels.dim() != 3 or len(example.pixels) != 3 or example.pixels.dtype != torch.uint8:
         raise ValueError(
@@ -94,26 +66,33 @@ def _image(example: TokenExample) -> Image.Image:
     return Image.fromarray(example.pixels.permute(1, 2, 0).contiguous().numpy())
 
 
-def _overlay(
+def overlay(
     pixels: NDArray[np.uint8], share: NDArray[np.float32], top: NDArray[np.bool_]
 ) -> NDArray[np.uint8]:
-    from matplotlib import colormaps
-
+    """The image [h, w, 3] with a map of patches [rows, columns] over it, from its least to its
+    most, and white frames around the ``top`` ones."""
     height, width = pixels.shape[:2]
     row_of = np.arange(height) * share.shape[0] // height
     column_of = np.arange(width) * share.shape[1] // width
     spread = float(share.max() - share.min())
     heat = (share - share.min()) / spread if spread > 0 else np.zeros_like(share)
-    grey = pixels.mean(axis=2, keepdims=True)
-    colour = np.asarray(colormaps["inferno"](heat[row_of][:, column_of]))[..., :3] * 255
+    grey = pixels.mean(axis=2, keepdims=True, dtype=np.float32)
     # Half colour, half brightness of the image, so that its detail stays visible everywhere.
-    out = 0.5 * colour + 0.5 * grey
+    drawn = 0.5 * heat_colours(heat)[row_of][:, column_of] + 0.5 * grey
+    out: NDArray[np.uint8] = drawn.astype(np.uint8)
     out[_outlines(top[row_of][:, column_of])] = (255, 255, 255)
-    drawn: NDArray[np.uint8] = out.clip(0, 255).astype(np.uint8)
-    return drawn
+    return out
 
 
-def _top_patches(share: NDArray[np.float32]) -> NDArray[np.bool_]:
+def heat_colours(heat: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Colours [h, w, 3] in 0..255 of ``heat`` [h, w] in [0, 1]."""
+    from matplotlib import colormaps
+
+    colours = np.asarray(colormaps["inferno"](heat), dtype=np.float32)[..., :3] * 255
+    return colours
+
+
+def top_patches(share: NDArray[np.float32]) -> NDArray[np.bool_]:
     """The most often kept patches, at most a twentieth unless several tie for the last place."""
     count = max(1, round(share.size * _OUTLINED_SHARE))
     threshold = np.sort(share, axis=None)[-count]
