@@ -123,7 +123,7 @@ def test_a_shared_folder_is_calibrated_as_the_run_is(run: Path) -> None:
     share(run=run, output=run.parent / "uncalibrated")
     assert "not calibrated." in (run.parent / "uncalibrated" / "README.md").read_text()
     with pytest.raises(ConfigError, match="validation.csv to calibrate by"):
-        predict(run=run.parent / "uncalibrated", images=images, output=run.parent / "p.csv", overwrite=True,
+        predict(run=run.parent / "uncalibrated", images=images, output=run.parent / "p.csv",
                 backbone=backbone, calibrated=True)  # fmt: skip
 
 
