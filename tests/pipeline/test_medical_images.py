@@ -158,7 +158,7 @@ def test_the_doctor_tells_what_padding_takes(
     caplog.set_level("INFO", "fpt_fast")
     preload(preload_settings(fit="pad"))
     cache = tmp_path / "cache"
-    assert f"fpt-fast doctor --data {data} --cache {cache} says what share" in caplog.text
+    assert f"told of the data as preload was and of --cache {cache}" in caplog.text
     # Of an input of 48x48 images of 90x30 take 16 columns: 2 of 6 patches a row.
     found = [str(f) for f in doctor(data=data, cache=cache).findings if "padding" in f.what]
     with CacheReader(cache) as reader:

@@ -1,7 +1,11 @@
 """``fpt-fast share``: what strangers get predicts the same, says what it is, and tells no paths."""
 
+import contextlib
 import csv
+import io
 import json
+import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -123,7 +127,7 @@ def test_a_shared_folder_is_calibrated_as_the_run_is(run: Path) -> None:
     share(run=run, output=run.parent / "uncalibrated")
     assert "not calibrated." in (run.parent / "uncalibrated" / "README.md").read_text()
     with pytest.raises(ConfigError, match="validation.csv to calibrate by"):
-        predict(run=run.parent / "uncalibrated", images=images, output=run.parent / "p.csv",
+        predict(run=run.parent / "uncalibrated", images=images, output=run.parent / "q.csv",
                 backbone=backbone, calibrated=True)  # fmt: skip
 
 
@@ -146,12 +150,63 @@ def test_the_card(run: Path) -> None:
             "did not name the data set",
         ),
         *("48x48 px", "healthy", "learning_rate: ", "not part of these files"),
+        *("images are brought to it by: stretching", "window of grey images: file"),
+        *("side network's input: 24x24 px", "betas: 0.9, 0.999", "a folder named golden-vit"),
     ):
         assert part in text, part
+    for part in ("momentum", "target", "None", "loss_weight_decay"):
+        assert part not in text.split("## Training")[1], part
     # The frozen model came from a folder: there is no repository to point to.
     assert "base_model" not in front
     weights = FptModel.from_pretrained(folder).spec.weights_hash
     assert weights in text
+
+
+def used_as_the_card_says(folder: Path, image: Path, backbone: Path) -> str:
+    """What the code in a card prints for an image, run where the shared folder is."""
+    text = (folder / "README.md").read_text()
+    [code] = re.findall(r"```python\n(.*?)```", text, re.S)
+    for written, own in (("FOLDER OF golden-vit", str(backbone)), ('"FOLDER"', f'"{folder}"')):
+        assert written in code
+        code = code.replace(written, own)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(compile(code.replace("image.png", str(image)), "README.md", "exec"), {})
+    command = next(line for line in text.splitlines() if line.startswith("fpt-fast predict"))
+    words = shlex.split(command.replace("FOLDER OF golden-vit", str(backbone)))[1:]
+    words[words.index("FOLDER")] = str(folder)
+    words[words.index("IMAGES")] = str(image)
+    words[words.index("predictions.csv")] = str(folder / "predictions.csv")
+    assert main(words) == 0
+    return said.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["classes", "grades", "numbers"])
+def test_the_code_in_the_card_runs(
+    kind: str, run: Path, train_settings: Callable[..., TrainSettings], data: Path
+) -> None:
+    image, folder = sorted((data / "test").rglob("*.png"))[0], run.parent / "shared"
+    if kind == "grades":
+        run = train(train_settings(loss="smooth_l1", run=run.parent / kind)).run
+    elif kind == "numbers":
+        keys = [path.relative_to(data) for path in sorted(data.rglob("*.png"))]
+        lines = [f"{key.as_posix()},{key.parts[0]},{9 + 2 * n}" for n, key in enumerate(keys)]
+        (data / "ages.csv").write_text("\n".join(["path,split,age", *lines]))
+        listed = {"data": data / "ages.csv", "value_column": "age"}
+        run = train(train_settings(**listed, run=run.parent / kind)).run
+    share(run=run, output=folder)
+    said = used_as_the_card_says(folder, image, run.parent / "golden-vit").split()
+    [row] = csv.DictReader((folder / "predictions.csv").open())
+    if kind == "classes":
+        assert said[::2] == ["healthy:", "mild:", "severe:"]
+        told = [float(row[f"probability_{name}"]) for name in ("healthy", "mild", "severe")]
+        assert [float(value) for value in said[1::2]] == pytest.approx(told, abs=6e-4)
+    elif kind == "grades":
+        assert said[0] == row["predicted"] and float(said[1]) == pytest.approx(
+            float(row["grade"]), abs=6e-3
+        )
+    else:
+        assert said[0] == "age" and float(said[1]) == pytest.approx(float(row["value_age"]))
 
 
 def test_up_to_the_hub_and_down_again(

@@ -116,9 +116,8 @@ def _preload(settings: PreloadSettings, method: FptConfig, world: World) -> Prel
         writer.finish()
     if settings.fit == "pad" and world.is_first:
         log.info(
-            "images are padded: fpt-fast doctor --data %s --cache %s says what share of the kept "
-            "tokens lies in the padding",
-            settings.data,
+            "images are padded: what share of the kept tokens lies in the padding, fpt-fast doctor "
+            "says, told of the data as preload was and of --cache %s",
             settings.cache,
         )
     return PreloadResult(

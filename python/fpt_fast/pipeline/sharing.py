@@ -44,7 +44,8 @@ def share(settings: ShareSettings | None = None, **values: Any) -> ShareResult:
     if settings.output is not None and settings.output.exists() and any(settings.output.iterdir()):
         raise ConfigError(f"{settings.output} is not empty; choose another --output")
     model, metrics, run = _read_run(settings.run)
-    base_model = _base_model(model.extra.get("features", {}))
+    # Before the model is saved, which leaves it without the paths of this machine.
+    facts = _facts(settings, model, metrics, run)
     place = (
         nullcontext(settings.output)
         if settings.output is not None
@@ -59,7 +60,7 @@ def share(settings: ShareSettings | None = None, **values: Any) -> ShareResult:
         model.save_pretrained(target, extra=extra)
         _write_json(target / METRICS_FILE, metrics)
         with write_atomically(target / CARD_FILE) as file:
-            file.write(model_card(_facts(settings, model, metrics, run, base_model)))
+            file.write(model_card(facts))
         address = None
         if settings.repo is not None:
             address = push_folder(
@@ -115,7 +116,6 @@ def _facts(
     model: FptModel,
     metrics: dict[str, Any],
     run: dict[str, Any],
-    base_model: str,
 ) -> CardFacts:
     features = _without_paths(model.extra)["features"]
     trained, _ = model.trainable_parameters()
@@ -131,7 +131,9 @@ def _facts(
         several=model.extra.get("task") == "multilabel",
         target=model.extra.get("target"),
         temperatures=find_temperatures(settings.run, model.extra),
-        base_model=base_model,
+        graded=bool(model.extra.get("regression")) and model.extra.get("target") is None,
+        base_model=_base_model(model.extra.get("features", {})),
+        frozen_folder=Path(str(model.extra.get("features", {}).get("source", ""))).is_absolute(),
         repository=settings.repo or "",
         **{
             field: getattr(settings, field)

@@ -1,6 +1,7 @@
 """What a run leaves behind for people: tables as files, and one self-contained page."""
 
-from fpt_fast.report.card import CardFacts, model_card
+from fpt_fast.report.card import model_card
+from fpt_fast.report.card_facts import CardFacts
 from fpt_fast.report.files import read_predictions, write_predictions, write_run_files
 from fpt_fast.report.page import REPORT_FILE, write_report
 from fpt_fast.report.predictions_table import worst_first

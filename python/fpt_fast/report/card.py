@@ -3,15 +3,17 @@
 The front matter is that of the Hugging Face hub (its ``model-index`` holds the metrics).
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
 from fpt_fast.metrics import spoken
+from fpt_fast.report.card_facts import CardFacts
+from fpt_fast.report.card_usage import usage
 
 _METHODS = {"fpt": "FPT", "fpt_plus": "FPT+"}
+_FITS = {"stretch": "stretching", "pad": "padding with black (pad)"}
 _VALUES = (
     "It predicts a number for every image, whatever it shows, and knows no bounds: outside the "
     "range that it was trained on it guesses."
@@ -50,37 +52,6 @@ _FINDINGS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class CardFacts:
-    """What a card is made of.
-
-    ``config``, ``training`` and ``features`` as in a run's ``config.yaml``; ``metrics`` as in its
-    ``metrics.json``; ``several``: an image may have any number of the ``classes``; ``target``: mean
-    and deviation of the number that it predicts, whose name is the only class; ``temperatures``:
-    what calibrates the logits, one number or one for each finding; ``base_model``
-    the frozen model's repository on the hub, if it has one.  ``data_set``, ``license``,
-    ``intended_use`` and ``contact`` are the author's words, empty where not given.
-    """
-
-    name: str
-    classes: Sequence[str]
-    method: Mapping[str, Any]
-    training: Mapping[str, Any]
-    features: Mapping[str, Any]
-    metrics: Mapping[str, Any]
-    parameters: int
-    version: str
-    several: bool = False
-    target: Sequence[float] | None = None
-    temperatures: Sequence[float] | None = None
-    base_model: str = ""
-    repository: str = ""
-    data_set: str = ""
-    license: str = ""
-    intended_use: str = ""
-    contact: str = ""
-
-
 def model_card(facts: CardFacts) -> str:
     """The card as Markdown with YAML front matter; what the author did not say is said to lack."""
     front = yaml.safe_dump(_front_matter(facts), sort_keys=False, allow_unicode=True)
@@ -93,8 +64,8 @@ def model_card(facts: CardFacts) -> str:
         "## Figures\n\n" + _figures(facts),
         "## Data\n\n" + _data(facts),
         "## Frozen model and input\n\n" + _frozen(facts),
-        "## Training\n\n" + _listed(facts.training),
-        "## How to use it\n\n" + _usage(facts),
+        "## Training\n\n" + _listed(_used(facts.training)),
+        "## How to use it\n\n" + usage(facts),
         "## Method\n\n" + _METHOD,
     ]
     if facts.contact:
@@ -253,6 +224,10 @@ def _frozen(facts: CardFacts) -> str:
             "model": features["backbone.name"],
             "weights (xxh3-128)": features["backbone.weights_hash"],
             "input": f"{height}x{width} px",
+            "images are brought to it by": _FITS[features.get("fit", "stretch")],
+            "window of grey images": features.get("window", "file"),
+            "frame of DICOM files": features.get("dicom_frame"),
+            "side network's input": "{}x{} px".format(*facts.method["side_size"]),
             "mean": ", ".join(f"{x:.4f}" for x in features["mean"]),
             "std": ", ".join(f"{x:.4f}" for x in features["std"]),
             "layers": ", ".join(map(str, features["layers"])),
@@ -262,24 +237,17 @@ def _frozen(facts: CardFacts) -> str:
 
 
 def _listed(values: Mapping[str, Any]) -> str:
-    return "\n".join(f"- {name}: {value}" for name, value in values.items() if value != [])
+    kept = {name: value for name, value in values.items() if value is not None and value != []}
+    return "\n".join(f"- {name}: {_in_a_line(value)}" for name, value in kept.items())
 
 
-def _scaled(facts: CardFacts) -> str:
-    if facts.target is None:
-        return ""
-    mean, deviation = facts.target
-    return (
-        f"Its output times {deviation:.9g}, plus {mean:.9g}, is {facts.classes[0]} (`target` in "
-        "config.json; `Predictor` and `fpt-fast predict` do it). "
-    )
+def _in_a_line(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _usage(facts: CardFacts) -> str:
-    where = facts.repository or "FOLDER"
-    return (
-        "```python\nfrom fpt_fast.model import FptModel\n\n"
-        f'model = FptModel.from_pretrained("{where}")\n```\n\n'
-        f"{_scaled(facts)}The frozen model is not part of these files: fpt-fast finds it by its "
-        "name, and refuses other weights than those named above."
-    )
+def _used(training: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe without what it had no use for; the target's scale stands with the data."""
+    unused = {"target"}
+    unused |= {"betas"} if training.get("optimizer") == "sgd" else {"momentum"}
+    unused |= set() if training.get("loss_weight") == "dynamic" else {"loss_weight_decay"}
+    return {name: value for name, value in training.items() if name not in unused}
