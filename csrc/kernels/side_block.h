@@ -43,7 +43,7 @@ static void side_block_forward_of(const SideSizes& s, const SideGroup& g) {
   rows_out(r.attended, r.queries, s.width, g.attended);
   side_middle(s, p, r, false);
   for (int64_t i = 0; i < r.queries * r.hidden; i += W)
-    store(r.inner + i, gelu_and_slope(load(r.inner + i)).value);
+    store(r.inner + i, gelu<Math::NARROW>(load(r.inner + i)));
   const auto inner = Math::ready(r.inner, r.hidden, r.queries, s.hidden, r.ready);
   Math::multiply(inner, r.queries, p.fc2.forward, s.width, {r.out, r.width, p.fc2.bias, 0});
   add_to(r.middle, r.queries * r.width, r.out);
@@ -55,7 +55,7 @@ template <class Math>
 static void side_mlp_backward(const SideSizes& s, const SideGroup& g, const SidePacked<Math>& p,
                               const SideRows<Math>& r, const SideSums& sums) {
   for (int64_t i = 0; i < r.queries * r.hidden; i += W) {
-    const Gelu both = gelu_and_slope(load(r.inner + i));
+    const Gelu both = gelu_with_slope<Math::NARROW>(load(r.inner + i));
     store(r.inner + i, both.value);
     store(r.slopes + i, both.slope);
   }

@@ -83,6 +83,7 @@ static void float_product(const StridedRows& a, int64_t rows, const float* b, in
 
 struct Floats {
   using Element = float;
+  static constexpr bool NARROW = false;  // whether factors are rounded to bf16
   // Elements of a packed matrix [depth, columns], and of rows that are made ready.
   static int64_t packed_size(int64_t depth, int64_t columns) { return depth * padded(columns); }
   static int64_t rows_size(int64_t, int64_t) { return 0; }
@@ -291,6 +292,7 @@ static void part_product(const PartRows& a, int64_t rows, const PartPanels& b, i
 template <int PARTS>
 struct Parts {
   using Element = uint16_t;
+  static constexpr bool NARROW = PARTS == 1;
   static int64_t packed_size(int64_t depth, int64_t columns) {
     return PARTS * whole_depth(depth) * padded(columns);
   }
