@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,11 @@ def test_words_that_mean_nothing_exit_with_2(words: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(words)
     assert caught.value.code == 2
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"fpt-fast {version('fpt-fast')}\n"
 
 
 def test_help_needs_no_torch(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional, arg, subcommand
 
+from fpt_fast import __version__
 from fpt_fast.cache_settings import EightBitDtype, ImportSettings, RepairSettings
 from fpt_fast.first_look import look
 from fpt_fast.interrupts import Stopped
@@ -151,6 +152,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own = logging.getLogger("fpt_fast")
     own.setLevel(min(own.level or logging.INFO, logging.INFO))
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given == ["--version"]:
+        sys.stdout.write(f"fpt-fast {__version__}\n")
+        return 0
     try:
         command = _parse(given)
         return _run(command)
@@ -181,7 +185,8 @@ def _parse(given: list[str]) -> Any:
         Command,
         args=given,
         prog="fpt-fast",
-        description="Fine-grained Prompt Tuning, FPT and FPT+; every command takes --help.",
+        description="Fine-grained Prompt Tuning, FPT and FPT+; every command takes --help. "
+        "--version says which version this is, info what it can run.",
         config=_TYRO,
     )
 

@@ -289,7 +289,7 @@ class TestList:
     @pytest.mark.parametrize(
         ("header", "message"),
         [
-            ("file,label", "must have the column 'path', got 'file', 'label'"),
+            ("file,label", r"must have the column 'path' \(--path-column\), got 'file', 'label'$"),
             ("", "got an empty file"),
             ("path,label,path", "column 'path' more than once"),
         ],
@@ -298,10 +298,38 @@ class TestList:
         with pytest.raises(ImageSetError, match=message):
             load_image_set(write_list(tmp_path, [header]))
 
+    def test_a_column_that_is_not_there_is_named_with_what_may_have_been_meant(
+        self, tmp_path: Path
+    ) -> None:
+        touch(tmp_path, "1.png")
+        path = write_list(tmp_path, ["path,Patient,opacity,lines", "1.png,P1,1,0"])
+        for asked, message in (
+            (
+                {"label_columns": ("opacty", "lines"), "patient_column": "patient"},
+                r"must have the column 'opacty' \(--label-columns\) and 'patient' "
+                r"\(--patient-column\), got 'path', 'Patient', 'opacity', 'lines'; did you mean "
+                r"'opacity' instead of 'opacty'\?; did you mean 'Patient' instead of 'patient'\?$",
+            ),
+            (
+                {},
+                r"must have the column 'label' \(--label-column\), got 'path', .*'lines'; what "
+                r"images show may also be several findings, --label-columns, or a number, "
+                r"--value-column$",
+            ),
+            ({"value_column": "age"}, r"the column 'age' \(--value-column\), got .*'lines'$"),
+        ):
+            with pytest.raises(ImageSetError, match=message):
+                load_image_set(path, **asked)
+        with pytest.raises(ImageSetError, match="must have the column 'file', got 'path', .*'$"):
+            list_images([path], path_column="file")
+
     def test_a_split_column_that_was_asked_for_must_be_there(self, tmp_path: Path) -> None:
         touch(tmp_path, "1.png")
         path = write_list(tmp_path, ["path,label", "1.png,a"])
-        with pytest.raises(ImageSetError, match="must have the column 'fold'"):
+        with pytest.raises(
+            ImageSetError,
+            match=r"must have the column 'fold' \(--split-column\), got 'path', 'label'",
+        ):
             load_image_set(path, split_column="fold")
 
     def test_no_rows(self, tmp_path: Path) -> None:

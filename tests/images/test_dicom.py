@@ -338,6 +338,24 @@ def test_a_cut_file_is_an_error(tmp_path: Path, syntax: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"\x89PNG\r\n\x1a\n" + bytes(200), "begins like a PNG"),
+        (b"\xff\xd8\xff\xe0" + bytes(200), "begins like a JPEG"),
+        (b"<!DOCTYPE html>\n<html><body>404 not found</body></html>\n" * 9, "begins like text"),
+        (b"P000,1,0\n", "begins like text"),
+        (bytes(4000), "not a DICOM image: it has no Rows, .* no DICOM at all"),
+    ],
+)
+def test_what_is_no_dicom_in_spite_of_its_name_is_called_so(
+    tmp_path: Path, content: bytes, kind: str
+) -> None:
+    (tmp_path / "x.dcm").write_bytes(content)
+    with pytest.raises(ImageError, match=kind):
+        read_image(tmp_path / "x.dcm")
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda d: d.pop("PixelData"), "not a DICOM image: it has no PixelData"),

@@ -185,7 +185,7 @@ def test_patients_of_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"patient_column": "nobody"}, "must have the column 'nobody'"),
+        ({"patient_column": "nobody"}, r"must have the column 'nobody' \(--patient-column\), got"),
         ({"patient_column": "gap"}, "row 3: 1.png has no gap"),
         ({"patient_column": "who"}, r"1 of 2 patients .* more than one split: x \(train, test\)"),
         ({"patient_pattern": "("}, "no regular expression"),

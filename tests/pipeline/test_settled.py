@@ -155,3 +155,17 @@ def test_a_runs_own_file_is_for_the_command_that_wrote_it(
     file.write_text("settings: {data: d, cache: c, run: r, halve_every: 3}")
     with pytest.raises(ConfigError, match="fpt-fast sweep wrote and takes"):
         read_yaml(file, TrainSettings)
+
+
+def test_a_side_input_larger_than_the_frozen_models_is_warned_of(
+    preload_settings: MakePreload,
+    train_settings: MakeTrain,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    preload(preload_settings())
+    train(train_settings(epochs=1, side_size="48"))
+    assert "larger than the frozen" not in caplog.text
+    train(train_settings(epochs=1, side_size="24x56", overwrite=True))
+    [said] = [r for r in caplog.records if "larger than the frozen" in r.message]
+    assert said.levelname == "WARNING" and "input of 24x56" in said.message
+    assert "of 48x48" in said.message and "--side-size" in said.message

@@ -28,7 +28,7 @@ from fpt_fast.pipeline import (
     sweep,
     train,
 )
-from fpt_fast.pipeline.inputs import make_recipe
+from fpt_fast.pipeline.recipe import make_recipe
 from fpt_fast.report import read_predictions
 
 Make = Callable[..., TrainSettings]

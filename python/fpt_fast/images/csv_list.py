@@ -1,9 +1,10 @@
 """CSV lists of images: path, label and split, checked row by row."""
 
 import csv
+import difflib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -54,6 +55,15 @@ class Columns(NamedTuple):
         return self.findings or ((self.label,) if self.value is None else (self.value,))
 
     @property
+    def wanted(self) -> dict[str, str]:
+        """The columns that must be there, and the setting that names each."""
+        kind = "label_columns" if self.findings else "label_column"
+        wanted = dict.fromkeys(self.labels, kind if self.value is None else "value_column")
+        wanted |= {self.path: "path_column"}
+        wanted |= {self.split: "split_column"} if self.split_required else {}
+        return wanted | ({} if self.patient is None else {self.patient: "patient_column"})
+
+    @property
     def split_required(self) -> bool:
         """Whether the split's column was asked for by name."""
         return self.split != "split"
@@ -68,9 +78,6 @@ def read_labelled_rows(path: Path, columns: Columns) -> tuple[list[Row], tuple[s
 
     Raises ``ImageSetError`` naming all bad rows by their line numbers (20 at most).
     """
-    wanted = [columns.path, *columns.labels]
-    wanted += [columns.split] if columns.split_required else []
-    wanted += [] if columns.patient is None else [columns.patient]
     lines: dict[str, int] = {}
 
     def parse(cells: dict[str, str], line: int) -> Row:
@@ -93,7 +100,7 @@ def read_labelled_rows(path: Path, columns: Columns) -> tuple[list[Row], tuple[s
             raise _RowError(f"{key} has no {columns.patient}")
         return Row(key, label, _parse_split(cells.get(columns.split)), patient, findings, value)
 
-    rows = _parse_rows(path, wanted, parse)
+    rows = _parse_rows(path, columns.wanted, parse)
     if columns.findings:
         return rows, columns.findings
     if columns.value is not None:
@@ -114,11 +121,11 @@ def read_paths(path: Path, path_column: str) -> list[Path]:
     def parse(cells: dict[str, str], line: int) -> Path:
         return path.parent / _key_inside(path.parent, cells[path_column])
 
-    return _parse_rows(path, (path_column,), parse)
+    return _parse_rows(path, {path_column: ""}, parse)
 
 
 def _parse_rows(
-    path: Path, wanted: Sequence[str], parse: Callable[[dict[str, str], int], _T]
+    path: Path, wanted: Mapping[str, str], parse: Callable[[dict[str, str], int], _T]
 ) -> list[_T]:
     parsed = []
     problems = []
@@ -137,7 +144,7 @@ def _parse_rows(
     return parsed
 
 
-def _read_cells(path: Path, wanted: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+def _read_cells(path: Path, wanted: Mapping[str, str]) -> list[tuple[int, dict[str, str]]]:
     """Return (line number, cells by column) of each row that is not blank."""
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -151,13 +158,9 @@ def _read_cells(path: Path, wanted: Sequence[str]) -> list[tuple[int, dict[str, 
     rows = []
     try:
         names = [name.strip() for name in next(reader, [])]
-        missing = [name for name in wanted if name not in names]
+        missing = {name: kind for name, kind in wanted.items() if name not in names}
         if missing:
-            raise ImageSetError(
-                f"{path} must have the column {' and '.join(map(repr, missing))}, got "
-                f"{', '.join(map(repr, names)) or 'an empty file'}; name other columns with "
-                "--path-column, --label-column, --label-columns or --value-column, --patient-column"
-            )
+            raise ImageSetError(f"{path} {_missing_columns(missing, names)}")
         repeated = [name for name in wanted if names.count(name) > 1]
         if repeated:
             raise ImageSetError(f"{path} has the column {repeated[0]!r} more than once")
@@ -173,6 +176,27 @@ def _read_cells(path: Path, wanted: Sequence[str]) -> list[tuple[int, dict[str, 
     except csv.Error as error:
         raise ImageSetError(f"{path}, row {reader.line_num}: {error}") from None
     return rows
+
+
+def _missing_columns(missing: Mapping[str, str], names: Sequence[str]) -> str:
+    """Which columns were asked for, by what, which there are, and which may have been meant."""
+    asked, meant = [], []
+    for name, kind in missing.items():
+        asked.append(repr(name) + (f" (--{kind.replace('_', '-')})" if kind else ""))
+        by_lower = {other.lower(): other for other in names}
+        near = difflib.get_close_matches(name.lower(), by_lower, n=1)
+        meant += [f"did you mean {by_lower[found]!r} instead of {name!r}?" for found in near]
+    said = [
+        f"must have the column {' and '.join(asked)}, got "
+        f"{', '.join(map(repr, names)) or 'an empty file'}",
+        *meant,
+    ]
+    if "label_column" in missing.values():
+        said.append(
+            "what images show may also be several findings, --label-columns, or a number, "
+            "--value-column"
+        )
+    return "; ".join(said)
 
 
 def _key_inside(root: Path, written: str) -> str:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageFile, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from fpt_fast.images.dicom import MAGIC_BYTES, DicomRefused, decode_dicom, is_dicom
+from fpt_fast.images.dicom import MAGIC_BYTES, DicomRefused, decode_dicom, has_mark, is_dicom
 from fpt_fast.images.jpeg import decode_whole_jpeg
 from fpt_fast.images.png16 import HEADER_BYTES, decode_colour_png16, is_colour_png16
 from fpt_fast.images.windows import U16_MAX, parse_window, window_u16
@@ -118,6 +118,28 @@ def read_item(item: ImageItem) -> Tensor:
         raise ImageError(item.path, error.reason, item.key) from error.__cause__
 
 
+_BEGINNINGS = {
+    b"\x89PNG": "a PNG",
+    b"\xff\xd8\xff": "a JPEG",
+    b"II*\0": "a TIFF",
+    b"MM\0*": "a TIFF",
+    b"GIF8": "a GIF",
+    b"BM": "a BMP",
+    b"%PDF": "a PDF",
+    b"PK\3\4": "a ZIP archive",
+    b"\x1f\x8b": "a gzip archive",
+}
+
+
+def _begins_like(start: bytes) -> str | None:
+    """Another kind of file that the first bytes are of; None where they tell nothing."""
+    for beginning, kind in _BEGINNINGS.items():
+        if start.startswith(beginning):
+            return kind
+    # DICOM without its preamble begins with a tag, two small numbers: never with letters.
+    return "text" if start.isascii() and b"".join(start.split()).decode().isprintable() else None
+
+
 def _decode(file: BinaryIO, name: str, reading: Reading, max_pixels: int | None) -> Pixels:
     """Decode an open file to [h, w, 1 or 3] u8 or u16, upright, through its window."""
     start = file.read(MAGIC_BYTES)
@@ -125,6 +147,11 @@ def _decode(file: BinaryIO, name: str, reading: Reading, max_pixels: int | None)
         raise _RefusedError("the file is empty")
     file.seek(0)
     if is_dicom(start, name):
+        if not has_mark(start) and (kind := _begins_like(start)) is not None:
+            raise _RefusedError(
+                f"not a DICOM file in spite of its name: it begins like {kind}; give it its own "
+                "ending, or remove it"
+            )
         return decode_dicom(file, reading, _pixel_limit(max_pixels))
     pixels = _decode_picture(file, max_pixels)
     if pixels.dtype == np.uint16 and pixels.shape[2] == 1:

@@ -53,7 +53,12 @@ class DicomRefused(ValueError):
 
 def is_dicom(start: bytes, name: str) -> bool:
     """Tell a DICOM file by its first ``MAGIC_BYTES``, or by its ending where it has no preamble."""
-    return start[128:132] == b"DICM" or Path(name).suffix.lower() in EXTENSIONS
+    return has_mark(start) or Path(name).suffix.lower() in EXTENSIONS
+
+
+def has_mark(start: bytes) -> bool:
+    """Whether the first ``MAGIC_BYTES`` of a file have DICOM's mark, which old files may lack."""
+    return start[128:132] == b"DICM"
 
 
 def has_dicom_name(path: Path) -> bool:
@@ -114,7 +119,10 @@ def _check_header(data: Dataset, max_pixels: int | None) -> None:
         if float_data:
             raise DicomRefused(f"{float_data[0]} (floating point) has no known range")
         lacking = ", ".join(missing or ["PixelData"])
-        raise DicomRefused(f"not a DICOM image: it has no {lacking}")
+        raise DicomRefused(
+            f"not a DICOM image: it has no {lacking} (a report, a directory, a file cut short, or "
+            "no DICOM at all)"
+        )
     rows, columns = int(data.Rows), int(data.Columns)
     if max_pixels is not None and rows * columns > max_pixels:
         raise DicomRefused(f"{columns} x {rows} pixels are more than {max_pixels} allowed")

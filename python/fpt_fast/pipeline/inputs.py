@@ -12,13 +12,9 @@ import torch
 
 from fpt_fast.cache import CacheMismatch, CacheReader
 from fpt_fast.config import (
-    FINDING_LOSSES,
-    REGRESSION_LOSSES,
     AugmentConfig,
     ConfigError,
     FptConfig,
-    Loss,
-    TrainConfig,
     format_layers,
     parse_layers,
     preset,
@@ -26,10 +22,8 @@ from fpt_fast.config import (
 from fpt_fast.distributed import ALONE, World
 from fpt_fast.images import (
     DecodedStore,
-    dataset_preset,
     digest_images,
     shrink_images,
-    value_scale,
 )
 from fpt_fast.loader import (
     FeatureLoader,
@@ -51,7 +45,7 @@ from fpt_fast.pipeline.peer_plan import PeerPlan
 from fpt_fast.pipeline.placing import PlacedFeatures, has_room_for
 from fpt_fast.pipeline.planning import make_plan
 from fpt_fast.pipeline.settled import frozen_settings, require_settled
-from fpt_fast.records import ImageSet, Preprocessing, Split, Task
+from fpt_fast.records import ImageSet, Preprocessing, Split
 from fpt_fast.run_settings import TrainSettings
 from fpt_fast.setting_values import parse_size
 from fpt_fast.settings import FrozenSettings
@@ -97,6 +91,7 @@ def open_inputs(
     require_settled(settings, plan)
     method = _method(settings, plan)
     _require_layers(plan, method)
+    _say_if_large(method, plan)
     repeated: tuple[Split, ...] = ("train", "val")
     return _from_cache(
         settings, read_as(images, plan.reading), plan, reader, method, repeated, world
@@ -195,6 +190,17 @@ def _require_layers(plan: FeaturePlan, method: FptConfig) -> None:
         )
 
 
+def _say_if_large(method: FptConfig, plan: FeaturePlan) -> None:
+    """Warn where the side network, which is to see the image small, sees more than the other."""
+    side, frozen = method.side_size, plan.preprocessing.size
+    if method.fusion and (side[0] > frozen[0] or side[1] > frozen[1]):
+        log.warning(
+            "the side network's input of %dx%d is larger than the frozen model's of %dx%d: it is "
+            "meant to see the image small; choose a smaller --side-size",
+            *(*side, *frozen),
+        )
+
+
 def _open_live(
     settings: TrainSettings, frozen: FrozenSettings, images: ImageSet, world: World
 ) -> tuple[RunInputs, FptConfig]:
@@ -213,6 +219,7 @@ def _open_live(
         features=settings.features or "float16",
         world=world,
     )
+    _say_if_large(method, plan)
     augment = AugmentConfig() if settings.augment_input else None
     return _live_inputs(images, plan, plan.frozen_pass(backbone), method, augment, world), method
 
@@ -302,64 +309,3 @@ def _only_cached(images: ImageSet, reader: CacheReader) -> ImageSet:
     )
     require_training_images(images)
     return images
-
-
-def make_recipe(settings: TrainSettings, images: ImageSet) -> TrainConfig:
-    """The training recipe: learning rate from the preset, monitor from the loss, unless said;
-    of several findings per image, the loss of each; of numbers, their scale in training."""
-    loss = _loss_of(settings.loss, images.task)
-    target = None
-    if images.task == "regression":
-        if settings.sampling == "balanced":
-            raise ConfigError("--sampling balanced is for classes and findings; leave it out")
-        target = value_scale(images.of_split("train"))
-    elif loss in REGRESSION_LOSSES:
-        log.info(
-            "grades, the lowest first: %s%s",
-            " < ".join(images.classes),
-            "" if settings.class_order else "; --class-order names another order",
-        )
-    rate = settings.learning_rate
-    if rate is None:
-        rate = 1e-4 if settings.preset is None else dataset_preset(settings.preset).learning_rate
-    monitor = settings.monitor
-    if monitor is None:
-        # A grade has no AUC.
-        monitor = "mae" if loss in REGRESSION_LOSSES else "auc"
-    return TrainConfig(
-        learning_rate=rate,
-        monitor=monitor,
-        loss=loss,
-        target=target,
-        **{
-            field.name: getattr(settings, field.name)
-            for field in dataclasses.fields(TrainConfig)
-            if field.name not in ("learning_rate", "monitor", "loss")
-            and hasattr(settings, field.name)
-        },
-    )
-
-
-def _loss_of(loss: Loss, task: Task) -> Loss:
-    """The loss that ``loss`` means for ``task``; ``ConfigError`` where it has no meaning there."""
-    of_findings: dict[Loss, Loss] = {
-        "cross_entropy": "binary_cross_entropy",
-        "focal": "binary_focal",
-    }
-    if task == "regression":
-        loss = "mean_square_error" if loss == "cross_entropy" else loss
-        if loss not in REGRESSION_LOSSES:
-            raise ConfigError(
-                f"loss {loss!r} is for classes, and the data has numbers; use "
-                f"{', '.join(REGRESSION_LOSSES)}"
-            )
-        return loss
-    if task == "multilabel":
-        loss = of_findings.get(loss, loss)
-    if (loss in FINDING_LOSSES) != (task == "multilabel"):
-        raise ConfigError(
-            f"loss {loss!r} is for {'one class' if task == 'multilabel' else 'several findings'} "
-            f"per image, and the data has {'findings' if task == 'multilabel' else 'classes'}; use "
-            f"{'cross_entropy or focal' if task == 'multilabel' else 'another, or --label-columns'}"
-        )
-    return loss

@@ -17,8 +17,9 @@ from fpt_fast.metrics import LOWER_IS_BETTER
 from fpt_fast.model import FptModel
 from fpt_fast.pipeline.data import list_image_set, patients_of
 from fpt_fast.pipeline.grades import GRADE_CUTS, learn_cuts, with_cuts
-from fpt_fast.pipeline.inputs import RunInputs, make_loader, make_recipe, open_inputs
+from fpt_fast.pipeline.inputs import RunInputs, make_loader, open_inputs
 from fpt_fast.pipeline.pooling import pool_folds
+from fpt_fast.pipeline.recipe import make_recipe
 from fpt_fast.pipeline.run_folder import (
     BEST,
     check_run_folder,

@@ -18,9 +18,10 @@ from fpt_fast.model import FptModel
 from fpt_fast.peers import PeerConfig, PeerModel
 from fpt_fast.pipeline.data import patients_of
 from fpt_fast.pipeline.grades import GRADE_CUTS, learn_cuts, with_cuts
-from fpt_fast.pipeline.inputs import RunInputs, make_loader, make_recipe, open_inputs
+from fpt_fast.pipeline.inputs import RunInputs, make_loader, open_inputs
 from fpt_fast.pipeline.memory import report_memory
 from fpt_fast.pipeline.peers import is_peer, open_peer_inputs, settle_method
+from fpt_fast.pipeline.recipe import make_recipe
 from fpt_fast.pipeline.run_folder import (
     BEST,
     check_run_folder,
