@@ -35,7 +35,7 @@ def write_study(folder: Path, images: int = 60) -> None:
     lines = [",".join(("path", "patient", *FINDINGS))]
     for number in range(images):
         bright, striped = int(rng.random() < 0.5), int(rng.random() < 0.5)
-        pixels = rng.integers(200, 1400, (56, 40)) + 700 * bright
+        pixels = rng.integers(200, 1400, (56, 24)) + 700 * bright
         pixels[:: 8 if striped else 99] = 3500 - 700 * bright
         kind = "MONOCHROME1" if number % 4 == 0 else "MONOCHROME2"
         stored = (4095 - pixels if kind == "MONOCHROME1" else pixels).astype("<u2")
@@ -52,22 +52,25 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def test_from_dicoms_with_findings_to_a_calibrated_explained_exported_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_study(tmp_path)
     write_backbone(tmp_path / "VIT")
     text = (ROOT / "docs" / "quick-start.md").read_text().split(SECTION)[1].split("\n## ")[0]
+    for written, stand_in in STAND_INS.items():
+        assert written in text
+        text = text.replace(written, stand_in)
     [shared] = re.findall(r"```yaml\n(.*?)```", text, re.S)
     [block] = re.findall(r"```bash\n(.*?)```", text, re.S)
     Path("study.yaml").write_text(shared)
-    for written, stand_in in STAND_INS.items():
-        assert written in block
-        block = block.replace(written, stand_in)
     program, *commands = map(shlex.split, block.splitlines())
-    assert program[:2] == ["pip", "install"] and len(commands) == 7
+    assert program[:2] == ["pip", "install"] and len(commands) == 9
     for words in commands:
         assert words[0] == "fpt-fast" and main(words[1:]) == 0, words
+    assert "of the kept tokens lie in the black padding" in capsys.readouterr().out
+    card = Path("FOLDER/README.md").read_text()
+    assert "images are brought to it by: padding" in card and "calibrated=True" in card
 
     predicted = rows_of(Path("predictions.csv"))
     explained = rows_of(Path("explained/explanations.csv"))
