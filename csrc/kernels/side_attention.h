@@ -25,10 +25,10 @@ static void pack_rows(const Matrix& from, int64_t rows, int64_t width, float sca
   }
 }
 
-// Zeros up to whole units of rows.
+// Zeros up to whole vectors of rows.
 template <int DP>
-static void pad_rows(int64_t rows, float* to, int64_t unit = W) {
-  __builtin_memset(to + rows * DP, 0, 4 * DP * (up_to(rows, unit) - rows));
+static void pad_rows(int64_t rows, float* to) {
+  __builtin_memset(to + rows * DP, 0, 4 * DP * (up_to(rows, W) - rows));
 }
 
 // W packed rows -> [DP, lanes].

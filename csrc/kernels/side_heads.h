@@ -9,9 +9,9 @@ FPT_INLINE void for_each_key_run(const SideSizes& s, int64_t images, int64_t ima
   use(images * s.tokens + image * s.prompts, s.prompts, s.tokens);
 }
 
-template <int DP, class Math, class Head>
+template <int DP, class Math>
 static PackedHead pack_side_head(const SideSizes& s, const SideGroup& g, const SideRows<Math>& r,
-                                 int64_t image, int64_t head, const Head& to) {
+                                 int64_t image, int64_t head, const SideHead<DP>& to) {
   const int64_t narrow = s.width / s.heads;
   const float* q = r.q + image * s.queries * r.width + head * narrow;
   pack_rows<DP>({q, r.width, 1}, s.queries, narrow, root_scale(narrow), to.q);
@@ -20,9 +20,9 @@ static PackedHead pack_side_head(const SideSizes& s, const SideGroup& g, const S
     pack_rows<DP>({k, r.wide, 1}, rows, narrow, 1.0f, to.k + first * DP);
     pack_rows<DP>({k + s.width, r.wide, 1}, rows, narrow, 1.0f, to.v + first * DP);
   });
-  pad_rows<DP>(s.queries, to.q, Head::unit);
-  pad_rows<DP>(s.tokens + s.prompts, to.k, Head::unit);
-  pad_rows<DP>(s.tokens + s.prompts, to.v, Head::unit);
+  pad_rows<DP>(s.queries, to.q);
+  pad_rows<DP>(s.tokens + s.prompts, to.k);
+  pad_rows<DP>(s.tokens + s.prompts, to.v);
   const int64_t at = (image * s.heads + head) * s.queries;
   return {to.q, to.k, to.v, s.queries, s.tokens + s.prompts, narrow, g.tops + at, g.shares + at};
 }
@@ -84,35 +84,80 @@ static void side_heads_backward_of(const SideSizes& s, const SideGroup& g,
 
 #if FPT_AMX
 
-// The same where products are of bf16.
+// The same where products are of bf16: what the tiles read is made of all heads of an image at once.
+
+static void zero_rows(uint16_t* rows, int64_t first, int64_t end, int64_t channels) {
+  __builtin_memset(rows + first * channels, 0, 2 * (end - first) * channels);
+}
+
+template <int DP, class Math>
+static void round_keys(const SideSizes& s, const SideGroup& g, const SideRows<Math>& r,
+                       int64_t image, int64_t column, const TiledHeads<DP>& h, uint16_t* to) {
+  for_each_key_run(s, g.images, image, [&](int64_t row, int64_t rows, int64_t first) {
+    round_heads<DP>(r.kv + row * r.wide + column, r.wide, rows, s, 1.0f, h.channels,
+                    to + first * h.channels);
+  });
+  zero_rows(to, s.tokens + s.prompts, h.keys, h.channels);
+}
+
+template <int DP>
+static void round_queries(const SideSizes& s, const float* from, int64_t stride, float scale,
+                          const TiledHeads<DP>& h, uint16_t* to) {
+  round_heads<DP>(from, stride, s.queries, s, scale, h.channels, to);
+  zero_rows(to, s.queries, h.queries, h.channels);
+}
+
+static TiledTask tiled_task(const SideSizes& s, const SideGroup& g, int64_t image, int64_t head) {
+  const int64_t at = (image * s.heads + head) * s.queries;
+  return {s.queries, s.tokens + s.prompts, s.width / s.heads, g.tops + at, g.shares + at};
+}
+
 template <int DP>
 static void side_heads_of(const SideSizes& s, const SideGroup& g, const SideRows<Parts<1>>& r) {
-  const TiledHead<DP> packed(s, r.heads);
+  const TiledHeads<DP> h(s, r.heads);
+  const int64_t narrow = s.width / s.heads;
   set_tiles(head_shapes<DP>());
-  for (int64_t image = 0; image < g.images; ++image)
-    for (int64_t head = 0; head < s.heads; ++head) {
-      const PackedHead task = pack_side_head<DP>(s, g, r, image, head, packed);
-      float* out = r.attended + image * s.queries * r.width + head * task.width;
-      attend_tiled<DP>(packed, task, out, r.width);
-    }
+  for (int64_t image = 0; image < g.images; ++image) {
+    const int64_t first = image * s.queries * r.width;
+    round_queries(s, r.q + first, r.width, root_scale(narrow), h, h.q_rows);
+    round_keys(s, g, r, image, 0, h, h.key_rows);
+    round_keys(s, g, r, image, s.width, h, h.value_rows);
+    part_heads<DP>(h.key_rows, h.keys, h.channels, h.k_rows);
+    pair_channels(h.q_rows, h.queries, h.channels, h.q_lanes);
+    turn_rows(h.value_rows, h.keys, h.channels, h.key_pairs, h.turned);
+    for (int64_t head = 0; head < s.heads; ++head)
+      attend_tiled<DP>(h.head(head), tiled_task(s, g, image, head),
+                       r.attended + first + head * narrow, r.width);
+  }
   set_tiles({});
 }
 
 template <int DP>
 static void side_heads_backward_of(const SideSizes& s, const SideGroup& g,
                                    const SideRows<Parts<1>>& r) {
-  const TiledHead<DP> packed(s, r.heads);
+  const TiledHeads<DP> h(s, r.heads);
+  const int64_t narrow = s.width / s.heads;
   set_tiles(head_shapes<DP>());
-  for (int64_t image = 0; image < g.images; ++image)
+  for (int64_t image = 0; image < g.images; ++image) {
+    const int64_t first = image * s.queries * r.width;
+    round_queries(s, r.q + first, r.width, root_scale(narrow), h, h.q_rows);
+    round_queries(s, r.grad_attended + first, r.width, 1.0f, h, h.grad_rows);
+    round_keys(s, g, r, image, 0, h, h.key_rows);
+    round_keys(s, g, r, image, s.width, h, h.value_rows);
+    part_heads<DP>(h.key_rows, h.keys, h.channels, h.k_rows);
+    pair_channels(h.q_rows, h.queries, h.channels, h.q_lanes);
+    pair_channels(h.grad_rows, h.queries, h.channels, h.grad_lanes);
+    pair_rows<DP>(h.q_rows, h.queries, h.channels, h.q_pairs);
+    pair_rows<DP>(h.grad_rows, h.queries, h.channels, h.grad_pairs);
+    part_heads<DP>(h.value_rows, h.keys, h.channels, h.v_rows);
+    turn_rows(h.key_rows, h.keys, h.channels, h.key_pairs, h.turned);
+    means_of(s, r.attended + first, r.grad_attended + first, r.width, h);
     for (int64_t head = 0; head < s.heads; ++head) {
-      const PackedHead task = pack_side_head<DP>(s, g, r, image, head, packed);
-      const int64_t at = image * s.queries * r.width + head * task.width;
-      pack_rows<DP>({r.grad_attended + at, r.width, 1}, s.queries, task.width, 1.0f, packed.grads);
-      pack_rows<DP>({r.attended + at, r.width, 1}, s.queries, task.width, 1.0f, packed.out);
-      pad_rows<DP>(s.queries, packed.grads, CHUNK), pad_rows<DP>(s.queries, packed.out, CHUNK);
-      attend_tiled_backward<DP>(packed, task, r.grad_q + at, r.width);
-      side_keys_out<DP>(s, g, r, image, head, packed.grad_k, packed.grad_v, DP);
+      attend_tiled_backward<DP>(h.head(head), tiled_task(s, g, image, head),
+                                r.grad_q + first + head * narrow, r.width);
+      side_keys_out<DP>(s, g, r, image, head, h.grad_k, h.grad_v, DP);
     }
+  }
   set_tiles({});
 }
 

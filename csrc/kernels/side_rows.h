@@ -87,7 +87,6 @@ struct SideSums {
 // One head of one image, packed, its gradients, and what attend_packed and its backward work in.
 template <int DP>
 struct SideHead {
-  static constexpr int64_t unit = W;  // rows are padded to it
   float *q, *k, *v, *grads, *grad_q, *grad_k, *grad_v, *work;
   int64_t floats = 0;
 
@@ -108,7 +107,7 @@ struct SideHead {
 static int64_t side_head_floats(const SideSizes& s) {
   const int64_t floats = SideHead<16>(s, nullptr).floats;
 #if FPT_AMX
-  const int64_t tiled = TiledHead<16>(s, nullptr).floats;
+  const int64_t tiled = TiledHeads<16>(s, nullptr).floats;
   if (tiled > floats) return tiled;
 #endif
   return floats;

@@ -19,33 +19,48 @@ static TileShapes head_shapes() {
   return shapes;
 }
 
-// One head of one image.  Rows are packed to DP channels; those that are missing to a whole chunk of
-// queries or keys are zeros.
+// The heads of one image, and one of them by `head`.  Every head has DP channels, zeros where it has
+// none, and so are rows that are missing to a whole chunk of queries or keys.
 template <int DP>
-struct TiledHead {
-  static constexpr int64_t unit = CHUNK;
+struct TiledHeads {
   int64_t queries, keys;       // whole chunks
-  float *q, *k, *v, *grads, *out;
-  uint16_t *k_rows, *v_rows;   // [keys, DP]
-  uint16_t* turned;            // [keys / 32, DP, 32], of the values forward and of the keys backward
-  uint16_t *q_lanes, *grad_lanes;  // [queries / 16, DP / 2, 16] pairs of channels
-  uint16_t *q_pairs, *grad_pairs;  // [queries / 2, DP] pairs of queries
+  int64_t channels;            // of all heads, up to whole vectors
+  uint16_t *q_rows, *grad_rows, *key_rows, *value_rows;  // [rows, channels]
+  uint16_t *k_rows, *v_rows;   // [heads, keys, DP]
+  uint16_t* turned;            // [keys / 32, channels, 32], of the values forward, of the keys backward
+  uint16_t *q_lanes, *grad_lanes;  // [queries / 16, channels / 2, 16] pairs of channels
+  uint16_t *q_pairs, *grad_pairs;  // [heads, queries / 2, DP] pairs of queries
+  uint16_t* key_pairs;             // [16, channels]
+  float* means;                    // [heads, queries]
   float* logits;                   // forward [2, keys, 16]: of two blocks of queries
   float *tiles, *grad_tiles;       // backward [2, 2, 32, 16]: of two chunks by two blocks
   uint16_t *weights, *slopes;      // [queries / 32, 32 keys, 32]
   uint16_t* pairs;                 // [2, 16, 16] pairs of keys, of two blocks
   float *grad_k, *grad_v;          // [keys, DP]
-  float *means, *sums;             // [queries], [queries / 16, DP, 16]
+  float* sums;                     // [queries / 16, DP, 16]
   int64_t floats = 0;
 
-  TiledHead(const SideSizes& s, float* base)
-      : queries(up_to(s.queries, CHUNK)), keys(up_to(s.tokens + s.prompts, CHUNK)) {
-    take(base, queries * DP, q, grads, out), take(base, keys * DP, k, v, grad_k, grad_v);
-    take(base, keys * DP, k_rows, v_rows), take(base, keys * DP, turned);
-    take(base, queries * DP, q_lanes, grad_lanes, q_pairs, grad_pairs);
-    take(base, 2 * keys * SIDE, logits), take(base, 4 * CHUNK * SIDE, tiles, grad_tiles);
+  TiledHeads(const SideSizes& s, float* base)
+      : queries(up_to(s.queries, CHUNK)),
+        keys(up_to(s.tokens + s.prompts, CHUNK)),
+        channels(up_to(s.heads * DP, CHUNK)) {
+    take(base, queries * channels, q_rows, grad_rows, q_lanes, grad_lanes, q_pairs, grad_pairs);
+    take(base, keys * channels, key_rows, value_rows, k_rows, v_rows, turned);
+    take(base, CHUNK * channels, key_pairs);
+    take(base, s.heads * queries, means), take(base, 2 * keys * SIDE, logits);
+    take(base, 4 * CHUNK * SIDE, tiles, grad_tiles);
     take(base, queries * CHUNK, weights, slopes), take(base, 2 * CHUNK * SIDE, pairs);
-    take(base, queries, means), take(base, queries * DP, sums);
+    take(base, keys * DP, grad_k, grad_v), take(base, queries * DP, sums);
+  }
+
+  TiledHeads head(int64_t number) const {
+    TiledHeads one = *this;
+    const int64_t first = number * DP;
+    one.k_rows += first * keys, one.v_rows += first * keys, one.turned += first * CHUNK;
+    one.q_lanes += first * SIDE, one.grad_lanes += first * SIDE;
+    one.q_pairs += first * queries, one.grad_pairs += first * queries;
+    one.means += number * queries;
+    return one;
   }
 
  private:
@@ -58,50 +73,125 @@ struct TiledHead {
   }
 };
 
+// What a head's rows do not say.
+struct TiledTask {
+  int64_t queries, tokens, width;
+  float *tops, *shares;
+};
+
 FPT_INLINE __m512i rounded(F low, F high) {
   return (__m512i)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
 }
 
-// Packed rows -> bf16.
-template <int DP>
-static void round_rows(const float* from, int64_t rows, uint16_t* to) {
-  for (int64_t i = 0; i < rows * DP; i += 2 * W)
-    _mm512_storeu_si512(to + i, rounded(load(from + i), load(from + i + W)));
+FPT_INLINE F load_first(const float* from, int64_t count) {
+  const __mmask16 wanted = count >= W ? 0xffff : count > 0 ? __mmask16((1u << count) - 1) : 0;
+  return (F)_mm512_maskz_loadu_ps(wanted, from);
 }
 
-// Packed rows -> pairs of neighbouring rows, channel by channel.
+// Rows of heads of `width` floats, `stride` apart -> rows of heads of DP bf16, scaled.
 template <int DP>
-static void pair_rows(const float* from, int64_t rows, uint16_t* to) {
-  alignas(64) uint16_t places[2 * W];
-  for (int i = 0; i < 2 * W; ++i) 
-    places[i] = uint16_t(i / (2 * DP) * 2 * DP + i % 2 * DP + i / 2 % DP);
-  const __m512i order = _mm512_load_si512(places);
-  for (int64_t i = 0; i < rows * DP; i += 2 * W)
-    _mm512_storeu_si512(
-        to + i, _mm512_permutexvar_epi16(order, rounded(load(from + i), load(from + i + W))));
-}
-
-// Packed rows, 16 by 16 -> pairs of channels.
-template <int DP>
-static void pair_channels(const float* from, int64_t rows, uint16_t* to) {
-  float lanes[DP * W];
-  for (int64_t row = 0; row < rows; row += W) {
-    rows_to_lanes<DP>(from + row * DP, lanes);
-    for (int64_t d = 0; d < DP; d += 2, to += 2 * W)
-      put_rounded_pairs(reinterpret_cast<char*>(to), load(lanes + d * W), load(lanes + (d + 1) * W));
+static void round_heads(const float* from, int64_t stride, int64_t rows, const SideSizes& s,
+                        float scale, int64_t channels, uint16_t* to) {
+  const int64_t width = s.width / s.heads;
+  for (int64_t row = 0; row < rows; ++row, from += stride, to += channels) {
+    if (width == DP) {
+      for (int64_t i = 0; i < channels; i += CHUNK)
+        _mm512_storeu_si512(to + i, rounded(load_first(from + i, s.width - i) * scale,
+                                            load_first(from + i + W, s.width - i - W) * scale));
+      continue;
+    }
+    __builtin_memset(to, 0, 2 * channels);
+    for (int64_t head = 0; head < s.heads; ++head) {
+      const __m512i bits = rounded(load_first(from + head * width, width) * scale, F{});
+      __builtin_memcpy(to + head * DP, &bits, 2 * DP);
+    }
   }
 }
 
-// Packed rows, 32 by 32 -> [DP, 32].
+// 64 bytes by heads of BYTES, which stand `apart` bytes apart.
+template <int BYTES>
+FPT_INLINE void put_by_heads(__m512i x, int64_t apart, void* to) {
+  constexpr int words = BYTES / 4;
+  char* at = static_cast<char*>(to);
+#pragma GCC unroll 4
+  for (int i = 0; i < 16 / words; ++i)
+    _mm512_mask_storeu_epi32(at + i * (apart - BYTES), __mmask16(((1u << words) - 1) << i * words),
+                             x);
+}
+
+// Rows of all heads -> [heads, rows, DP]: what a head reads stays in the first-level cache.
 template <int DP>
-static void turn_rows(const float* from, int64_t rows, uint16_t* to) {
-  float low[DP * W], high[DP * W];
+static void part_heads(const uint16_t* from, int64_t rows, int64_t channels, uint16_t* to) {
+  for (int64_t row = 0; row < rows; ++row, to += DP)
+    for (int64_t i = 0; i < channels; i += CHUNK, from += CHUNK)
+      put_by_heads<2 * DP>(_mm512_loadu_si512(from), 2 * DP * rows, to + i * rows);
+}
+
+// Two rows of 32, elements side by side.
+FPT_INLINE void pair_two_rows(const uint16_t* first, const uint16_t* second, __m512i* pairs) {
+  const __m512i low = _mm512_loadu_si512(first), high = _mm512_loadu_si512(second);
+  const __m512i even = _mm512_maskz_unpacklo_epi16(~0u, low, high);
+  const __m512i odd = _mm512_maskz_unpackhi_epi16(~0u, low, high);
+  const __m512i lower = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0);
+  const __m512i upper = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
+  pairs[0] = _mm512_permutex2var_epi64(even, lower, odd);
+  pairs[1] = _mm512_permutex2var_epi64(even, upper, odd);
+}
+
+// Rows of all heads -> [heads, rows / 2, DP] pairs of rows.
+template <int DP>
+static void pair_rows(const uint16_t* from, int64_t rows, int64_t channels, uint16_t* to) {
+  for (int64_t row = 0; row < rows; row += 2, from += 2 * channels, to += 2 * DP)
+    for (int64_t i = 0; i < channels; i += CHUNK) {
+      __m512i pairs[2];
+      pair_two_rows(from + i, from + channels + i, pairs);
+      put_by_heads<4 * DP>(pairs[0], 2 * DP * rows, to + i * rows);
+      put_by_heads<4 * DP>(pairs[1], 2 * DP * rows, to + (i + SIDE) * rows);
+    }
+}
+
+// Rows, 16 by 16 -> pairs of channels.
+static void pair_channels(const uint16_t* from, int64_t rows, int64_t channels, uint16_t* to) {
+  for (int64_t row = 0; row < rows; row += SIDE)
+    for (int64_t i = 0; i < channels; i += CHUNK)
+      transpose_words(from + row * channels + i, 2 * channels, to + (row * channels + i * SIDE));
+}
+
+// Rows, 32 by 32 -> [channels, 32].
+static void turn_rows(const uint16_t* from, int64_t rows, int64_t channels, uint16_t* pairs,
+                      uint16_t* to) {
   for (int64_t row = 0; row < rows; row += CHUNK) {
-    rows_to_lanes<DP>(from + row * DP, low);
-    rows_to_lanes<DP>(from + (row + W) * DP, high);
-    for (int64_t d = 0; d < DP; ++d, to += CHUNK)
-      _mm512_storeu_si512(to, rounded(load(low + d * W), load(high + d * W)));
+    for (int64_t at = 0; at < CHUNK; at += 2)
+      for (int64_t i = 0; i < channels; i += CHUNK) {
+        __m512i both[2];
+        pair_two_rows(from + (row + at) * channels + i, from + (row + at + 1) * channels + i, both);
+        _mm512_storeu_si512(pairs + at * channels + 2 * i, both[0]);
+        _mm512_storeu_si512(pairs + at * channels + 2 * i + CHUNK, both[1]);
+      }
+    for (int64_t i = 0; i < channels; i += SIDE)
+      transpose_words(pairs + 2 * i, 4 * channels, to + row * channels + i * CHUNK);
   }
+}
+
+// means [heads, queries]: products of a head's rows of the output and of its gradient, `stride` apart.
+template <int DP>
+static void means_of(const SideSizes& s, const float* out, const float* grads, int64_t stride,
+                     const TiledHeads<DP>& h) {
+  const int64_t width = s.width / s.heads, together = W / width;
+  for (int64_t first = 0; first < s.heads; first += together)
+    for (int64_t row = 0; row < s.queries; row += W) {
+      const int64_t heads = s.heads - first < together ? s.heads - first : together;
+      const int64_t rows = s.queries - row < W ? s.queries - row : W;
+      F block[W] = {};
+      for (int64_t i = 0, at = row * stride + first * width; i < rows; ++i, at += stride)
+        block[i] = load_first(out + at, heads * width) * load_first(grads + at, heads * width);
+      transpose(block);
+      for (int64_t head = 0; head < heads; ++head) {
+        F sum{};
+        for (int64_t d = 0; d < width; ++d) sum += block[head * width + d];
+        store(h.means + (first + head) * h.queries + row, sum);
+      }
+    }
 }
 
 // Floats of a block of queries, zeros beyond the last.
@@ -125,8 +215,8 @@ FPT_INLINE void multiply_lanes(const uint16_t* rows, const uint16_t* lanes, floa
 
 // Sums in tile 4 += 32 columns of h.turned times a tile of pairs of keys.
 template <int DP>
-FPT_INLINE void add_keys(const TiledHead<DP>& h, int64_t key, const uint16_t* pairs) {
-  tile_load<5>(h.turned + key * DP, 64);
+FPT_INLINE void add_keys(const TiledHeads<DP>& h, int64_t key, const uint16_t* pairs) {
+  tile_load<5>(h.turned + key * h.channels, 64);
   tile_load<1>(pairs, 64);
   tile_product<4, 5, 1>();
 }
@@ -160,15 +250,13 @@ static F highest_logits(const float* logits, int64_t keys) {
 }
 
 template <int DP>
-static void attend_tiled(const TiledHead<DP>& h, const PackedHead& head, float* out,
+static void attend_tiled(const TiledHeads<DP>& h, const TiledTask& head, float* out,
                          int64_t stride) {
-  round_rows<DP>(head.k, h.keys, h.k_rows);
-  pair_channels<DP>(head.q, h.queries, h.q_lanes);
-  turn_rows<DP>(head.v, h.keys, h.turned);
   const auto logits_at = [&](int64_t first) { return h.logits + first / W % 2 * h.keys * W; };
   const auto multiply = [&](int64_t first, int64_t key) {
     for (int64_t at = key; at < key + CHUNK && at < head.tokens && first < head.queries; at += W)
-      multiply_lanes<DP>(h.k_rows + at * DP, h.q_lanes + first * DP, logits_at(first) + at * W);
+      multiply_lanes<DP>(h.k_rows + at * DP, h.q_lanes + first * h.channels,
+                         logits_at(first) + at * W);
   };
   for (int64_t key = 0; key < head.tokens; key += CHUNK) multiply(0, key);
   for (int64_t first = 0; first < head.queries; first += W) {
@@ -206,11 +294,11 @@ static void attend_tiled(const TiledHead<DP>& h, const PackedHead& head, float* 
 
 // Logits of a chunk of both, and gradients of its weights: the operands of slopes_of_chunk.
 template <int DP>
-static void multiply_chunk(const TiledHead<DP>& h, int64_t keys, int64_t key, int64_t query,
+static void multiply_chunk(const TiledHeads<DP>& h, int64_t keys, int64_t key, int64_t query,
                            int blocks, float* logits, float* grads) {
   for (int64_t at = 0; at < CHUNK && key + at < keys; at += W)
     for (int b = 0; b < blocks; ++b) {
-      const int64_t row = (key + at) * DP, lanes = (query + b * W) * DP;
+      const int64_t row = (key + at) * DP, lanes = (query + b * W) * h.channels;
       multiply_lanes<DP>(h.k_rows + row, h.q_lanes + lanes, logits + (b * CHUNK + at) * W);
       multiply_lanes<DP>(h.v_rows + row, h.grad_lanes + lanes, grads + (b * CHUNK + at) * W);
     }
@@ -219,7 +307,7 @@ static void multiply_chunk(const TiledHead<DP>& h, int64_t keys, int64_t key, in
 // Weights and slopes of `count` keys and a chunk of queries, of one or two blocks; zeros for keys
 // that are missing to a WHOLE chunk, since sums over the keys see all of it.
 template <int DP, int BLOCKS, bool WHOLE>
-static void slopes_of_chunk(const TiledHead<DP>& h, const PackedHead& head, int64_t count,
+static void slopes_of_chunk(const TiledHeads<DP>& h, const TiledTask& head, int64_t count,
                             int64_t query, const float* logits, const float* grads) {
   F tops[BLOCKS], shares[BLOCKS], means[BLOCKS];
   for (int b = 0; b < BLOCKS; ++b) {
@@ -256,7 +344,7 @@ static void slopes_of_chunk(const TiledHead<DP>& h, const PackedHead& head, int6
 
 // to [16, DP] = sums over the queries of factors of 16 keys and rows in pairs.
 template <int DP>
-static void sum_queries(const TiledHead<DP>& h, const uint16_t* factors, const uint16_t* pairs,
+static void sum_queries(const TiledHeads<DP>& h, const uint16_t* factors, const uint16_t* pairs,
                         float* to) {
   tile_zero<6>();
   for (int64_t query = 0; query < h.queries; query += CHUNK) {
@@ -265,19 +353,6 @@ static void sum_queries(const TiledHead<DP>& h, const uint16_t* factors, const u
     tile_product<6, 0, 7>();
   }
   tile_store<6>(to, 4 * DP);
-}
-
-// means[i] = the product of rows i of the output and its gradient.
-template <int DP>
-static void means_of(const float* out, const float* grads, int64_t rows, float* means) {
-  float left[DP * W], right[DP * W];
-  for (int64_t row = 0; row < rows; row += W) {
-    rows_to_lanes<DP>(out + row * DP, left);
-    rows_to_lanes<DP>(grads + row * DP, right);
-    F sum{};
-    for (int d = 0; d < DP; ++d) sum += load(left + d * W) * load(right + d * W);
-    store(means + row, sum);
-  }
 }
 
 // Sums of a chunk of queries, by fours of even and of odd number -> in their order, scaled.
@@ -295,15 +370,9 @@ static void join_fours(float* sums, F scale) {
 
 // Gradients of k and v to h.grad_k and h.grad_v, that of q to rows of head.width.
 template <int DP>
-static void attend_tiled_backward(const TiledHead<DP>& h, const PackedHead& head, float* grad_q,
+static void attend_tiled_backward(const TiledHeads<DP>& h, const TiledTask& head, float* grad_q,
                                   int64_t stride) {
   const F scale = splat(root_scale(head.width));
-  round_rows<DP>(head.k, h.keys, h.k_rows), round_rows<DP>(head.v, h.keys, h.v_rows);
-  turn_rows<DP>(head.k, h.keys, h.turned);
-  pair_channels<DP>(head.q, h.queries, h.q_lanes);
-  pair_channels<DP>(h.grads, h.queries, h.grad_lanes);
-  pair_rows<DP>(head.q, h.queries, h.q_pairs), pair_rows<DP>(h.grads, h.queries, h.grad_pairs);
-  means_of<DP>(h.out, h.grads, h.queries, h.means);
   const auto blocks_of = [&](int64_t query) { return head.queries - query > W ? 2 : 1; };
   const int64_t buffer = 2 * CHUNK * W;
   const auto multiply = [&](int64_t key, int64_t query, int64_t turn) {
