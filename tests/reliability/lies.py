@@ -145,7 +145,10 @@ def _keys(lie: Lie, pick: random.Random) -> None:
     if pick.random() < 0.3:
         pick.shuffle(keys)
     if pick.random() < 0.2:
-        keys *= pick.choice((2, 100))
+        times = pick.choice((2, 100))
+        # Lies add up, and the memory to tell them in is limited.
+        if times * sum(map(len, keys)) <= 2**20:
+            keys *= times
     lie.keys = b"\0".join(keys) + (b"" if pick.random() < 0.1 else b"\0")
     lie.honest = pick.random() < 0.8
 
