@@ -25,6 +25,7 @@ from fpt_fast.pipeline import (
     sweep,
     train,
 )
+from fpt_fast.pipeline.temperatures import FEW
 from fpt_fast.records import Predictions
 from fpt_fast.report import read_predictions, write_predictions
 from fpt_fast.trust import fit_temperature
@@ -189,6 +190,26 @@ def test_what_validation_images_cannot_calibrate_stays_as_it_is(
     )
     assert torch.equal(plain, calibrated)
     assert "cannot be calibrated and stay as they are: the validation images are all" in caplog.text
+
+
+def test_temperatures_of_few_images_are_told_of(
+    run: Path, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    validation, classes = read_predictions(run / "validation.csv")
+    count = len(validation.labels)
+    Predictor(run, calibrated=True)
+    assert f"calibrated on {count} validation images: with fewer than {FEW} they" in caplog.text
+    caplog.clear()
+    times = -(-FEW // count)
+    keys = tuple(f"{i}-{key}" for i in range(times) for key in validation.keys)
+    assert validation.probabilities is not None
+    labels, logits, shares = (
+        torch.cat([part] * times)
+        for part in (validation.labels, validation.logits, validation.probabilities)
+    )
+    write_predictions(run / "validation.csv", Predictions(keys, labels, logits, shares), classes)
+    Predictor(run, calibrated=True)
+    assert "calibrated on" not in caplog.text
 
 
 @pytest.mark.parametrize("changes", [{"fusion": False}, {"loss": "mean_square_error"}])

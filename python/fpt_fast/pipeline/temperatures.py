@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fpt_fast.config import ConfigError
 from fpt_fast.pipeline.run_folder import VALIDATION_FILE
+from fpt_fast.records import UNLABELLED
 from fpt_fast.report import read_predictions
 from fpt_fast.trust import finding_temperatures, usable_temperature
 
@@ -17,6 +18,10 @@ log = logging.getLogger("fpt_fast")
 
 # Where a shared model keeps them, which has no validation images with it.
 TEMPERATURES = "temperatures"
+
+# Below this many validation images a temperature says more of them than of the model: of a dozen
+# images that the model happens to have right it is a tenth of what it should be.
+FEW = 50
 
 
 def find_temperatures(folder: Path, extra: Mapping[str, Any]) -> tuple[float, ...] | None:
@@ -46,6 +51,8 @@ def require_temperatures(folder: Path, extra: Mapping[str, Any]) -> Tensor:
             "has validation and test images"
         )
     several = extra.get("task") == "multilabel"
+    if TEMPERATURES not in extra:
+        _warn_of_few(folder / VALIDATION_FILE)
     for number, temperature in enumerate(fitted):
         if temperature is None:
             what = f"of {extra['classes'][number]} " if several else ""
@@ -56,6 +63,19 @@ def require_temperatures(folder: Path, extra: Mapping[str, Any]) -> Tensor:
             )
     values = [value or 1.0 for value in fitted]
     return torch.tensor(values if several else values[0], dtype=torch.float32)
+
+
+def _warn_of_few(path: Path) -> None:
+    """Say where a temperature was fitted on few images; of findings the one that fewest tell."""
+    labels = read_predictions(path)[0].labels
+    told = int((labels != UNLABELLED).sum(dim=0).min())
+    if told < FEW:
+        log.warning(
+            "the probabilities are calibrated on %d validation image%s: with fewer than %d they "
+            "may be further off than plain ones; `fpt-fast evaluate` has both errors of the test "
+            "images",
+            *(told, "" if told == 1 else "s", FEW),
+        )
 
 
 def _fitted(folder: Path, extra: Mapping[str, Any]) -> tuple[float | None, ...] | None:
