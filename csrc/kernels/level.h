@@ -26,6 +26,7 @@ namespace {
 #include "gelu.h"
 #include "frozen_linear.h"
 #include "side_products.h"
+#include "side_tile_rows.h"
 #include "side_tiles.h"
 #include "side_rows.h"
 #include "side_heads.h"
