@@ -262,7 +262,7 @@ class PredictSettings(OnlineSettings):
     """Classify images with a trained run; needs no cache."""
 
     run: Path
-    """Directory of the run."""
+    """Directory of the run; a sweep's folder stands for all its models, averaged."""
     output: Path
     """CSV file to write: path, predicted class, one probability per class."""
     overwrite: bool = False

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from fpt_fast.cache import CacheMismatch
 from fpt_fast.config import ConfigError
 from fpt_fast.images import read_image
 from fpt_fast.model import FptModel
+from fpt_fast.peers import PEER_FORMAT
 from fpt_fast.pipeline import (
     Predictor,
     PreloadSettings,
@@ -135,6 +137,18 @@ def test_a_sweeps_folder_is_an_ensemble(
     alone = [probabilities(Predictor(r, dtype="float32"), files(data)) for r in ensemble.runs]
     mean = (alone[0] + alone[1]) / 2
     torch.testing.assert_close(probabilities(ensemble, files(data)), mean, rtol=0, atol=1e-5)
+    images, out = (data / "test",), tmp_path / "out.csv"
+    said = predict(run=folder, images=images, output=out, dtype="float32").predictions
+    one, other = ensemble.runs
+    predict(run=one, ensemble=(other,), images=images, output=tmp_path / "b.csv", dtype="float32")
+    assert said.probabilities is not None
+    torch.testing.assert_close(said.probabilities, mean, rtol=0, atol=1e-5)
+    assert out.read_text() == (tmp_path / "b.csv").read_text()
+    # Models of another method are called differently: one of them must be named.
+    described = json.loads((other / "best" / "config.json").read_text())
+    (other / "best" / "config.json").write_text(json.dumps(described | {"format": PEER_FORMAT}))
+    with pytest.raises(ConfigError, match=f"name one of its models: .*{other.name}"):
+        predict(run=folder, images=images, output=tmp_path / "c.csv")
 
 
 def test_views_are_mirror_images(loud: Path, data: Path) -> None:

@@ -16,7 +16,7 @@ from fpt_fast.pipeline.grades import cuts_of, target_of, with_cuts
 from fpt_fast.pipeline.peers import is_peer_folder, load_peer
 from fpt_fast.pipeline.predictor import Predictor
 from fpt_fast.pipeline.recorded import open_images
-from fpt_fast.pipeline.run_folder import model_folder
+from fpt_fast.pipeline.run_folder import members_of, model_folder
 from fpt_fast.pipeline.said import said_cells, said_columns
 from fpt_fast.records import ImageItem, Predictions, Reading
 from fpt_fast.setting_values import build_settings
@@ -45,12 +45,22 @@ def predict(settings: PredictSettings | None = None, **values: Any) -> PredictRe
     refuse_several("prediction")
     settings = settings or build_settings(PredictSettings, values)
     require_free_file(settings.output, overwrite=settings.overwrite)
-    if is_peer_folder(model_folder(settings.run)):
+    if _is_of_a_peer(settings.run):
         items, predictions, classes = _predict_peer(settings)
     else:
         items, predictions, classes = _predict(settings)
     _write_csv(settings.output, items, predictions, classes)
     return PredictResult(predictions, classes, settings.output)
+
+
+def _is_of_a_peer(run: Path) -> bool:
+    """Whether ``run`` is of another method than FPT and FPT+; those of a sweep must be named."""
+    members = members_of(run)
+    if not any(is_peer_folder(model_folder(member)) for member in members):
+        return False
+    # Of several, what to name instead is said.
+    model_folder(run)
+    return True
 
 
 Predicted = tuple[tuple[ImageItem, ...], Predictions, tuple[str, ...]]

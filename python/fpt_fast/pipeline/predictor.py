@@ -18,7 +18,7 @@ from fpt_fast.metrics import halves
 from fpt_fast.model import FptModel
 from fpt_fast.pipeline.features import load_recorded_backbone
 from fpt_fast.pipeline.recorded import RecordedRun, read_recorded_run
-from fpt_fast.pipeline.run_folder import BEST
+from fpt_fast.pipeline.run_folder import members_of
 from fpt_fast.pipeline.temperatures import require_temperatures
 from fpt_fast.profiling import span
 from fpt_fast.records import (
@@ -72,7 +72,10 @@ class Predictor:
         views: Views = "one",
         calibrated: bool = False,
     ) -> None:
-        folders = _model_folders([runs] if isinstance(runs, str | Path) else list(runs))
+        named = [runs] if isinstance(runs, str | Path) else list(runs)
+        folders = [folder for run in named for folder in members_of(Path(run))]
+        if not folders:
+            raise ConfigError("a predictor needs at least one run, got none")
         members = [read_recorded_run(folder) for folder in folders]
         _require_alike(folders, members)
         self._device = resolve_device(device)
@@ -252,17 +255,6 @@ def _on(scales: Tensor | None, device: torch.device) -> Tensor | None:
 
 def _key(image: Image, number: int) -> str:
     return f"image {number}" if isinstance(image, Tensor) else Path(image).as_posix()
-
-
-def _model_folders(runs: Sequence[str | Path]) -> list[Path]:
-    """Folders of models: those given, and for a sweep's folder all of its models."""
-    folders: list[Path] = []
-    for run in map(Path, runs):
-        inside = sorted(path.parent for path in run.glob(f"**/{BEST}") if path.is_dir())
-        folders += [run] if (run / BEST).exists() or not inside else inside
-    if not folders:
-        raise ConfigError("a predictor needs at least one run, got none")
-    return folders
 
 
 def _require_alike(folders: Sequence[Path], members: Sequence[RecordedRun]) -> None:

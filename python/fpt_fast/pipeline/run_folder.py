@@ -78,11 +78,20 @@ def model_folder(run: Path) -> Path:
     raise ConfigError(f"{run} holds no trained model{_what_it_is(run)}")
 
 
+def members_of(run: Path) -> list[Path]:
+    """The run itself, or of the folder of a sweep or a cross-validation all of its models."""
+    return [run] if (run / BEST).exists() else _models_below(run) or [run]
+
+
+def _models_below(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob(f"**/{BEST}") if path.is_dir())
+
+
 def _what_it_is(run: Path) -> str:
     """What a folder without a model is, and what to name instead."""
     if not run.is_dir():
         return ": there is no such folder"
-    models = sorted(path.parent for path in run.glob(f"**/{BEST}") if path.is_dir())
+    models = _models_below(run)
     if not models:
         return "; train it first, or name the --run folder of fpt-fast train"
     shown = ", ".join(map(str, models[:4])) + (", ..." if len(models) > 4 else "")
