@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from fpt_fast.doctor import find_in_padding
-from fpt_fast.doctor.padding_rules import padding_of, shape_of_most
+from fpt_fast.doctor.padding_rules import least_padded, padding_of
 from fpt_fast.images import to_network_input
 from fpt_fast.records import Preprocessing
 
 INPUT, PATCH = (48, 48), (8, 8)
+# A data set without a shape that most images have.
+MIXED = [(700, 512)] * 28 + [(800, 560)] * 23 + [(640, 480)] * 21 + [(600, 500)] * 18
 
 
 @pytest.mark.parametrize("size", [(60, 20), (20, 60), (50, 50), (47, 33), (31, 90)], ids=str)
@@ -32,7 +34,7 @@ def test_what_selection_keeps_of_the_padding_is_counted() -> None:
     assert found.what.startswith("54% of the kept tokens lie in the black padding of --fit pad")
     assert "takes 67% of the input" in found.what and found.severity == "warning"
     assert found.where == ("layer 4: 75%", "layer 5: 33%")
-    assert "--input-size 80x32 has the shape of most" in found.advice
+    assert "--input-size 80x32 has about as many patches" in found.advice
 
 
 def test_little_in_the_padding_is_no_warning() -> None:
@@ -46,11 +48,43 @@ def test_little_in_the_padding_is_no_warning() -> None:
 def test_before_preloading_its_share_of_the_input_is_told() -> None:
     [found] = find_in_padding([(60, 20), (60, 20), (50, 50)], INPUT, PATCH)
     assert "takes 44% of it" in found.what and found.severity == "note"
-    assert found.advice.startswith("--input-size 80x32 has")
+    assert found.advice.startswith("--input-size 72x32 has about as many patches")
+    assert "padding takes 15% of it" in found.advice
     assert list(find_in_padding([(50, 48), (50, 50)], INPUT, PATCH)) == []
 
 
-def test_the_proposed_input_is_of_the_images_shape_and_as_many_patches() -> None:
-    assert shape_of_most([(60, 20)], (512, 512), (16, 16)) == (880, 304)
-    assert shape_of_most([(10, 10), (1000, 800), (1000, 800)], (512, 512), (16, 16)) == (576, 448)
-    assert shape_of_most([(1, 1000)], (64, 64), (16, 16)) == (16, 256)
+SHAPES = [
+    ([(60, 20)], (512, 512), (16, 16)),
+    ([(10, 10), (1000, 800), (1000, 800)], (512, 512), (16, 16)),
+    ([(1, 1000)], (64, 64), (16, 16)),
+    ([(1000, 1), (900, 1)], (64, 64), (16, 16)),
+    (MIXED, (512, 512), (16, 16)),
+    ([(31, 90), (47, 33), (60, 20), (20, 61)], (56, 56), (14, 14)),
+]
+
+
+@pytest.mark.parametrize(("sizes", "input_size", "patch"), SHAPES, ids=str)
+def test_the_proposed_input_has_the_least_padding_of_all(
+    sizes: list[tuple[int, int]], input_size: tuple[int, int], patch: tuple[int, int]
+) -> None:
+    patches = (input_size[0] // patch[0]) * (input_size[1] // patch[1])
+    padding = {}
+    for rows in range(1, patches + 1):
+        size = (rows * patch[0], max(1, round(patches / rows)) * patch[1])
+        of_each = {image: padding_of(image, size, patch).double().mean() for image in set(sizes)}
+        padding[size] = float(torch.stack([of_each[image] for image in sizes]).mean())
+    size, least, _ = least_padded(sizes, input_size, patch)
+    assert least == pytest.approx(padding[size], abs=1e-6)
+    assert least == pytest.approx(min(padding.values()), abs=1e-6)
+
+
+def test_who_follows_the_advice_is_not_advised_anew() -> None:
+    [found] = find_in_padding(MIXED, (512, 512), (16, 16))
+    size, padding, _ = least_padded(MIXED, (512, 512), (16, 16))
+    height, width = size
+    assert f"--input-size {height}x{width} has" in found.advice
+    assert f"padding takes {padding:.0%} of it" in found.advice
+    assert list(find_in_padding(MIXED, size, (16, 16))) == []
+    # Tall and wide ones alike: no shape has less than the square, and none is named.
+    [found] = find_in_padding([(60, 30), (30, 60)], INPUT, PATCH)
+    assert found.advice.startswith("no shape of about as many patches has much less")

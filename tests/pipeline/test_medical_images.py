@@ -177,3 +177,32 @@ def test_the_doctor_tells_what_padding_takes(
     asked = doctor(data=data, input_size="48", fit="pad")
     assert "(--fit pad) takes 67% of it" in str(asked) and "stretched by" not in str(asked)
     assert "stretched by 1.5 or more" in str(doctor(data=data, input_size="48"))
+
+
+def test_the_doctor_says_what_a_cache_has_other_than_asked_for(
+    data: Path, preload_settings: MakePreload, train_settings: MakeTrain, tmp_path: Path
+) -> None:
+    preload(preload_settings(fit="pad", input_size="64x40"))
+    cache = tmp_path / "cache"
+    # As train refuses it.
+    with pytest.raises(CacheMismatch, match="input_size"):
+        train(train_settings(input_size="48", fit="pad"))
+    asked = doctor(data=data, cache=cache, input_size="48", fit="pad")
+    [other] = [f for f in asked.findings if "another input" in f.what]
+    assert other.where == ("input_size: the cache has 64x40, 48 is asked for",) and not asked.ok
+    # What is said beside it is of the cache.
+    plain = doctor(data=data, cache=cache)
+    assert [f for f in asked.findings if f != other] == list(plain.findings)
+    assert "of the kept tokens lie in the black padding" in str(plain)
+    [fit] = [f for f in doctor(cache=cache, fit="stretch").findings if f.where]
+    assert fit.where == ("fit: the cache has pad, stretch is asked for",)
+    run = train(train_settings(epochs=1)).run
+    preload(preload_settings(fit="pad", cache=tmp_path / "other"))
+    assert "the cache has 48x48, 64x40 is asked" in str(doctor(run=run, cache=tmp_path / "other"))
+    assert "another input" not in str(doctor(run=run))
+
+
+def test_the_doctor_asks_for_no_data_that_it_was_given(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("path,label\n,1\n")
+    said = doctor(data=tmp_path / "rows.csv", input_size="48", fit="pad")
+    assert not said.ok and "with --data, too" not in str(said) and "padded" not in str(said)

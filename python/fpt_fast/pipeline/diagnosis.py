@@ -68,6 +68,7 @@ def doctor(settings: DoctorSettings | None = None, **values: Any) -> Diagnosis:
         looked_at.append(f"cache: {cache}")
         found += _find_in_cache(cache, images, settings.workers)
         made = _plan_of(cache)
+        found += _find_other_input(settings, trained, made)
     size, fit, reading = _input(settings, trained, made)
     if images is not None:
         images = read_as(images, reading)
@@ -75,7 +76,7 @@ def doctor(settings: DoctorSettings | None = None, **values: Any) -> Diagnosis:
         found += find_in_images(facts, errors, images.classes, size, fit)
         if size is not None and fit == "pad" and facts:
             found += _find_padding(facts, size, cache, made)
-    elif fit == "pad":
+    elif fit == "pad" and data is None:
         found.append(
             Finding(
                 "note",
@@ -89,17 +90,48 @@ def doctor(settings: DoctorSettings | None = None, **values: Any) -> Diagnosis:
 def _input(
     settings: DoctorSettings, trained: TrainSettings | None, made: FeaturePlan | None
 ) -> tuple[Size | None, Fit, Reading]:
-    """How images become the frozen model's input: as is said, as a cache has it, or a run."""
+    """How images become the frozen model's input: as a cache has it, as is said, or a run."""
+    if made is not None:
+        return made.preprocessing.size, made.preprocessing.fit, made.reading
     text = settings.input_size or (None if trained is None else trained.input_size)
     size = None if text is None else parse_size("input_size", text)
-    if made is not None:
-        preprocessing = made.preprocessing
-        size = preprocessing.size if settings.input_size is None else size
-        return size, settings.fit or preprocessing.fit, made.reading
     if trained is not None:
         frozen = frozen_settings(trained)
         return size, settings.fit or frozen.fit, reading_of(frozen)
     return size, settings.fit or "stretch", AS_THE_FILE_SAYS
+
+
+def _find_other_input(
+    settings: DoctorSettings, trained: TrainSettings | None, made: FeaturePlan | None
+) -> list[Finding]:
+    """Where a cache has another input than is asked for, here or by the run."""
+    if made is None:
+        return []
+    text, fit, have = settings.input_size, settings.fit, made.preprocessing
+    if trained is not None:
+        text, fit = text or trained.input_size, fit or trained.fit
+    differing = []
+    if text is not None and parse_size("input_size", text) != have.size:
+        differing.append(f"input_size: the cache has {_shown(have.size)}, {text} is asked for")
+    if fit is not None and fit != have.fit:
+        differing.append(f"fit: the cache has {have.fit}, {fit} is asked for")
+    if not differing:
+        return []
+    return [
+        Finding(
+            "error",
+            "the cache was made with another input than is asked for: train and preload refuse "
+            "the two together",
+            "name the cache that fits, preload into another --cache directory, or ask for what the "
+            "cache has; what else is said here is of the cache's own input. Without --cache this "
+            "says what another input would be like",
+            tuple(differing),
+        )
+    ]
+
+
+def _shown(size: Size) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
 def _image_set(settings: DoctorSettings, trained: TrainSettings | None, data: Path) -> ImageSet:
@@ -175,9 +207,7 @@ def _find_padding(
     """What padding takes of the input, and of what a cache keeps, where there is one so made."""
     if cache is None or made is None:
         return list(find_in_padding([fact.size for fact in facts], size))
-    kept: Tensor | None = None
-    if (made.preprocessing.size, made.preprocessing.fit) == (size, "pad"):
-        facts, kept = _kept_of(cache, facts)
+    facts, kept = _kept_of(cache, facts)
     return list(
         find_in_padding(
             [fact.size for fact in facts],
