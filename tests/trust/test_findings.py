@@ -19,6 +19,7 @@ from fpt_fast.trust import (
     compare_areas,
     compare_predictions,
     finding_temperatures,
+    why_no_temperatures,
 )
 
 NAMES = ("mass", "nodule & cyst", "fluid")
@@ -77,6 +78,30 @@ def test_a_finding_of_one_kind_has_no_temperature() -> None:
     assessment = assess(make(1), 3, validation=one_kind, resamples=0)
     assert assessment.by_finding[1] is not None and assessment.by_finding[1].scaled is None
     assert "; of the 2 with a temperature 0." in str(assessment)
+    named = assess(make(1), 3, validation=one_kind, resamples=0, names=NAMES)
+    assert "; of the 2 with a temperature (mass, fluid) 0." in str(named)
+
+
+def test_why_a_finding_has_no_temperature() -> None:
+    validation = make(0)
+    known, logits = validation.labels >= 0, validation.logits.clone()
+    lacking, having, unknown = (torch.where(known[:, 0], label, -1) for label in (0, 1, -1))
+    labels = torch.stack([lacking, having, unknown], dim=1)
+    one_kind = Predictions(validation.keys, labels, logits, logits.sigmoid())
+    assert why_no_temperatures(one_kind) == (
+        "no validation image is known to have it",
+        "no validation image is known to be without it",
+        "of no validation image is it known",
+    )
+    logits[:, 0] = torch.where(validation.labels[:, 0] == 1, 0.5, -0.5)
+    logits[:, 1] *= -1
+    ends = Predictions(validation.keys, validation.labels, logits, logits.sigmoid())
+    right, chance, none = why_no_temperatures(ends)
+    assert right == "every validation image is right" and none is None
+    assert chance == "on the validation images they are no better than chance"
+    # A reason is there where a temperature is not.
+    assert [found is None for found in finding_temperatures(ends)] == [True, True, False]
+    assert finding_temperatures(one_kind) == (None, None, None)
 
 
 def test_an_average_is_over_the_same_findings_in_every_resample() -> None:
@@ -169,6 +194,11 @@ def test_the_doctor_sees_findings_that_are_always_or_never_called(
     lines += [f"{i}.png,{i % 3 // 2},{'' if i % 2 else 1},{value},1" for i in range(30)]
     (run / "predictions.csv").write_text("\n".join(lines))
     [found] = find_in_run(run)
-    assert said in found.what and "operating points" in found.advice
+    assert said in found.what and "--loss-weight balance" in found.advice
+    assert "metrics.json" not in found.advice and "operating points" in found.advice
+    (run / "metrics.json").write_text('{"operating_points": [{"threshold": 0.2}]}')
+    [weighted] = find_in_run(run, balanced=True)
+    assert weighted.what == found.what and "--loss-weight" not in weighted.advice
+    assert "at least the threshold in operating_points of metrics.json" in weighted.advice
     [where] = found.where  # fluid is there on all images that tell it
     assert where.startswith(f"mass: called on {30 * value} of 30 images, there on 10")

@@ -20,8 +20,9 @@ _CHANCE = 0.55
 _NEARLY_ALL, _SELDOM = 0.95, 0.8
 
 
-def find_in_run(run: Path) -> list[Finding]:
-    """What ``history.csv``, ``metrics.json`` and ``predictions.csv`` of a run folder say."""
+def find_in_run(run: Path, *, balanced: bool = False) -> list[Finding]:
+    """What ``history.csv``, ``metrics.json`` and ``predictions.csv`` of a run folder say;
+    ``balanced``: its loss was weighted already."""
     history, metrics = run / "history.csv", run / "metrics.json"
     if not history.is_file() or not metrics.is_file():
         checkpoint = (run / "last").is_dir()
@@ -47,7 +48,7 @@ def find_in_run(run: Path) -> list[Finding]:
             )
         )
     if (run / "predictions.csv").is_file():
-        found += _guesses(run / "predictions.csv")
+        found += _guesses(run / "predictions.csv", _advice(values, balanced))
     return found
 
 
@@ -96,11 +97,24 @@ def _curves(rows: Sequence[Row], metrics: Mapping[str, Any]) -> Iterator[Finding
         )
 
 
-def _guesses(path: Path) -> Iterator[Finding]:
+def _advice(metrics: Mapping[str, Any], balanced: bool) -> str:
+    """What to do where calling at 0.5, or what is likeliest, says nothing."""
+    advice = "judge by AUC"
+    if metrics.get("operating_points"):
+        advice += (
+            ", and call by the operating points: where the probability in predictions.csv is at "
+            "least the threshold in operating_points of metrics.json (report.html has them too)"
+        )
+    else:
+        advice += "; with validation images there are thresholds to call by (operating points)"
+    return advice + ("" if balanced else "; or train with --loss-weight balance")
+
+
+def _guesses(path: Path, advice: str) -> Iterator[Finding]:
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     if rows and "predicted" not in rows[0]:
-        yield from _called_findings(rows)
+        yield from _called_findings(rows, advice)
         return
     guessed = {row.get("predicted") for row in rows}
     labels = {row.get("label") for row in rows}
@@ -108,11 +122,11 @@ def _guesses(path: Path) -> Iterator[Finding]:
         yield Finding(
             "warning",
             f"every one of {len(rows)} images is predicted as {guessed.pop()!r}",
-            "weight the classes in the loss, or judge by AUC and set an operating point",
+            advice,
         )
 
 
-def _called_findings(rows: Sequence[Mapping[str, str]]) -> Iterator[Finding]:
+def _called_findings(rows: Sequence[Mapping[str, str]], advice: str) -> Iterator[Finding]:
     """Of several findings per image: those that are called on nearly every image, and never."""
     always, never = [], []
     for column in rows[0]:
@@ -127,18 +141,17 @@ def _called_findings(rows: Sequence[Mapping[str, str]]) -> Iterator[Finding]:
             always.append(said)
         elif there > 1 and not any(called):
             never.append(said)
-    advice = "judge by AUC, and call by the operating points of metrics.json instead of 0.5"
     if always:
         yield Finding(
             "warning",
             f"{counted_are(len(always), 'finding')} called on nearly every image",
-            f"{advice}; --loss-weight balance makes rare findings probable",
+            advice,
             tuple(always),
         )
     if never:
         yield Finding(
             "warning",
             f"{counted_are(len(never), 'finding')} never called although there are images with it",
-            f"{advice}; --loss-weight balance makes rare findings probable",
+            advice,
             tuple(never),
         )

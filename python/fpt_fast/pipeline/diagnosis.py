@@ -51,7 +51,7 @@ def doctor(settings: DoctorSettings | None = None, **values: Any) -> Diagnosis:
         data = trained.data if data is None else data
         cache = Path(trained.cache) if cache is None and trained.cache != "none" else cache
         looked_at.append(f"run:   {settings.run}")
-        found += find_in_run(settings.run)
+        found += find_in_run(settings.run, balanced=trained.loss_weight != "none")
         if not (settings.run / BEST).is_dir():
             found.append(Finding("error", f"{settings.run} holds no {BEST}/ model", "train again"))
     if data is None and cache is None:

@@ -1,7 +1,7 @@
 """What calibrates a run's probabilities: temperatures fitted on its validation images."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,12 @@ from fpt_fast.config import ConfigError
 from fpt_fast.pipeline.run_folder import VALIDATION_FILE
 from fpt_fast.records import UNLABELLED
 from fpt_fast.report import read_predictions
-from fpt_fast.trust import finding_temperatures, usable_temperature
+from fpt_fast.trust import (
+    finding_temperatures,
+    usable_temperature,
+    why_no_temperature,
+    why_no_temperatures,
+)
 
 log = logging.getLogger("fpt_fast")
 
@@ -53,16 +58,22 @@ def require_temperatures(folder: Path, extra: Mapping[str, Any]) -> Tensor:
     several = extra.get("task") == "multilabel"
     if TEMPERATURES not in extra:
         _warn_of_few(folder / VALIDATION_FILE)
-    for number, temperature in enumerate(fitted):
-        if temperature is None:
-            what = f"of {extra['classes'][number]} " if several else ""
-            log.warning(
-                "the probabilities %scannot be calibrated and stay as they are: the validation "
-                "images are all right, or no better than chance%s",
-                *(what, ", or do not show it both ways" if several else ""),
-            )
+        _warn_of_none(folder / VALIDATION_FILE, extra["classes"] if several else None)
     values = [value or 1.0 for value in fitted]
     return torch.tensor(values if several else values[0], dtype=torch.float32)
+
+
+def _warn_of_none(path: Path, findings: Sequence[str] | None) -> None:
+    """Say of what there is no temperature, and why."""
+    validation = read_predictions(path)[0]
+    several = findings is not None
+    reasons = why_no_temperatures(validation) if several else (why_no_temperature(validation),)
+    for name, reason in zip(findings or ("",), reasons, strict=True):
+        if reason is not None:
+            log.warning(
+                "the probabilities %scannot be calibrated and stay as they are: %s",
+                *(f"of {name} " if several else "", reason),
+            )
 
 
 def _warn_of_few(path: Path) -> None:

@@ -17,10 +17,15 @@ from fpt_fast.trust.calibration import (
     fit_temperature,
     scale_probabilities,
     usable_temperature,
+    why_no_temperature,
 )
 from fpt_fast.trust.comparison import Comparison, compare_predictions
 from fpt_fast.trust.delong import AreaDifference, compare_areas, compare_macro_areas
-from fpt_fast.trust.finding_calibration import calibrate_findings, finding_temperatures
+from fpt_fast.trust.finding_calibration import (
+    calibrate_findings,
+    finding_temperatures,
+    why_no_temperatures,
+)
 from fpt_fast.trust.grade_cuts import Grading, fit_grade_cuts, grading_of
 from fpt_fast.trust.operating import (
     OperatingPoint,
@@ -61,4 +66,6 @@ __all__ = [
     "resampled_metrics",
     "scale_probabilities",
     "usable_temperature",
+    "why_no_temperature",
+    "why_no_temperatures",
 ]

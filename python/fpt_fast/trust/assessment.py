@@ -35,7 +35,8 @@ class Assessment:
     """``metrics`` of a split with their ``intervals`` (None: not asked for), the ``calibration``
     of its probabilities (None: a regression), ``points`` of operation (without validation
     images, none) and the ``grading`` by learned cuts (None: there are none).  Of several findings
-    per image, ``by_finding`` is the calibration of each (None: no image tells it).
+    per image, ``by_finding`` is the calibration of each (None: no image tells it), and ``names``
+    what they are called (empty: not known).
 
     Reads like ``Metrics``: ``assessment["auc"]``, ``assessment.values``, ``dict(assessment)``.
     """
@@ -46,6 +47,7 @@ class Assessment:
     points: tuple[OperatingPoint, ...] = ()
     grading: Grading | None = None
     by_finding: tuple[Calibration | None, ...] = ()
+    names: tuple[str, ...] = ()
 
     @property
     def values(self) -> dict[str, float]:
@@ -95,7 +97,7 @@ class Assessment:
         if self.calibration is not None and self.intervals is not None:
             lines.append(_describe(self.calibration))
         if self.by_finding:
-            lines.append(_describe_findings(self.by_finding))
+            lines.append(_describe_findings(self.by_finding, self.names))
         return "\n".join([*lines, *(f"note: {note}" for note in self.metrics.notes)])
 
     def to_json(self) -> dict[str, Any]:
@@ -159,16 +161,17 @@ def assess(
         grading = grading_of(predictions, num_classes)
         return Assessment(metrics, intervals, grading=grading)
     if predictions.labels.dim() == 2:
+        called = tuple(names or ())
         # Of several findings per image each has thresholds and a temperature.
         if validation is None or not bool((validation.labels != UNLABELLED).any()):
             by_finding = calibrate_findings(predictions, None, options)
-            return Assessment(metrics, intervals, by_finding=by_finding)
+            return Assessment(metrics, intervals, by_finding=by_finding, names=called)
         by_finding = calibrate_findings(predictions, validation, options)
         thresholds = choose_thresholds(
             validation, at_sensitivity=at_sensitivity, at_specificity=at_specificity
         )
         points = operating_points(predictions, thresholds, bootstrap=bootstrap)
-        return Assessment(metrics, intervals, None, points, by_finding=by_finding)
+        return Assessment(metrics, intervals, None, points, None, by_finding, called)
     plain = calibration_errors(predictions, bootstrap=bootstrap)
     if validation is None or not bool((validation.labels != UNLABELLED).any()):
         return Assessment(metrics, intervals, Calibration(plain, None, None))
@@ -183,7 +186,7 @@ def assess(
     return Assessment(metrics, intervals, Calibration(plain, temperature, scaled), points)
 
 
-def _describe_findings(findings: Sequence[Calibration | None]) -> str:
+def _describe_findings(findings: Sequence[Calibration | None], names: Sequence[str]) -> str:
     """Mean calibration error of the findings, and of those with a temperature without and at it."""
     known = [found for found in findings if found is not None]
     line = f"calibration error, mean of findings {_mean([f.plain.ece for f in known])}"
@@ -194,7 +197,12 @@ def _describe_findings(findings: Sequence[Calibration | None]) -> str:
     if len(scaled) == len(known):
         return f"{line}, each at its own temperature {at_it}"
     plain = _mean([error for error, _ in scaled])
-    return f"{line}; of the {len(scaled)} with a temperature {plain}, at it {at_it}"
+    named = ""
+    if names:
+        pairs = zip(names, findings, strict=True)
+        of_these = [name for name, f in pairs if f is not None and f.scaled is not None]
+        named = f" ({', '.join(of_these)})"
+    return f"{line}; of the {len(scaled)} with a temperature{named} {plain}, at it {at_it}"
 
 
 def _mean(errors: Sequence[Interval]) -> str:

@@ -20,6 +20,10 @@ from fpt_fast.trust.resampled import Floats
 
 BINS = 15
 _LOWEST, _HIGHEST = 0.01, 100.0
+_AT_A_BOUND = {
+    _LOWEST: "every validation image is right",
+    _HIGHEST: "on the validation images they are no better than chance",
+}
 _TINY = float(np.finfo(np.float64).tiny)
 
 
@@ -139,7 +143,12 @@ def usable_temperature(predictions: Predictions) -> float | None:
     better, down to probabilities of 0 and 1, which a few images do not warrant; where the
     probabilities are no better than chance, the higher, until all are alike."""
     temperature = fit_temperature(predictions)
-    return None if temperature in (_LOWEST, _HIGHEST) else temperature
+    return None if temperature in _AT_A_BOUND else temperature
+
+
+def why_no_temperature(predictions: Predictions) -> str | None:
+    """Why ``usable_temperature`` of validation images is None; None where it is a number."""
+    return _AT_A_BOUND.get(fit_temperature(predictions))
 
 
 def scale_probabilities(predictions: Predictions, temperature: float) -> Predictions:

@@ -4,10 +4,16 @@ temperature of its own."""
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fpt_fast.records import UNLABELLED, Predictions
 from fpt_fast.trust.bootstrap import Bootstrap
-from fpt_fast.trust.calibration import Calibration, calibration_errors, usable_temperature
+from fpt_fast.trust.calibration import (
+    Calibration,
+    calibration_errors,
+    usable_temperature,
+    why_no_temperature,
+)
 
 
 def as_two_classes(predictions: Predictions, finding: int) -> Predictions:
@@ -26,6 +32,16 @@ def finding_temperatures(validation: Predictions) -> tuple[float | None, ...]:
         usable_temperature(as_two_classes(validation, finding))
         if _both(validation, finding)
         else None
+        for finding in range(validation.logits.shape[1])
+    )
+
+
+def why_no_temperatures(validation: Predictions) -> tuple[str | None, ...]:
+    """Why ``finding_temperatures`` is None, for each finding; None where it is a number."""
+    return tuple(
+        why_no_temperature(as_two_classes(validation, finding))
+        if _both(validation, finding)
+        else _of_one_kind(validation.labels[:, finding])
         for finding in range(validation.logits.shape[1])
     )
 
@@ -59,6 +75,14 @@ def _calibration(
         return Calibration(plain, None, None)
     scaled = calibration_errors(finding, temperature=temperature, bootstrap=drawn)
     return Calibration(plain, temperature, scaled)
+
+
+def _of_one_kind(labels: Tensor) -> str:
+    if bool((labels == 1).any()):
+        return "no validation image is known to be without it"
+    if bool((labels == 0).any()):
+        return "no validation image is known to have it"
+    return "of no validation image is it known"
 
 
 def _both(predictions: Predictions, finding: int) -> bool:
