@@ -159,10 +159,40 @@ def test_each_finding_is_tested_between_two_runs(
         ]
         for text, p in zip(row[5:], (area.p, adjusted), strict=True):
             assert text == "< 0.0001" if p < 1e-4 else float(text) == pytest.approx(p, abs=2e-4)
-    assert "poor less good\n  AUC of mass: " in said and "AUC of never there" not in said
+    assert "poor less good\n  AUC of mass: " in said
+    assert "  AUC of never there: not compared, 0 of 42 images with it" in said
     assert f"p {areas[1].p:.4g} (DeLong)" in said
     assert main(["compare", *map(str, runs), "--resamples", "40"]) == 0
     assert f"AUC of nodule <b>: {areas[1].first:.4f} against" in capsys.readouterr().out
+
+
+def test_the_terminal_says_what_is_in_common_and_what_has_no_test(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = write_images(tmp_path / "images", 22)
+    names = ("disc", "lesion", "artefact")
+    runs = []
+    # Of the last ten, which both have, the first finding is unknown of two and there on five.
+    for number, part in enumerate((slice(0, 22), slice(12, 22))):
+        whole = predict_findings(keys, number, 1.0)
+        assert whole.probabilities is not None
+        cut = Predictions(
+            keys[part], whole.labels[part], whole.logits[part], whole.probabilities[part]
+        )
+        folder = tmp_path / "runs" / f"r{number}"
+        runs.append(write_run(folder, cut, tmp_path / "images", classes=names))
+    page = tmp_path / "page.html"
+    assert main(["compare", *map(str, runs), "--output", str(page)]) == 0
+    said = capsys.readouterr().out
+    common = "The runs have 10 images in common: differences and disagreements are of those"
+    assert f"note: {common}" in said and common in page.read_text()
+    tests = "DeLong's test takes two with and two without"
+    assert f"AUC of artefact: not compared, 0 of 10 images with it: {tests}\n" in said
+    assert said.count("not compared") == 1 and said.count("(DeLong)") == 2
+    # Without a page the two are refused, and the page is named.
+    assert main(["compare", *map(str, runs)]) == 1
+    hint = "--output PAGE.html compares them on the 10 images of both"
+    assert hint in capsys.readouterr().err
 
 
 def test_numbers_are_compared_and_those_furthest_apart_shown(tmp_path: Path) -> None:

@@ -183,4 +183,7 @@ def test_too_few_images() -> None:
     with pytest.raises(ValueError, match=r"two images each, got images by class \{0: 2, 1: 1\}"):
         compare_macro_areas(np.array([0, 0, 1]), np.eye(3), np.eye(3))
     few = picked(make(20, 3), np.array([0, 0, 1, 2, 2]))
-    assert compare_predictions(few, few, "abc", resamples=10).auc is None
+    compared = compare_predictions(few, few, "abc", resamples=10)
+    assert compared.auc is None and compared.per_class[1] is None
+    assert "AUC of b: not compared, 1 of 5 images of it: DeLong's test takes two" in str(compared)
+    assert str(compared).count("not compared") == 1

@@ -12,6 +12,7 @@ from fpt_fast.pipeline.grades import cuts_of_metrics
 from fpt_fast.records import Split
 from fpt_fast.report import read_predictions
 from fpt_fast.trust import Comparison, compare_predictions
+from fpt_fast.words import counted
 
 _T = TypeVar("_T")
 _OF_LOGITS = "auc_raw_logits"
@@ -57,7 +58,11 @@ def compare(
             ours, theirs, classes, level=level, resamples=resamples, groups=groups
         )
     except ValueError as error:
-        raise ConfigError(f"{first} and {second} cannot be compared: {error}") from error
+        common = len(set(ours.keys) & set(theirs.keys))
+        hint = ""
+        if common and len(ours.keys) + len(theirs.keys) > 2 * common:
+            hint = f"; --output PAGE.html compares them on the {counted(common, 'image')} of both"
+        raise ConfigError(f"{first} and {second} cannot be compared: {error}{hint}") from error
     comparison = _without_logits(comparison)
     if output is not None:
         with write_atomically(Path(output)) as file:

@@ -28,14 +28,16 @@ ALL_PAIRS = 6
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunsComparison:
-    """What a page was made of: its path, the runs by name, and the tests of pairs of them."""
+    """What a page was made of: its path, the runs by name, the tests of pairs of them, and what
+    must be said beside."""
 
     page: Path
     runs: tuple[ComparedRun, ...]
     pairs: tuple[Pair, ...]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """The runs' metrics, a line each; DeLong's tests of the pairs; where the page is."""
+        """The runs' metrics, a line each; DeLong's tests of the pairs; the notes and the page."""
         width = max(len(run.name) for run in self.runs)
         lines = []
         for run in self.runs:
@@ -46,6 +48,7 @@ class RunsComparison:
             tests = pair.comparison.area_lines()
             first, second = (self.runs[number].name for number in (pair.first, pair.second))
             lines += [f"{first} less {second}", *(f"  {test}" for test in tests)] if tests else []
+        lines += [f"note: {note}" for note in self.notes]
         return "\n".join([*lines, f"page: {self.page}"])
 
 
@@ -100,7 +103,7 @@ def compare_runs(
         notes=notes,
         thumbnails=thumbnails,
     )
-    return RunsComparison(page, tuple(read), tuple(pairs))
+    return RunsComparison(page, tuple(read), tuple(pairs), tuple(notes))
 
 
 def _members(run: Path, suffix: str) -> list[Path]:

@@ -16,6 +16,9 @@ from fpt_fast.trust.delong import AreaDifference, compare_areas, compare_macro_a
 from fpt_fast.trust.resampled import Floats, make_resampler
 from fpt_fast.words import counted
 
+# Images with and without, which DeLong's test takes at least.
+_FEWEST = 2
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
@@ -26,6 +29,8 @@ class Comparison:
     per image ``per_class`` is of each finding, and ``auc`` None: their areas share images.
     ``differences`` are first less second by metric, with paired bootstrap intervals, which draw
     ``units`` (images, or patients); ``first`` and ``second`` the metrics themselves.
+    ``untested`` says of each class or finding why it has no test (None: it has one; empty for a
+    regression).
     """
 
     images: int
@@ -37,6 +42,7 @@ class Comparison:
     auc: AreaDifference | None
     per_class: tuple[AreaDifference | None, ...]
     units: str = "images"
+    untested: tuple[str | None, ...] = ()
 
     def __str__(self) -> str:
         """A table in plain text: DeLong's tests, then the other metrics."""
@@ -48,16 +54,20 @@ class Comparison:
                 f"difference {interval} (paired bootstrap"
                 f"{'' if self.units == 'images' else f' of {self.units}'})"
             )
-        if self.units != "images" and self.area_lines():
+        if self.units != "images" and any(area is not None for area in (self.auc, *self.per_class)):
             lines.append(f"note: DeLong's test takes images, not {self.units}, as independent")
         return "\n".join(lines)
 
     def area_lines(self) -> list[str]:
-        """DeLong's tests in plain text, a line each: of all classes, then of each."""
+        """DeLong's tests in plain text, a line each: of all classes, then of each, or why none."""
         lines = [] if self.auc is None else [_row("AUC", self.auc)]
         if len(self.classes) > 2 or self.auc is None:
-            named = zip(self.classes, self.per_class, strict=True)
-            lines += [_row(f"AUC of {name}", row) for name, row in named if row is not None]
+            reasons = self.untested or (None,) * len(self.classes)
+            for name, row, why in zip(self.classes, self.per_class, reasons, strict=True):
+                if row is not None:
+                    lines.append(_row(f"AUC of {name}", row))
+                elif why is not None:
+                    lines.append(f"AUC of {name}: not compared, {why}")
         return lines
 
     def to_json(self) -> dict[str, Any]:
@@ -122,7 +132,24 @@ def compare_predictions(
         auc=auc,
         per_class=per_class,
         units=bootstrap.units,
+        untested=_untested(first, len(classes)),
     )
+
+
+def _untested(predictions: Predictions, num_classes: int) -> tuple[str | None, ...]:
+    """Why a class, or a finding, has no test; None for one that has."""
+    if predictions.probabilities is None:
+        return ()
+    labels, several = predictions.labels, predictions.labels.dim() == 2
+    reasons = []
+    for number in range(num_classes):
+        of_it = labels[:, number] if several else labels
+        known = int((of_it != UNLABELLED).sum())
+        there = int((of_it == (1 if several else number)).sum())
+        enough = min(there, known - there) >= _FEWEST
+        said = f"{there} of {counted(known, 'image')} {'with' if several else 'of'} it"
+        reasons.append(None if enough else f"{said}: DeLong's test takes two with and two without")
+    return tuple(reasons)
 
 
 def _areas(
@@ -141,7 +168,7 @@ def _areas(
     counts = np.bincount(labels, minlength=len(classes))
     per_class = tuple(
         compare_areas(labels == label, ours[:, label], theirs[:, label], level=level)
-        if min(count, len(labels) - count) >= 2
+        if min(count, len(labels) - count) >= _FEWEST
         else None
         for label, count in enumerate(counts.tolist())
     )
@@ -159,7 +186,7 @@ def _area_of_finding(
     assert first.probabilities is not None and second.probabilities is not None
     known = first.labels[:, finding] != UNLABELLED
     positive = (first.labels[known, finding] == 1).numpy()
-    if min(int(positive.sum()), int((~positive).sum())) < 2:
+    if min(int(positive.sum()), int((~positive).sum())) < _FEWEST:
         return None
     ours, theirs = (p[known, finding].numpy() for p in (first.probabilities, second.probabilities))
     return compare_areas(positive, ours, theirs, level=level)
