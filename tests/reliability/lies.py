@@ -73,7 +73,8 @@ class Lie:
             self.header["keys_bytes"] = len(self.keys)
             self.header["records"] = max(1, self.keys.count(b"\0"))
             if self.table:
-                self.table = (self.table * self.header["records"])[: 16 * self.header["records"]]
+                size = 16 * self.header["records"]
+                self.table = (self.table * (size // len(self.table) + 1))[:size]
         header = json.dumps(self.header, sort_keys=True, separators=(",", ":")).encode()
         if self.raw is not None:
             header = header.replace(self.raw[0].encode(), self.raw[1].encode("latin-1"))
@@ -146,8 +147,8 @@ def _keys(lie: Lie, pick: random.Random) -> None:
         pick.shuffle(keys)
     if pick.random() < 0.2:
         times = pick.choice((2, 100))
-        # Lies add up, and the memory to tell them in is limited.
-        if times * sum(map(len, keys)) <= 2**20:
+        # Lies add up, and the memory to tell them in is limited; an empty key takes some, too.
+        if times * sum(len(key) + 1 for key in keys) <= 2**20:
             keys *= times
     lie.keys = b"\0".join(keys) + (b"" if pick.random() < 0.1 else b"\0")
     lie.honest = pick.random() < 0.8
