@@ -152,7 +152,8 @@ def test_yaml_under_flags(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("epochz: 3", "epochz"),
+        ("epochz: 3", "unknown key 'epochz'; did you mean 'epochs' instead of 'epochz'?; known"),
+        ("label_columns: opacity, lines", "must be a list like [opacity, lines], got the text 'op"),
         ("epochs: many", "number"),
         ("method: fpt_minus", "fpt_plus"),
         ("fusion: maybe", "true or false"),
@@ -167,6 +168,17 @@ def test_yaml_errors_name_the_key(
     config.write_text(text)
     assert run("train", "--config", config, "--data", "x", "--cache", "c", "--run", "r") == 1
     assert named in capsys.readouterr().err
+
+
+def test_a_text_is_no_list_of_letters() -> None:
+    """Of keywords, as of YAML."""
+    values = {"data": "images", "cache": "none", "run": "run", "class_order": "mild"}
+    with pytest.raises(
+        ConfigError, match=r"class_order must be a list like \[mild\], got"
+    ):
+        build_settings(TrainSettings, values)
+    with pytest.raises(ConfigError, match=r"no 'class_ordr'; did you mean 'class_order' instead"):
+        build_settings(TrainSettings, {**values, "class_ordr": ("mild",)})
 
 
 def test_settings_survive_yaml(tmp_path: Path) -> None:

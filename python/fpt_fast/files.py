@@ -4,7 +4,7 @@ what may be replaced by another."""
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TextIO
 
@@ -57,6 +57,16 @@ def require_free_folder(path: Path, mark: str, *, overwrite: bool) -> None:
             f"{path} holds those of an earlier run; choose another --output, or replace them all "
             "with --overwrite"
         )
+
+
+def output_folder(
+    folder: Path, keep: Callable[[], bool] | None = None
+) -> AbstractContextManager[None]:
+    """``folder``, empty, to write to; what an earlier run left comes back where this one fails,
+    unless ``keep()``."""
+    if folder.is_dir() and not any(folder.iterdir()):
+        return nullcontext()
+    return replaced_folder(folder, keep)
 
 
 @contextmanager

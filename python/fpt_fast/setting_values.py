@@ -1,13 +1,15 @@
 """Settings as YAML files and keyword arguments hold them: read, checked, and written back."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from fpt_fast.config import ConfigError
+from fpt_fast.words import what_was_meant
 
 _T = TypeVar("_T")
 
@@ -88,8 +90,7 @@ def parse_values(settings: type[Any], values: Any, where: str) -> dict[str, Any]
     unknown = sorted(set(renamed) - known)
     if unknown:
         raise ConfigError(
-            f"{where}: unknown key {', '.join(map(repr, unknown))}; known are "
-            f"{', '.join(sorted(known))}"
+            f"{where}: unknown key {', '.join(map(repr, unknown))}; {_known(unknown, known)}"
         )
     hints = get_type_hints(settings)
     return {key: _from_yaml(key, value, hints[key]) for key, value in renamed.items()}
@@ -118,10 +119,36 @@ def build_settings(settings: type[_T], values: Mapping[str, Any]) -> _T:
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise ConfigError(
-            f"{settings.__name__} has no {', '.join(map(repr, unknown))}; known are "
-            f"{', '.join(sorted(hints))}"
+            f"{settings.__name__} has no {', '.join(map(repr, unknown))}; {_known(unknown, hints)}"
         )
+    for name, value in values.items():
+        _check_list(name, value, hints[name])
     return settings(**{name: _as_path(value, hints[name]) for name, value in values.items()})
+
+
+def _known(unknown: Iterable[str], known: Iterable[str]) -> str:
+    """What ``unknown`` names may have meant, then all that there are."""
+    names = sorted(known)
+    meant = [words for name in unknown for words in what_was_meant(name, names)]
+    return "; ".join([*meant, f"known are {', '.join(names)}"])
+
+
+def _check_list(name: str, value: Any, hint: Any) -> None:
+    """Raise ``ConfigError`` for a text where several values belong: it would be taken apart into
+    its letters."""
+    if isinstance(value, str) and _is_list(hint):
+        parts = [part.strip() for part in value.split(",")]
+        raise ConfigError(
+            f"{name} must be a list like [{', '.join(parts)}], got the text {value!r}"
+        )
+
+
+def _is_list(hint: Any) -> bool:
+    """True for a field of several values and nothing else."""
+    options = [option for option in get_args(hint) if option is not type(None)]
+    return get_origin(hint) is tuple or (
+        get_origin(hint) in (Union, UnionType) and all(map(_is_list, options))
+    )
 
 
 def _as_path(value: Any, hint: Any) -> Any:
@@ -147,6 +174,7 @@ def _from_yaml(key: str, value: Any, hint: Any) -> Any:
         if value not in options:
             raise ConfigError(f"{key} must be one of {', '.join(map(str, options))}, got {value!r}")
         return value
+    _check_list(key, value, hint)
     if isinstance(value, list):
         inner = Path if Path in (*options, *_inner(hint)) else None
         return tuple(inner(item) if inner else item for item in value)

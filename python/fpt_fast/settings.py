@@ -162,6 +162,8 @@ class ShareSettings:
     """Folder of a finished run."""
     output: Path | None = None
     """New folder for the files."""
+    overwrite: bool = False
+    """Replace what was shared into it before."""
     repo: str | None = None
     """Repository of the Hugging Face hub, OWNER/NAME, made where there is none."""
     private: bool = True

@@ -1,4 +1,7 @@
-"""Counts in words, for messages."""
+"""Counts and names in words, for messages."""
+
+import difflib
+from collections.abc import Iterable
 
 
 def counted(count: int, noun: str) -> str:
@@ -21,6 +24,13 @@ def counted_do(count: int, noun: str, verb: str) -> str:
     if count == 1:
         verb = "has" if verb == "have" else f"{verb}s"
     return f"{counted(count, noun)} {verb}"
+
+
+def what_was_meant(name: str, known: Iterable[str]) -> list[str]:
+    """``["did you mean 'fit' instead of 'fits'?"]``, or nothing where no known name is near."""
+    by_lower = {other.lower(): other for other in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    return [f"did you mean {by_lower[found]!r} instead of {name!r}?" for found in near]
 
 
 def format_bytes(count: int) -> str:

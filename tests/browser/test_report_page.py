@@ -87,6 +87,15 @@ def test_a_narrow_screen_scrolls_tables_and_never_the_page(browser: Chrome, page
     assert narrow_width(browser, page) <= 360
 
 
+def test_names_of_rows_are_not_broken_into_letters(browser: Chrome, page: Path) -> None:
+    assert narrow_width(browser, page) <= 360
+    widths = browser.execute_script(
+        "return Array.from(document.querySelectorAll('.scroll th[scope=row]'), "
+        "name => name.clientWidth)"
+    )
+    assert widths and min(widths) >= 90
+
+
 def test_every_text_is_legible(wide: Chrome, page: Path) -> None:
     open_page(wide, page)
     assert wide.execute_script(LOW_CONTRAST) == []

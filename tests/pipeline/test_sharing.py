@@ -230,8 +230,8 @@ def test_up_to_the_hub_and_down_again(
 def test_what_cannot_be_shared(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="say where to: --output FOLDER, --repo OWNER/NAME"):
         share(run=run)
-    with pytest.raises(ConfigError, match="is not empty"):
-        share(run=run, output=run.parent / "images")
+    with pytest.raises(FileExistsError, match=r"is not empty and has no README.md; it will not be"):
+        share(run=run, output=run.parent / "images", overwrite=True)
     with pytest.raises(HubError, match="a repository is named owner/name, got 'bars'"):
         share(run=run, repo="bars")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
@@ -240,6 +240,28 @@ def test_what_cannot_be_shared(run: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (run / "metrics.json").unlink()
     with pytest.raises(ConfigError, match="is not a finished run"):
         share(run=run, output=run.parent / "shared")
+
+
+def test_what_was_shared_is_replaced_where_that_is_asked_for(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "shared"
+    share(run=run, output=folder, name="first")
+    first = (folder / "README.md").read_text()
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="replace them all with --overwrite"):
+        share(run=run, output=folder)
+    with monkeypatch.context() as patch:
+        patch.setattr("fpt_fast.pipeline.sharing.model_card", lambda facts: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            share(run=run, output=folder, overwrite=True)
+    assert (folder / "README.md").read_text() == first and (folder / "notes.txt").is_file()
+    share(run=run, output=folder, name="second", overwrite=True)
+    assert (folder / "README.md").read_text() != first and not (folder / "notes.txt").exists()
+    # What is complete is not lost with the hub.
+    with pytest.raises(HubError, match="named owner/name"):
+        share(run=run, output=tmp_path / "kept", repo="bars")
+    assert (tmp_path / "kept" / "README.md").is_file()
 
 
 def test_what_is_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

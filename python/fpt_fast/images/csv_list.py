@@ -1,7 +1,6 @@
 """CSV lists of images: path, label and split, checked row by row."""
 
 import csv
-import difflib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import NamedTuple, TypeVar
 
 from fpt_fast.images.values import parse_value, strata_of
 from fpt_fast.records import SPLITS, UNLABELLED, Split
+from fpt_fast.words import what_was_meant
 
 _DELIMITERS = ",;\t"
 _LISTED = 20
@@ -183,9 +183,7 @@ def _missing_columns(missing: Mapping[str, str], names: Sequence[str]) -> str:
     asked, meant = [], []
     for name, kind in missing.items():
         asked.append(repr(name) + (f" (--{kind.replace('_', '-')})" if kind else ""))
-        by_lower = {other.lower(): other for other in names}
-        near = difflib.get_close_matches(name.lower(), by_lower, n=1)
-        meant += [f"did you mean {by_lower[found]!r} instead of {name!r}?" for found in near]
+        meant += what_was_meant(name, names)
     said = [
         f"must have the column {' and '.join(asked)}, got "
         f"{', '.join(map(repr, names)) or 'an empty file'}",

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fpt_fast.config import ConfigError
-from fpt_fast.files import replaced_folder, require_free_folder, write_atomically
+from fpt_fast.files import output_folder, require_free_folder, write_atomically
 from fpt_fast.images import DecodedStore, labels_of, to_network_input
 from fpt_fast.model import FptModel
 from fpt_fast.ops import quantise_kv
@@ -80,16 +79,9 @@ def explain(settings: ExplainSettings | None = None, **values: Any) -> ExplainRe
     if settings.output is None:
         examples = tuple(example for example, _, _ in explained)
     else:
-        with _folder(settings.output):
+        with output_folder(settings.output):
             examples = tuple(_written(settings.output, explained, run.classes))
     return ExplainResult(examples, run.classes, settings.output)
-
-
-def _folder(output: Path) -> AbstractContextManager[None]:
-    """An empty folder to write to; an earlier run's comes back where this one fails."""
-    if output.is_dir() and not any(output.iterdir()):
-        return nullcontext()
-    return replaced_folder(output)
 
 
 def _written(

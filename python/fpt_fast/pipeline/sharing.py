@@ -2,7 +2,8 @@
 
 import json
 import tempfile
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import yaml
 
 from fpt_fast import __version__
 from fpt_fast.config import ConfigError
-from fpt_fast.files import write_atomically
+from fpt_fast.files import output_folder, require_free_folder, write_atomically
 from fpt_fast.hub import push_folder
 from fpt_fast.model import FptModel
 from fpt_fast.pipeline.peers import is_peer_folder
@@ -36,23 +37,18 @@ def share(settings: ShareSettings | None = None, **values: Any) -> ShareResult:
     """Write model, metrics and card of a run for others; see ``ShareSettings``.
 
     Paths of this machine are left out of the files.  Raises ``ConfigError`` where the run is
-    unfinished or nothing is asked for, ``HubError`` where the hub refuses.
+    unfinished or nothing is asked for, ``FileExistsError`` where ``output`` is not empty and not to
+    be replaced, ``HubError`` where the hub refuses.
     """
     settings = settings or build_settings(ShareSettings, values)
     if settings.output is None and settings.repo is None:
         raise ConfigError("say where to: --output FOLDER, --repo OWNER/NAME, or both")
-    if settings.output is not None and settings.output.exists() and any(settings.output.iterdir()):
-        raise ConfigError(f"{settings.output} is not empty; choose another --output")
+    if settings.output is not None:
+        require_free_folder(settings.output, CARD_FILE, overwrite=settings.overwrite)
     model, metrics, run = _read_run(settings.run)
     # Before the model is saved, which leaves it without the paths of this machine.
     facts = _facts(settings, model, metrics, run)
-    place = (
-        nullcontext(settings.output)
-        if settings.output is not None
-        else tempfile.TemporaryDirectory(prefix="fpt-fast-share-")
-    )
-    with place as folder:
-        target = Path(str(folder))
+    with _place(settings.output) as target:
         extra = _without_paths(model.extra)
         temperatures = find_temperatures(settings.run, model.extra)
         if temperatures is not None:
@@ -70,6 +66,20 @@ def share(settings: ShareSettings | None = None, **values: Any) -> ShareResult:
                 message=f"{settings.run.name}, by fpt-fast {__version__}",
             )
     return ShareResult(settings.output, address)
+
+
+@contextmanager
+def _place(output: Path | None) -> Iterator[Path]:
+    """An empty folder for the files: ``output``, or one for the length of the ``with`` block.
+
+    What is complete stays in ``output`` where the hub refuses it.
+    """
+    if output is None:
+        with tempfile.TemporaryDirectory(prefix="fpt-fast-share-") as folder:
+            yield Path(folder)
+    else:
+        with output_folder(output, keep=(output / CARD_FILE).is_file):
+            yield output
 
 
 def _read_run(run: Path) -> tuple[FptModel, dict[str, Any], dict[str, Any]]:

@@ -29,6 +29,7 @@ th, td { padding: .4rem .8rem; text-align: right; border-bottom: 1px solid var(-
 th { font-weight: 600; }
 th:first-child { padding-left: 0; }
 th[scope=row], .left { text-align: left; overflow-wrap: anywhere; }
+.scroll th[scope=row], .scroll .left { min-width: 7rem; }
 table.settings td { text-align: left; overflow-wrap: anywhere; }
 table.settings th { color: var(--soft); font-weight: 400; white-space: nowrap; }
 table.confusion td { border: 1px solid #fff; text-align: center; min-width: 3.5rem; }
