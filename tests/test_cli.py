@@ -173,9 +173,7 @@ def test_yaml_errors_name_the_key(
 def test_a_text_is_no_list_of_letters() -> None:
     """Of keywords, as of YAML."""
     values = {"data": "images", "cache": "none", "run": "run", "class_order": "mild"}
-    with pytest.raises(
-        ConfigError, match=r"class_order must be a list like \[mild\], got"
-    ):
+    with pytest.raises(ConfigError, match=r"class_order must be a list like \[mild\], got"):
         build_settings(TrainSettings, values)
     with pytest.raises(ConfigError, match=r"no 'class_ordr'; did you mean 'class_order' instead"):
         build_settings(TrainSettings, {**values, "class_ordr": ("mild",)})
