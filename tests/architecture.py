@@ -74,7 +74,7 @@ ALLOWED_ROOMS: dict[str, frozenset[str]] = {
     "settings": frozenset({"records", "config"}),
     "cache_settings": frozenset({"records", "settings"}),
     "run_settings": frozenset({"records", "config", "settings"}),
-    "setting_values": frozenset({"config"}),
+    "setting_values": frozenset({"config", "words"}),
     "first_look": frozenset({"config", "hub", "settings", "run_settings", "setting_values"}),
     "pipeline": frozenset(
         BELOW_PIPELINE | {"compat", "settings", "run_settings", "cache_settings", "setting_values"}
