@@ -110,6 +110,33 @@ def test_a_run_of_an_earlier_version_is_resumed_to_the_same_bits(
         assert (parts / name).read_bytes() == (whole / name).read_bytes()
 
 
+def test_a_run_goes_on_from_any_folder(
+    preload_settings: MakePreload,
+    train_settings: MakeTrain,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    preload(preload_settings())
+    changes: dict[str, Any] = {"epochs": 2, "checkpoint_steps": 2}
+    whole = train(train_settings(run=tmp_path / "whole", **changes)).run
+    monkeypatch.chdir(tmp_path)
+    assert train_until(train_settings(run=Path("run"), **changes), 4, signal.SIGTERM) == STOPPED
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    resume = ["train", "--config", "../run/config.yaml", "--resume"]
+    assert main(resume) == 0
+    assert history_of(tmp_path / "run") == history_of(whole) and not list(elsewhere.iterdir())
+    # Moved, it must be named; what was looked at is told in whole.
+    (tmp_path / "run").rename(tmp_path / "moved")
+    resume[2] = "../moved/config.yaml"
+    assert main(resume) == 1
+    said = capsys.readouterr().err
+    assert f"nothing to resume: {tmp_path / 'run'} has no checkpoint" in said and "--run" in said
+    assert main([*resume, "--run", "../moved"]) == 0
+
+
 def test_a_run_of_numbers_is_not_resumed_as_what_it_was_not(
     preload_settings: MakePreload, train_settings: MakeTrain, data: Path, tmp_path: Path
 ) -> None:

@@ -51,7 +51,11 @@ def check_run_folder(
     found = {path.name for path in run.iterdir()} if run.is_dir() else set()
     if resume:
         if not found & checkpoints:
-            raise ConfigError(f"nothing to resume: {run} has no checkpoint; leave --resume out")
+            raise ConfigError(
+                f"nothing to resume: {run.resolve()} has no checkpoint; name the folder that has "
+                "one, with --run (it goes before the run that a --config names, which may have "
+                "been moved), or leave --resume out to train from the start, there"
+            )
     elif found and CONFIG_FILE not in found:
         raise RunExists(
             f"{run} is not empty and is not a run of fpt-fast; it will not be "
@@ -185,6 +189,7 @@ def write_config(
     values = {
         "settings": to_yaml_values(found)
         | {
+            "run": str(settings.run.resolve()),
             "data": str(settings.data.resolve()),
             "cache": _absolute_cache(settings.cache),
             "backbone": None if found.backbone is None else recorded_source(found.backbone),
