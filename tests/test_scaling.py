@@ -97,3 +97,12 @@ def test_an_epoch_has_both_forms() -> None:
     ours, plain = CURVES["images"].measure(20, True)
     assert ours.bytes and plain.bytes and plain.bytes > 1.5 * ours.bytes
     assert ours.seconds and plain.seconds
+
+
+def test_the_page_is_drawn_from_what_was_measured(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    results = root / "benchmarks" / "results" / "scaling.json"
+    scaling.main(["--plot", "--results", str(results), "--docs", str(tmp_path)])
+    page = (tmp_path / "scaling.md").read_text()
+    assert (root / "docs" / "scaling.md").read_text() == page
+    assert "| 1024 | " in page and "e+" not in page

@@ -52,7 +52,8 @@ class Curve:
 
 
 def resolution(size: float, small: bool) -> Iterator[Point]:
-    """A frozen pass of one image in a process of its own; the plain one until its maps outgrow the
+    """A frozen pass of one image in a process of its own, ours in the dtype that ``auto`` takes on
+    the machine (bf16 where it multiplies that faster); the plain one until its maps outgrow the
     machine."""
     shape = _SMALL_VIT if small else _VIT_B
     words = ["--size", str(int(size))]
@@ -72,14 +73,14 @@ def resolution(size: float, small: bool) -> Iterator[Point]:
 
 
 def ratio(share: float, small: bool) -> Iterator[Point]:
-    """A training step of FPT+, batch 16, with this share of the tokens."""
+    """A training step of FPT+ in f32, batch 16, with this share of the tokens."""
     kept = max(1, int(share * (65 if small else _TOKENS)))
     ours, plain, _ = steps_of("fpt_plus", not small, kept=kept)
     yield from pair("ratio", share, ours, plain)
 
 
 def batch(count: float, small: bool) -> Iterator[Point]:
-    """A training step of FPT+ with so many images."""
+    """A training step of FPT+ in f32 with so many images."""
     ours, plain, _ = steps_of("fpt_plus", not small, count=int(count))
     yield from pair("batch", count, ours, plain)
 
@@ -117,7 +118,7 @@ def images(count: float, small: bool) -> Iterator[Point]:
 
 
 def models(count: float, small: bool) -> Iterator[Point]:
-    """A step of so many models: ours side by side, the plain ones one after another."""
+    """A step of so many models in f32: ours side by side, the plain ones one after another."""
     torch.manual_seed(0)
     steps = sweep_steps(int(count), not small)
     yield from pair("models", count, steps.together, steps.plain)

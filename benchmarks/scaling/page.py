@@ -32,7 +32,7 @@ def write_page(results: dict[str, Any], docs: Path) -> None:
         if not mine:
             continue
         (docs / "figures" / f"scaling-{curve.name}.svg").write_bytes(plot(curve, mine))
-        lines += ["", f"## {curve.title}", "", " ".join((curve.measure.__doc__ or "").split())]
+        lines += ["", f"## {curve.title}", "", _as_markdown(curve.measure.__doc__)]
         lines += ["", f"![{curve.title}](figures/scaling-{curve.name}.svg)", "", *_table(mine)]
     (docs / "scaling.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -80,9 +80,19 @@ def _table(points: list[Point]) -> list[str]:
         assert ours.seconds is not None and ours.bytes is not None
         mine = f"| {x:g} | {ours.seconds:.3g} s "
         if plain.seconds is None or plain.bytes is None:
-            lines.append(f"{mine}| not run: {plain.died} | – | {ours.bytes / 1e6:.3g} | – |")
+            lines.append(f"{mine}| not run: {plain.died} | – | {_megabytes(ours.bytes)} | – |")
             continue
         ratio = plain.seconds / ours.seconds
-        memory = f"{ours.bytes / 1e6:.3g} | {plain.bytes / 1e6:.3g} |"
+        memory = f"{_megabytes(ours.bytes)} | {_megabytes(plain.bytes)} |"
         lines.append(f"{mine}| {plain.seconds:.3g} s | {ratio:.2f} | {memory}")
     return lines
+
+
+def _as_markdown(docstring: str | None) -> str:
+    return " ".join((docstring or "").split()).replace("``", "`")
+
+
+def _megabytes(count: int) -> str:
+    """Three figures, and no power of ten."""
+    value = count / 1e6
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
