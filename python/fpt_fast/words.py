@@ -10,8 +10,8 @@ def counted(count: int, noun: str) -> str:
 
 
 def plural(noun: str) -> str:
-    """``images``, ``classes``, ``patches``."""
-    return noun + ("es" if noun.endswith(("s", "ch")) else "s")
+    """``images``, ``classes``, ``patches``, ``epochs``."""
+    return noun + ("es" if noun.endswith(("s", "tch")) else "s")
 
 
 def counted_are(count: int, noun: str) -> str:
