@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.marked_block import write_block
+from benchmarks.marked_block import Published
 from benchmarks.turns import processor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -153,11 +153,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(json.dumps(steps(not given.tiny, given.steps)))
         return 0
     found = measure(full=not given.tiny, count=given.steps, rounds=given.rounds)
-    text = json.dumps(found, indent=1) + "\n"
     if given.write:
-        RESULTS.write_text(text, encoding="utf-8")
-        write_block(DOCUMENT, START, END, render(found))
-    sys.stdout.write(text)
+        Published(RESULTS, DOCUMENT, START, END, render).write(found)
+    sys.stdout.write(json.dumps(found, indent=1) + "\n")
     return 0
 
 

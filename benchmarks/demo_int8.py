@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.marked_block import write_block
+from benchmarks.marked_block import Published
 from fpt_fast.cache import CacheReader
 from fpt_fast.demo.run import LEARNING_RATE, SIDE_SIZE, make_demo_cache
 from fpt_fast.pipeline import convert, train
@@ -159,8 +159,7 @@ def main() -> int:
     if not given.results:
         (given.output / "demo_int8.json").write_text(text, encoding="utf-8")
     if given.write:
-        RESULTS.write_text(text, encoding="utf-8")
-        write_block(DOCUMENT, START, END, render(found))
+        Published(RESULTS, DOCUMENT, START, END, render).write(found)
     sys.stdout.write(text)
     return 0
 

@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks.marked_block import write_block
+from benchmarks.marked_block import Published
 from benchmarks.turns import best_times, processor
 from fpt_fast.demo.tasks import make_task
 from fpt_fast.images import to_network_input
@@ -194,8 +194,7 @@ def main() -> int:
     text = json.dumps(found, indent=1) + "\n"
     (given.output / "exported.json").write_text(text, encoding="utf-8")
     if given.write:
-        RESULTS.write_text(text, encoding="utf-8")
-        write_block(DOCUMENT, START, END, render(found))
+        Published(RESULTS, DOCUMENT, START, END, render).write(found)
     sys.stdout.write(text)
     return 0
 

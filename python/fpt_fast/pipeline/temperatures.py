@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fpt_fast.config import ConfigError
 from fpt_fast.pipeline.run_folder import VALIDATION_FILE
-from fpt_fast.records import UNLABELLED
+from fpt_fast.records import UNLABELLED, Predictions
 from fpt_fast.report import read_predictions
 from fpt_fast.trust import (
     finding_temperatures,
@@ -24,8 +24,8 @@ log = logging.getLogger("fpt_fast")
 # Where a shared model keeps them, which has no validation images with it.
 TEMPERATURES = "temperatures"
 
-# Below this many validation images a temperature says more of them than of the model: of a dozen
-# images that the model happens to have right it is a tenth of what it should be.
+# Below this many validation images, our own choice, a temperature may say more of them than of the
+# model: a dozen that it happens to have right ask for a very low one.
 FEW = 50
 
 
@@ -57,15 +57,15 @@ def require_temperatures(folder: Path, extra: Mapping[str, Any]) -> Tensor:
         )
     several = extra.get("task") == "multilabel"
     if TEMPERATURES not in extra:
-        _warn_of_few(folder / VALIDATION_FILE)
-        _warn_of_none(folder / VALIDATION_FILE, extra["classes"] if several else None)
+        validation = read_predictions(folder / VALIDATION_FILE)[0]
+        _warn_of_few(validation, fitted)
+        _warn_of_none(validation, extra["classes"] if several else None)
     values = [value or 1.0 for value in fitted]
     return torch.tensor(values if several else values[0], dtype=torch.float32)
 
 
-def _warn_of_none(path: Path, findings: Sequence[str] | None) -> None:
+def _warn_of_none(validation: Predictions, findings: Sequence[str] | None) -> None:
     """Say of what there is no temperature, and why."""
-    validation = read_predictions(path)[0]
     several = findings is not None
     reasons = why_no_temperatures(validation) if several else (why_no_temperature(validation),)
     for name, reason in zip(findings or ("",), reasons, strict=True):
@@ -76,16 +76,19 @@ def _warn_of_none(path: Path, findings: Sequence[str] | None) -> None:
             )
 
 
-def _warn_of_few(path: Path) -> None:
-    """Say where a temperature was fitted on few images; of findings the one that fewest tell."""
-    labels = read_predictions(path)[0].labels
-    told = int((labels != UNLABELLED).sum(dim=0).min())
-    if told < FEW:
+def _warn_of_few(validation: Predictions, fitted: Sequence[float | None]) -> None:
+    """Say where a temperature was fitted on few images; of findings the one of the fewest."""
+    told = (validation.labels != UNLABELLED).reshape(len(validation.labels), -1).sum(dim=0)
+    least = min(
+        (count for count, value in zip(told.tolist(), fitted, strict=True) if value is not None),
+        default=FEW,
+    )
+    if least < FEW:
         log.warning(
             "the probabilities are calibrated on %d validation image%s: with fewer than %d they "
             "may be further off than plain ones; `fpt-fast evaluate` has both errors of the test "
             "images",
-            *(told, "" if told == 1 else "s", FEW),
+            *(least, "" if least == 1 else "s", FEW),
         )
 
 
