@@ -19,11 +19,12 @@ from benchmarks.bench_training_step import (
     OUTPUTS,
     PRECISIONS,
     make_batch,
-    make_step,
     method_config,
     plain_model,
+    published_step,
     spec,
     step_flops,
+    trainer_step,
 )
 from benchmarks.beside import alternate
 from benchmarks.counts import Count
@@ -60,7 +61,7 @@ def sweep_steps(models: int, full: bool, precision: Precision = "float32") -> St
 
     def plain_step(model: FptModel) -> Callable[[], Tensor]:
         twin = plain_model(model).eval()
-        return make_step(twin, lambda: twin(batch.side_pixels, keys, values), batch.labels)
+        return published_step(twin, lambda: twin(batch.side_pixels, keys, values), batch.labels)
 
     plain = [plain_step(model) for model in built]
     stack = ModelStack(built)
@@ -78,9 +79,7 @@ def sweep_steps(models: int, full: bool, precision: Precision = "float32") -> St
         optimizer.step(rates)
         return losses.detach()
 
-    alone = make_step(
-        built[0], lambda: built[0](batch), batch.labels, fused=True, precision=precision
-    )
+    alone = trainer_step(built[0], lambda: built[0](batch), batch.labels, precision)
     return Steps(together, alone, lambda: [step() for step in plain], batch.kv.nbytes)
 
 

@@ -17,10 +17,12 @@ from benchmarks.beside import alternate
 from benchmarks.counts import Count
 from benchmarks.plain.model import PlainFpt, PlainSizes
 from fpt_fast.compat.checkpoints import to_reference
-from fpt_fast.config import FptConfig, Precision, preset
+from fpt_fast.config import FptConfig, Precision, TrainConfig, preset
 from fpt_fast.model import FptModel, create_model
 from fpt_fast.records import BackboneSpec, FeatureBatch
 from fpt_fast.trainer.arithmetic import Arithmetic
+from fpt_fast.trainer.optimizer import drop_gradients
+from fpt_fast.trainer.schedule import build_optimizer
 
 METHODS = ("fpt_plus", "fpt")
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")  # that a CPU multiplies
@@ -50,31 +52,47 @@ def method_config(method: str, full: bool) -> FptConfig:
     return preset(method, side_size=(32, 32), num_prompts=4)
 
 
-def optimizer_of(module: torch.nn.Module, fused: bool = False) -> torch.optim.AdamW:
-    """As published; ``fused`` as the trainer has it."""
-    return torch.optim.AdamW(module.parameters(), lr=1e-4, weight_decay=0.1, fused=fused)
+def optimizer_of(module: torch.nn.Module) -> torch.optim.AdamW:
+    """As published."""
+    return torch.optim.AdamW(module.parameters(), lr=1e-4, weight_decay=0.1)
 
 
-def make_step(
-    module: torch.nn.Module,
-    logits: Callable[[], Tensor],
-    labels: Tensor,
-    *,
-    fused: bool = False,
-    precision: Precision = "float32",
+def published_step(
+    module: torch.nn.Module, logits: Callable[[], Tensor], labels: Tensor
 ) -> Callable[[], Tensor]:
     """One step as the published recipe does it; returns the loss before it."""
-    optimizer = optimizer_of(module, fused)
-    arithmetic = Arithmetic(precision, labels.device)
+    optimizer = optimizer_of(module)
 
     def step() -> Tensor:
-        with arithmetic.forward():
-            out = logits()
-        loss = functional.cross_entropy(out.float(), labels)
+        loss = functional.cross_entropy(logits(), labels)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def trainer_step(
+    module: torch.nn.Module,
+    logits: Callable[[], Tensor],
+    labels: Tensor,
+    precision: Precision = "float32",
+) -> Callable[[], Tensor]:
+    """The same as our trainer does it."""
+    config = TrainConfig(learning_rate=1e-4, weight_decay=0.1, clip_norm=1.0, precision=precision)
+    parameters = list(module.parameters())
+    optimizer = build_optimizer(parameters, config, labels.device)
+    arithmetic = Arithmetic(precision, labels.device)
+
+    def step() -> Tensor:
+        drop_gradients(parameters)
+        with arithmetic.forward():
+            out = logits()
+        loss = functional.cross_entropy(out.float(), labels)
+        arithmetic.backward(loss)
+        arithmetic.step(optimizer, parameters, config.clip_norm)
         return loss.detach()
 
     return step
@@ -128,8 +146,8 @@ def steps_of(
     assert batch.kv is not None
     plain = plain_model(model).eval().to(device)
     keys, values = (batch.kv[:, :, i].transpose(0, 1).float().contiguous() for i in (0, 1))
-    ours = make_step(model, lambda: model(batch), batch.labels, fused=True, precision=precision)
-    theirs = make_step(plain, lambda: plain(batch.side_pixels, keys, values), batch.labels)
+    ours = trainer_step(model, lambda: model(batch), batch.labels, precision)
+    theirs = published_step(plain, lambda: plain(batch.side_pixels, keys, values), batch.labels)
     return ours, theirs, batch.kv.nbytes
 
 

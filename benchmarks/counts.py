@@ -130,6 +130,12 @@ def frozen_linear(rows: int, depth: int, columns: int, dtype: torch.dtype, added
     return Count(flops=2 * rows * depth * columns, bytes=read + out, exponentials=0, out_bytes=out)
 
 
+def clipped_adam(values: int) -> Count:
+    """f32: gradients twice, for the norm too; parameters and moments there and back."""
+    out = 3 * 4 * values
+    return Count(flops=16 * values, bytes=2 * 4 * values + 2 * out, exponentials=0, out_bytes=out)
+
+
 def side_block_linear(
     images: int, tokens: int, prompts: int, queries: int, width: int, hidden: int
 ) -> int:

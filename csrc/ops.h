@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <vector>
 
 namespace fpt {
 
@@ -50,6 +51,12 @@ std::tuple<Tensor, Tensor, Tensor> side_attention_backward(
 Tensor frozen_linear(
     Tensor x, Tensor weight, std::optional<Tensor> bias, bool gelu, std::optional<Tensor> residual,
     std::optional<Tensor> scale, std::string level);
+
+// The norm of all gradients.
+Tensor clipped_adam(
+    std::vector<Tensor> parameters, std::vector<Tensor> gradients, Tensor means, Tensor squares,
+    Tensor steps, double rate, double beta1, double beta2, double eps, double decay, bool decoupled,
+    double clip_norm, std::string level);
 
 std::tuple<Tensor, Tensor, Tensor> side_block(
     Tensor tokens, Tensor prompts,

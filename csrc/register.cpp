@@ -44,6 +44,10 @@ STABLE_TORCH_LIBRARY(fpt_native, m) {
       "frozen_linear(Tensor x, Tensor weight, Tensor? bias, bool gelu, Tensor? residual,"
       " Tensor? scale, str level) -> Tensor");
   m.def(
+      "clipped_adam(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!) means,"
+      " Tensor(c!) squares, Tensor(d!) steps, float rate, float beta1, float beta2, float eps,"
+      " float decay, bool decoupled, float clip_norm, str level) -> Tensor");
+  m.def(
       "side_block(Tensor tokens, Tensor prompts, Tensor norm1, Tensor norm1_bias, Tensor qkv,"
       " Tensor qkv_bias, Tensor proj, Tensor proj_bias, Tensor norm2, Tensor norm2_bias, Tensor fc1,"
       " Tensor fc1_bias, Tensor fc2, Tensor fc2_bias, int heads, int queries, float eps, bool narrow,"
@@ -75,6 +79,7 @@ STABLE_TORCH_LIBRARY_IMPL(fpt_native, CPU, m) {
   m.impl("side_attention", TORCH_BOX(&fpt::side_attention));
   m.impl("side_attention_backward", TORCH_BOX(&fpt::side_attention_backward));
   m.impl("frozen_linear", TORCH_BOX(&fpt::frozen_linear));
+  m.impl("clipped_adam", TORCH_BOX(&fpt::clipped_adam));
   m.impl("side_block", TORCH_BOX(&fpt::side_block));
   m.impl("side_block_backward", TORCH_BOX(&fpt::side_block_backward));
 }

@@ -22,6 +22,7 @@ namespace {
 #include "prompt_attention.h"
 #include "hash_stripes.h"
 #include "resample_images.h"
+#include "clipped_adam.h"
 #include "side_attention.h"
 #include "gelu.h"
 #include "frozen_linear.h"
@@ -58,6 +59,8 @@ const Kernels kernels = {
     .hash_stripes = hash_stripes,
     .linear_scratch = linear_scratch,
     .linear_columns = linear_columns,
+    .sum_of_squares = sum_of_squares,
+    .adam_piece = adam_piece,
     .resample_scratch = resample_scratch,
     .resample_image = resample_image,
 };

@@ -108,6 +108,21 @@ FPT_INLINE void store_f16(uint16_t* p, F x) {
 
 FPT_INLINE F highest(F a, F b) { return a > b ? a : b; }
 
+// The square root; of 16 lanes to a unit in the last place, in half the time of the exact one.
+FPT_INLINE F root(F x) {
+#if FPT_WIDTH == 16
+  const F y = reinterpret_cast<F>(_mm512_maskz_rsqrt14_ps(0xffff, (__m512)x));
+  const F near = x * y;
+  const F better = near + near * (splat(0.5f) - near * (y * splat(0.5f)));
+  return x > splat(0.0f) && x < splat(__builtin_inff()) ? better : x;
+#elif FPT_WIDTH == 8
+  return reinterpret_cast<F>(_mm256_sqrt_ps((__m256)x));
+#else
+  return F{__builtin_sqrtf(x[0]), __builtin_sqrtf(x[1]), __builtin_sqrtf(x[2]),
+           __builtin_sqrtf(x[3])};
+#endif
+}
+
 // A NaN in any lane comes out.
 FPT_INLINE float highest_lane(F x) {
   float top = x[0];

@@ -168,6 +168,18 @@ struct ResampleTask {
   float* scratch;  // of resample_scratch floats
 };
 
+// Some values of one parameter make a step of Adam.
+struct AdamTask {
+  float* parameter;       // [count], as the others
+  const float* gradient;  // clipped by a factor
+  float *mean, *square;   // running, of the gradient and of its square
+  int64_t count;
+  float clip, rate, decay, eps;
+  float fresh_mean, fresh_square;  // shares of the present gradient: 1 - beta
+  float correction;                // of the root of squares
+  bool decoupled;  // decay shrinks the parameter by that part (AdamW); else it adds to the gradient
+};
+
 // A layer of the side network; axis letters as in DESIGN.md, `hidden` is the MLP's width.
 struct SideSizes {
   int64_t tokens, prompts, queries, width, heads, hidden;
@@ -234,6 +246,8 @@ struct Kernels {
   // Null where the level has no tiles.
   int64_t (*linear_scratch)(int64_t depth, int64_t columns);
   void (*linear_columns)(const LinearTask&);
+  float (*sum_of_squares)(const float* values, int64_t count);
+  void (*adam_piece)(const AdamTask&);
   int64_t (*resample_scratch)(const ResampleTask&);
   void (*resample_image)(const ResampleTask&);
 };

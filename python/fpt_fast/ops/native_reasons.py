@@ -34,6 +34,7 @@ _OPS = (
     "side_attention",
     "side_attention_backward",
     "frozen_linear",
+    "clipped_adam",
     "side_block",
     "side_block_backward",
 )

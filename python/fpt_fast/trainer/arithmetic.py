@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fpt_fast.config import Precision
 from fpt_fast.profiling import span
+from fpt_fast.trainer.optimizer import ClippedStep
 
 # The default of torch, written here because a run that is resumed must begin with it.
 _FIRST_SCALE = 2.0**16
@@ -25,6 +26,7 @@ class Arithmetic:
     def __init__(self, precision: Precision, device: torch.device) -> None:
         self._device = device
         self._dtype = None if precision == "float32" else getattr(torch, precision)
+        self._clipped_step = ClippedStep()
         self._scaler = None
         if precision == "float16":
             self._scaler = torch.amp.GradScaler(device.type, init_scale=_FIRST_SCALE)
@@ -52,8 +54,7 @@ class Arithmetic:
         """Scale the gradients back, clip them, and make one step of the optimiser."""
         with span("optimiser"):
             if self._scaler is None:
-                nn.utils.clip_grad_norm_(parameters, clip_norm)
-                optimizer.step()
+                self._clipped_step(optimizer, parameters, clip_norm)
                 return
             self._scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(parameters, clip_norm)

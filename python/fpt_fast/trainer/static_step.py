@@ -21,6 +21,7 @@ from fpt_fast.trainer.arithmetic import Arithmetic
 from fpt_fast.trainer.batches import is_on, pick_rows
 from fpt_fast.trainer.capture import Capture, Replay
 from fpt_fast.trainer.checkpoint import random_state, restore_random_state
+from fpt_fast.trainer.optimizer import empty_adam_state
 from fpt_fast.trainer.schedule import learning_rate_at
 from fpt_fast.trainer.step import check_step_labels, step_once
 
@@ -226,6 +227,4 @@ def _complete_state(optimizer: torch.optim.Optimizer) -> None:
                 if group["momentum"]:
                     state["momentum_buffer"] = torch.zeros_like(parameter)
                 continue
-            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            state.update(empty_adam_state(parameter))

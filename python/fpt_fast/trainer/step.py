@@ -10,6 +10,7 @@ from torch import Tensor
 from fpt_fast.records import FeatureBatch
 from fpt_fast.trainer.arithmetic import Arithmetic
 from fpt_fast.trainer.batches import check_labels, check_logits, move_batch
+from fpt_fast.trainer.optimizer import drop_gradients
 from fpt_fast.trainer.ranks import sum_gradients, whole_loss
 from fpt_fast.trainer.schedule import learning_rate_at
 
@@ -95,7 +96,7 @@ def step_once(run: "Run", arithmetic: Arithmetic, batch: FeatureBatch) -> Tensor
     step of the optimiser at its present learning rate; returns the loss of the whole batch, still
     on the device.  Nothing here waits for the device."""
     prepare = side_input_of(run)
-    run.optimizer.zero_grad(set_to_none=True)
+    drop_gradients(run.parameters)
     if prepare is not None:
         batch = replace(batch, side_pixels=prepare(batch.side_pixels))
     with arithmetic.forward():
