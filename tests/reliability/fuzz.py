@@ -34,7 +34,7 @@ from fpt_fast.cache.format import JOURNAL_FILE, MANIFEST_FILE, PLAN_FILE, read_m
 from fpt_fast.cache.layout import PAGE_BYTES
 
 SECONDS = 10  # that one input may take, on a busy machine
-MEMORY = 48 * 2**20  # that a process of fuzzing may grow by, whatever the inputs say
+MEMORY = 48 * 2**20  # that a process may grow by for one input, and for all that it was given
 DEEP = 10  # every so-many-th input is put to the slow tools too
 TRACED = 200  # and to every so-many-th the memory is counted
 KINDS = ("manifest", "plan", "shard", "journal")
@@ -60,13 +60,16 @@ def _in_time() -> Iterator[None]:
 def limited_memory() -> Iterator[None]:
     """Let this process grow by ``MEMORY`` and no more: an allocation beyond it is an error."""
     before = resource.getrlimit(resource.RLIMIT_AS)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (_address_space() + MEMORY, before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def _address_space() -> int:
+    """Bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 class Target:
@@ -198,22 +201,25 @@ def fuzz(subject: Subject, root: Path, inputs: int, seed: int = 0) -> dict[str, 
     # Once before the limit, so that code and buffers that are needed anyway are there.
     for kind in KINDS:
         target.ask(kind, target.lie(kind, pick), deep=True)
-    with limited_memory():
-        for number in range(inputs):
-            kind = pick.choices(KINDS, WEIGHTS)[0]
-            data = target.lie(kind, pick)
-            deep = number % DEEP == 0
-            ask = partial(target.ask, kind, data, deep)
-            try:
-                with _in_time():
-                    answer = _in_memory(ask, len(data)) if number % TRACED == 0 else ask()
-            except BaseException as error:
-                raise Broken(
-                    f"input {number} of seed {seed}, a {kind} that begins {data[:500]!r}: "
-                    f"{type(error).__name__}: {error}"
-                ) from error
-            counts[answer] += 1
-            counts[f"{kind}s"] += 1
+    before = _address_space()
+    for number in range(inputs):
+        kind = pick.choices(KINDS, WEIGHTS)[0]
+        data = target.lie(kind, pick)
+        deep = number % DEEP == 0
+        ask = partial(target.ask, kind, data, deep)
+        try:
+            # The lies themselves are ours, and may take what they like.
+            with limited_memory(), _in_time():
+                answer = _in_memory(ask, len(data)) if number % TRACED == 0 else ask()
+        except BaseException as error:
+            raise Broken(
+                f"input {number} of seed {seed}, a {kind} that begins {data[:500]!r}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        counts[answer] += 1
+        counts[f"{kind}s"] += 1
+    if (grown := _address_space() - before) > MEMORY:
+        raise Broken(f"{inputs} inputs left {grown} bytes behind")
     counts["inputs"] = inputs
     return dict(counts)
 
