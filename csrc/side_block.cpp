@@ -1,7 +1,8 @@
 // side_block, forward and backward, by the kernels of kernels/side_block.h.
 //
-// Threads share out groups of images.  Which images are in a group, and which groups add their weights'
-// gradients to one share, depends on the sizes alone: results are the same from any number of threads.
+// Threads share out groups of images, and after a round of groups the columns of the weights' gradients.
+// Which images are in a group, and which groups in a round, depends on the sizes alone: results are the
+// same from any number of threads.
 
 #include <torch/csrc/stable/ops.h>
 
@@ -18,8 +19,9 @@ namespace {
 
 constexpr int64_t WIDEST = 16;   // channels of a head
 constexpr int64_t ROWS = 160;    // of a group, about: what fills the tiles and stays in the cache
-constexpr int64_t SHARES = 8;    // of the weights' gradients, at most
-constexpr int64_t ADDED = 4096;  // floats of the shares that a thread adds up at a time
+// Rows, at most about, whose factors are kept: more of them no longer stay in a cache, and with fewer
+// threads have too few groups to share out.
+constexpr int64_t ROUND = 1300;
 
 float* floats_of(const Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
 
@@ -73,11 +75,17 @@ class Bytes {
   std::unique_ptr<char[]> bytes_;
 };
 
+// Rounds of equal size, but for the last.
+int64_t groups_of_round(int64_t groups, int64_t rows) {
+  const int64_t rounds = std::max<int64_t>(1, (groups * rows + ROUND - 1) / ROUND);
+  return std::max<int64_t>(1, (groups + rounds - 1) / rounds);
+}
+
 // A layer's call: its images by groups.
 struct Layer {
   const Kernels& kernels;
   SideSizes sizes;
-  int64_t images, in_group, groups;
+  int64_t images, in_group, groups, in_round;
   SideNeeds needs;
   bool backward;
   Bytes packed;
@@ -89,7 +97,8 @@ struct Layer {
         images(images),
         in_group(std::max<int64_t>(1, ROWS / (s.tokens + s.prompts))),
         groups((images + in_group - 1) / in_group),
-        needs(k.side_needs(s, in_group, backward)),
+        in_round(groups_of_round(groups, in_group * (s.tokens + s.prompts))),
+        needs(k.side_needs(s, {in_group, in_round, nullptr, false}, backward)),
         backward(backward),
         packed(needs.packed) {
     kernels.side_pack(sizes, weights, backward, packed.get());
@@ -159,33 +168,39 @@ side_block_backward(Tensor grad, Tensor tokens, Tensor prompts, Tensor norm1, Te
   Tensor grad_prompts = torch::stable::empty_like(prompts);
   std::vector<Tensor> g;
   for (const Tensor& weight : given) g.push_back(torch::stable::empty_like(weight));
-  const int64_t shares = std::max<int64_t>(1, std::min(SHARES, layer.groups));
-  const int64_t count = layer.needs.sums;
-  const Bytes sums(shares * count * 4);
-  float* base = static_cast<float*>(sums.get());
-  torch::stable::parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
-    const Bytes scratch(layer.needs.scratch);
-    for (int64_t share = begin; share < end; ++share) {
-      const int64_t first = share * layer.groups / shares;
-      const int64_t last = (share + 1) * layer.groups / shares;
-      if (first == last) std::fill_n(base + share * count, count, 0.0f);
-      for (int64_t number = first; number < last; ++number) {
+  const SideNeeds& needs = layer.needs;
+  const Bytes matrices(needs.matrices * 4);
+  const Bytes vectors(std::max<int64_t>(1, layer.groups) * needs.vectors * 4);
+  const Bytes factors(needs.factors);
+  float* to_matrices = static_cast<float*>(matrices.get());
+  float* to_vectors = static_cast<float*>(vectors.get());
+  if (layer.groups == 0) {
+    std::fill_n(to_matrices, needs.matrices, 0.0f);
+    std::fill_n(to_vectors, needs.vectors, 0.0f);
+  }
+  for (int64_t first = 0; first < layer.groups; first += layer.in_round) {
+    const int64_t last = std::min(layer.groups, first + layer.in_round);
+    const SideRound round{layer.in_group, last - first, factors.get(), first > 0};
+    torch::stable::parallel_for(first, last, 1, [&](int64_t begin, int64_t end) {
+      const Bytes scratch(needs.scratch);
+      for (int64_t number = begin; number < end; ++number) {
         SideGroup group =
             layer.group(number, tokens, prompts, attended, softmax, grad, scratch.get());
         const int64_t image = number * layer.in_group;
         group.grad_tokens = floats_of(grad_tokens) + image * s.tokens * s.width;
         group.grad_prompts = floats_of(grad_prompts) + image * s.prompts * s.width;
-        group.sums = base + share * count;
-        group.first = number == first;
+        group.round = round;
+        group.number = number - first;
+        group.vectors = to_vectors + number * needs.vectors;
         layer.kernels.side_block_backward(s, group);
       }
-    }
-  });
-  torch::stable::parallel_for(0, (count + ADDED - 1) / ADDED, 1, [&](int64_t begin, int64_t end) {
-    layer.kernels.side_add_shares(base, count, shares, begin * ADDED,
-                                  std::min(count, end * ADDED));
-  });
-  layer.kernels.side_gradients(s, base, weights_of<float>(s, g));
+    });
+    torch::stable::parallel_for(0, needs.tasks, 1, [&](int64_t begin, int64_t end) {
+      layer.kernels.side_multiply_factors(s, round, begin, end, to_matrices);
+    });
+  }
+  layer.kernels.side_gradients(s, to_matrices, to_vectors, layer.groups,
+                               weights_of<float>(s, g));
   return {grad_tokens, grad_prompts, g[0], g[1], g[2], g[3], g[4],
           g[5],        g[6],         g[7], g[8], g[9], g[10], g[11]};
 }

@@ -27,10 +27,12 @@ namespace {
 #include "gelu.h"
 #include "frozen_linear.h"
 #include "side_products.h"
+#include "side_parts.h"
 #include "side_tile_rows.h"
 #include "side_tiles.h"
 #include "side_rows.h"
 #include "side_heads.h"
+#include "side_factors.h"
 #include "side_block.h"
 
 }  // namespace
@@ -49,7 +51,7 @@ const Kernels kernels = {
     .side_pack = side_pack,
     .side_block_forward = side_block_forward,
     .side_block_backward = side_block_backward,
-    .side_add_shares = side_add_shares,
+    .side_multiply_factors = side_multiply_factors,
     .side_gradients = side_gradients,
     .select_tokens = select_tokens,
     .gather_rows = gather_rows,

@@ -53,21 +53,25 @@ static void side_block_forward_of(const SideSizes& s, const SideGroup& g) {
 // grad_out -> grad_middle, and the gradients of the MLP and its norm.
 template <class Math>
 static void side_mlp_backward(const SideSizes& s, const SideGroup& g, const SidePacked<Math>& p,
-                              const SideRows<Math>& r, const SideSums& sums) {
+                              const SideRows<Math>& r, const SideSums& sums,
+                              const SideFactors<Math>& f) {
+  const auto kept = [&](const float* rows, int64_t stride) {
+    return f.rows_of(g.round, g.number, f.fc1, rows, stride, r.queries, s.queries);
+  };
   for (int64_t i = 0; i < r.queries * r.hidden; i += W) {
     const Gelu both = gelu_with_slope<Math::NARROW>(load(r.inner + i));
     store(r.inner + i, both.value);
     store(r.slopes + i, both.slope);
   }
-  Math::outer(r.grad_out, r.width, s.width, r.inner, r.hidden, s.hidden, r.queries, r.outer,
-              !g.first, sums.fc2);
+  Math::keep_left(kept(r.grad_out, r.width), f.fc2.deep, f.tall, f.fc2.left);
+  Math::keep_right(kept(r.inner, r.hidden), f.fc2.deep, f.fc2.wide, 0, f.fc2.right);
   add_rows(r.grad_out, r.queries, r.width, sums.fc2_bias);
   const auto out = Math::ready(r.grad_out, r.width, r.queries, s.width, r.ready);
   Math::multiply(out, r.queries, p.fc2.backward, s.hidden, {r.grad_inner, r.hidden, nullptr, 0});
   for (int64_t i = 0; i < r.queries * r.hidden; i += W)
     store(r.grad_inner + i, load(r.grad_inner + i) * load(r.slopes + i));
-  Math::outer(r.normed2, r.width, s.width, r.grad_inner, r.hidden, s.hidden, r.queries, r.outer,
-              !g.first, sums.fc1);
+  Math::keep_left(kept(r.normed2, r.width), f.fc1.deep, f.tall, f.fc1.left);
+  Math::keep_right(kept(r.grad_inner, r.hidden), f.fc1.deep, f.fc1.wide, 0, f.fc1.right);
   add_rows(r.grad_inner, r.queries, r.hidden, sums.fc1_bias);
   const auto inner = Math::ready(r.grad_inner, r.hidden, r.queries, s.hidden, r.ready);
   Math::multiply(inner, r.queries, p.fc1.backward, s.width, {r.grad_middle, r.width, nullptr, 0});
@@ -80,20 +84,26 @@ static void side_mlp_backward(const SideSizes& s, const SideGroup& g, const Side
 template <class Math>
 static void side_attention_half_backward(const SideSizes& s, const SideGroup& g,
                                          const SidePacked<Math>& p, const SideRows<Math>& r,
-                                         const SideSums& sums) {
-  Math::outer(r.attended, r.width, s.width, r.grad_middle, r.width, s.width, r.queries, r.outer,
-              !g.first, sums.proj);
+                                         const SideSums& sums, const SideFactors<Math>& f) {
+  const auto kept = [&](const auto& p, const float* rows, int64_t stride, int64_t count,
+                        int64_t of_image) {
+    return f.rows_of(g.round, g.number, p, rows, stride, count, of_image);
+  };
+  Math::keep_left(kept(f.proj, r.attended, r.width, r.queries, s.queries), f.proj.deep, f.tall,
+                  f.proj.left);
+  Math::keep_right(kept(f.proj, r.grad_middle, r.width, r.queries, s.queries), f.proj.deep,
+                   f.proj.wide, 0, f.proj.right);
   add_rows(r.grad_middle, r.queries, r.width, sums.proj_bias);
   const auto middle = Math::ready(r.grad_middle, r.width, r.queries, s.width, r.ready);
   Math::multiply(middle, r.queries, p.proj.backward, s.width,
                  {r.grad_attended, r.width, nullptr, 0});
-  if (r.width != s.width) __builtin_memset(r.grad_q, 0, 4 * r.queries * r.width);
-  if (r.wide != 2 * s.width) __builtin_memset(r.grad_kv, 0, 4 * r.all * r.wide);
   s.width / s.heads <= 8 ? side_heads_backward_of<8>(s, g, r) : side_heads_backward_of<16>(s, g, r);
-  Math::outer(r.normed1, r.width, s.width, r.grad_q, r.width, s.width, r.queries, r.outer, !g.first,
-              sums.q);
-  Math::outer(r.normed1, r.width, s.width, r.grad_kv, r.wide, 2 * s.width, r.all, r.outer, !g.first,
-              sums.kv);
+  const int64_t seen = s.tokens + s.prompts;
+  Math::keep_left(kept(f.qkv, r.normed1, r.width, r.all, seen), f.qkv.deep, f.tall, f.qkv.left);
+  Math::keep_right(kept(f.qkv, r.grad_q, r.width, r.queries, seen), f.qkv.deep, f.qkv.wide, 0,
+                   f.qkv.right);
+  Math::keep_right(kept(f.qkv, r.grad_kv, r.wide, r.all, seen), f.qkv.deep, f.qkv.wide, r.width,
+                   f.qkv.right);
   add_rows(r.grad_q, r.queries, r.width, sums.q_bias);
   add_rows(r.grad_kv, r.all, r.wide, sums.kv_bias);
   const auto kv = Math::ready(r.grad_kv, r.wide, r.all, 2 * s.width, r.ready);
@@ -110,70 +120,19 @@ template <class Math>
 static void side_block_backward_of(const SideSizes& s, const SideGroup& g) {
   const SidePacked<Math> p(s, g.packed, true);
   const SideRows<Math> r(s, g.images, g.scratch, true);
-  const SideSums sums(s, g.sums);
-  if (g.first) __builtin_memset(g.sums + sums.matrices, 0, 4 * (sums.count - sums.matrices));
+  const SideSums sums(s, nullptr, g.vectors);
+  const SideFactors<Math> f(s, g.round, g.round.factors);
+  __builtin_memset(g.vectors, 0, 4 * sums.vectors);
   side_project(s, g, p, r, true);
   rows_in(g.attended, r.queries, s.width, r.attended);
   rows_in(g.out, r.queries, s.width, r.grad_out);
   side_middle(s, p, r, true);
-  side_mlp_backward(s, g, p, r, sums);
-  side_attention_half_backward(s, g, p, r, sums);
+  side_mlp_backward(s, g, p, r, sums, f);
+  side_attention_half_backward(s, g, p, r, sums, f);
   for_each_run(s, g.images, g.grad_tokens, g.grad_prompts,
                [&](float* to, int64_t row, int64_t from, int64_t rows) {
                  rows_out(r.grad_seen + from * r.width, rows, s.width, to + row * s.width);
                });
-}
-
-// The padded [in, out] -> [out, in].
-static void write_turned(const float* from, int64_t in, int64_t out, float* to) {
-  const int64_t stride = padded(out);
-  for (int64_t first = 0; first < out; first += 16)
-    for (int64_t row = 0; row < in; row += 16) {
-      const int64_t rows = in - row < 16 ? in - row : 16;
-      const int64_t columns = out - first < 16 ? out - first : 16;
-#if FPT_WIDTH == 16
-      F block[16];
-      for (int64_t i = 0; i < 16; ++i)
-        block[i] = i < rows ? load(from + (row + i) * stride + first) : F{};
-      transpose(block);
-      const __mmask16 wanted = __mmask16((1u << rows) - 1);
-      for (int64_t o = 0; o < columns; ++o)
-        _mm512_mask_storeu_ps(to + (first + o) * in + row, wanted, (__m512)block[o]);
-#else
-      for (int64_t i = row; i < row + rows; ++i)
-        for (int64_t o = first; o < first + columns; ++o) to[o * in + i] = from[i * stride + o];
-#endif
-    }
-}
-
-static void write_vector(const float* from, int64_t count, float* to) {
-  __builtin_memcpy(to, from, 4 * count);
-}
-
-static void side_gradients(const SideSizes& s, float* base, const SideWeightGradients& to) {
-  const SideSums sums(s, base);
-  const int64_t width = s.width;
-  write_vector(sums.norm1_weight, width, to.norm1);
-  write_vector(sums.norm1_bias, width, to.norm1_bias);
-  write_turned(sums.q, width, width, to.qkv);
-  write_turned(sums.kv, width, 2 * width, to.qkv + width * width);
-  write_vector(sums.q_bias, width, to.qkv_bias);
-  write_vector(sums.kv_bias, 2 * width, to.qkv_bias + width);
-  write_turned(sums.proj, width, width, to.proj);
-  write_vector(sums.proj_bias, width, to.proj_bias);
-  write_vector(sums.norm2_weight, width, to.norm2);
-  write_vector(sums.norm2_bias, width, to.norm2_bias);
-  write_turned(sums.fc1, width, s.hidden, to.fc1);
-  write_vector(sums.fc1_bias, s.hidden, to.fc1_bias);
-  rows_out(sums.fc2, width, s.hidden, to.fc2);
-  write_vector(sums.fc2_bias, width, to.fc2_bias);
-}
-
-// base [shares, count]: the sum of all shares, in their order, to the first.
-static void side_add_shares(float* base, int64_t count, int64_t shares, int64_t first,
-                            int64_t end) {
-  for (int64_t share = 1; share < shares; ++share)
-    add_to(base + share * count + first, end - first, base + first);
 }
 
 #if FPT_AMX
@@ -187,10 +146,13 @@ using SideNarrow = Parts<1>;
 using SideNarrow = Floats;
 #endif
 
-static SideNeeds side_needs(const SideSizes& s, int64_t images, bool backward) {
+static SideNeeds side_needs(const SideSizes& s, const SideRound& round, bool backward) {
   const auto of = [&]<class Math>(Math) -> SideNeeds {
+    const SideSums sums(s, nullptr, nullptr);
     return {SidePacked<Math>(s, nullptr, backward).bytes,
-            SideRows<Math>(s, images, nullptr, backward).bytes, SideSums(s, nullptr).count};
+            SideRows<Math>(s, round.images, nullptr, backward).bytes,
+            SideFactors<Math>(s, round, nullptr).bytes, sums.matrices, sums.vectors,
+            factor_tasks(s)};
   };
   return s.narrow ? of(SideNarrow{}) : of(SideFloats{});
 }
@@ -214,4 +176,13 @@ static void side_block_backward(const SideSizes& s, const SideGroup& group) {
 #endif
   s.narrow ? side_block_backward_of<SideNarrow>(s, group)
            : side_block_backward_of<SideFloats>(s, group);
+}
+
+static void side_multiply_factors(const SideSizes& s, const SideRound& round, int64_t first,
+                                  int64_t end, float* sums) {
+#if FPT_AMX
+  const Tiles tiles;
+#endif
+  s.narrow ? multiply_factors_of<SideNarrow>(s, round, first, end, sums)
+           : multiply_factors_of<SideFloats>(s, round, first, end, sums);
 }

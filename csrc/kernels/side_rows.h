@@ -1,5 +1,5 @@
-// What side_block works on: its packed weights, the sums of their gradients, the rows of a group of
-// images and its scratch, and what is done to rows: LayerNorm and sums.
+// What side_block works on: its packed weights, the rows of a group of images and its scratch, and what
+// is done to rows: LayerNorm and sums.
 
 // What the layer's weights become for the products, once per call.
 template <class Math>
@@ -65,25 +65,6 @@ static void pack_side_of(const SideSizes& s, const SideWeights& w, bool backward
   pad_vector(w.norm2_bias, width, p.norm2_bias);
 }
 
-// Gradients of the weights, summed over the images of a share; matrices [in, out], fc2 [out, in].
-struct SideSums {
-  float *q, *kv, *proj, *fc1, *fc2, *q_bias, *kv_bias, *proj_bias, *fc1_bias, *fc2_bias;
-  float *norm1_weight, *norm1_bias, *norm2_weight, *norm2_bias;
-  int64_t matrices, count = 0;  // floats of the matrices, which stand first, and of all
-
-  SideSums(const SideSizes& s, float* base) {
-    const int64_t width = padded(s.width), wide = padded(2 * s.width), hidden = padded(s.hidden);
-    const auto take = [&](float*& part, int64_t size) { part = base + count, count += size; };
-    take(q, width * width), take(kv, width * wide), take(proj, width * width);
-    take(fc1, width * hidden), take(fc2, width * hidden);
-    matrices = count;
-    take(q_bias, width), take(kv_bias, wide), take(proj_bias, width);
-    take(fc1_bias, hidden), take(fc2_bias, width);
-    take(norm1_weight, width), take(norm1_bias, width);
-    take(norm2_weight, width), take(norm2_bias, width);
-  }
-};
-
 // One head of one image, packed, its gradients, and what attend_packed and its backward work in.
 template <int DP>
 struct SideHead {
@@ -123,7 +104,7 @@ struct SideRows {
       *normed2, *inner, *slopes, *out;
   float *grad_out, *grad_inner, *grad_middle, *grad_attended, *grad_q, *grad_kv, *grad_seen;
   float* heads;
-  Element *ready, *outer;
+  Element* ready;
   int64_t bytes = 0;
 
   SideRows(const SideSizes& s, int64_t images, void* base, bool backward) {
@@ -138,10 +119,10 @@ struct SideRows {
     inner = floats(some * hidden), out = floats(some * width);
     const int64_t back = backward;
     standard1 = floats(back * every * width), standard2 = floats(back * some * width);
-    slopes = floats(back * some * hidden), grad_inner = floats(back * some * hidden);
-    grad_out = floats(back * some * width), grad_middle = floats(back * some * width);
-    grad_attended = floats(back * some * width), grad_q = floats(back * some * width);
-    grad_kv = floats(back * every * wide), grad_seen = floats(back * every * width);
+    slopes = floats(back * some * hidden);
+    grad_out = floats(back * some * width), grad_attended = floats(back * some * width);
+    // Each takes the place of what is read for the last time before it is written.
+    grad_inner = inner, grad_middle = middle, grad_q = q, grad_kv = kv, grad_seen = seen;
     heads = floats(side_head_floats(s));
     const int64_t of_width = Math::rows_size(all, s.width);
     const int64_t of_kv = Math::rows_size(all, 2 * s.width);
@@ -149,9 +130,6 @@ struct SideRows {
     int64_t most = of_width > of_hidden ? of_width : of_hidden;
     most = most > of_kv ? most : of_kv;
     ready = take<Element>(at, most);
-    const int64_t outer_kv = Math::outer_size(all, s.width, 2 * s.width);
-    const int64_t outer_hidden = Math::outer_size(queries, s.width, s.hidden);
-    outer = take<Element>(at, back * (outer_kv > outer_hidden ? outer_kv : outer_hidden));
   }
 
   template <class T>

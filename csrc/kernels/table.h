@@ -196,10 +196,18 @@ struct SideWeightsOf {
 using SideWeights = SideWeightsOf<const float>;
 using SideWeightGradients = SideWeightsOf<float>;
 
-// What a call needs: bytes of packed weights, bytes of a group's scratch, both aligned to 64, and
-// floats of a share of the weights' gradients.
+// Groups of images whose rows make the weights' gradients together.
+struct SideRound {
+  int64_t images, groups;  // of a whole group, of the round
+  void* factors;           // aligned to 64
+  bool more;               // whether it is added to what is there
+};
+
+// What a call needs: bytes of packed weights, of a group's scratch and of a round's factors, all
+// aligned to 64; floats of the matrices' gradients and of a group's sums of the vectors'; and how many
+// tasks side_multiply_factors has.
 struct SideNeeds {
-  int64_t packed, scratch, sums;
+  int64_t packed, scratch, factors, matrices, vectors, tasks;
 };
 
 // Some images of a batch, whose rows are contiguous.
@@ -216,8 +224,9 @@ struct SideGroup {
   void* scratch;
   float* grad_tokens;
   float* grad_prompts;
-  float* sums;           // those of the weights' gradients
-  bool first;            // whether they begin with this group; else it is added to them
+  SideRound round;
+  int64_t number;        // in the round
+  float* vectors;        // sums of the vectors' gradients
 };
 
 struct Kernels {
@@ -229,13 +238,16 @@ struct Kernels {
   int64_t (*side_scratch)(int64_t queries, int64_t tokens);
   void (*side_forward)(const SideTask&, float* out, int64_t stride);
   void (*side_backward)(const SideTask&, const SideGradient&);
-  SideNeeds (*side_needs)(const SideSizes&, int64_t images, bool backward);
+  SideNeeds (*side_needs)(const SideSizes&, const SideRound&, bool backward);
   void (*side_pack)(const SideSizes&, const SideWeights&, bool backward, void* to);
   void (*side_block_forward)(const SideSizes&, const SideGroup&);
   void (*side_block_backward)(const SideSizes&, const SideGroup&);
-  // Adds floats first .. end of every share of `count` floats to the first share, in their order.
-  void (*side_add_shares)(float* sums, int64_t count, int64_t shares, int64_t first, int64_t end);
-  void (*side_gradients)(const SideSizes&, float* sums, const SideWeightGradients&);
+  // The matrices' gradients from the factors of a round: tasks first .. end.
+  void (*side_multiply_factors)(const SideSizes&, const SideRound&, int64_t first, int64_t end,
+                                float* matrices);
+  // All gradients, with those of the vectors added up in the groups' order.
+  void (*side_gradients)(const SideSizes&, float* matrices, float* vectors, int64_t groups,
+                         const SideWeightGradients&);
   void (*select_tokens)(const SelectTask&);
   void (*gather_rows)(const GatherTask&);
   int64_t (*attention_scratch)(const AttentionTask&);
