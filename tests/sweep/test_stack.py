@@ -128,6 +128,34 @@ def test_steps_are_those_of_torch(optimizer: str) -> None:
             torch.testing.assert_close(weight, model.state_dict()[name], rtol=1e-9, atol=1e-8)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "adam"])
+def test_steps_in_f32_are_those_in_f64(optimizer: str) -> None:
+    recipes = [
+        TrainConfig(optimizer=optimizer, weight_decay=decay, clip_norm=0.3)  # type: ignore[arg-type]
+        for decay in (0.0, 0.1, 0.5)
+    ]
+    narrow, wide = (ModelStack(lone_models("fpt_plus")) for _ in range(2))
+    narrow.weights, narrow.gradients = narrow.weights.float(), narrow.gradients.float()
+    optimizers = [StackOptimizer(stack, recipes) for stack in (narrow, wide)]
+    generator = torch.Generator().manual_seed(0)
+    # Above the norm that is clipped, below it, and far below.
+    scale = torch.tensor([1.0, 1e-3, 1e-6]).unsqueeze(1)
+    for step in range(4):
+        gradients = torch.randn(narrow.weights.shape, generator=generator) * scale
+        rows = [0, 2] if step == 3 else [0, 1, 2]
+        if step == 3:
+            for stack, own in zip((narrow, wide), optimizers, strict=True):
+                stack.keep(rows)
+                own.keep(rows)
+        for stack, own in zip((narrow, wide), optimizers, strict=True):
+            stack.gradients.copy_(gradients[rows])
+            own.step(torch.tensor([1e-3, 3e-3, 1e-2])[rows])
+    torch.testing.assert_close(narrow.weights.double(), wide.weights, rtol=1e-6, atol=1e-7)
+    for mine, exact in zip(optimizers[0].moments, optimizers[1].moments, strict=True):
+        errors = (mine.double() - exact).norm(dim=1) / exact.norm(dim=1)
+        assert errors.max() < 1e-6
+
+
 def test_a_dropped_model_leaves_the_others_as_they_are() -> None:
     models = lone_models("fpt_plus")
     inputs = batches(models[0])
