@@ -84,7 +84,8 @@ class StoredTokens {
     task.v = {base + part, offsets_.data(), end};
     const bool side_by_side = kv_.stride(4) == width;
     task.v_ahead = side_by_side ? task.v.base : nullptr;
-    task.next = side_by_side ? at(next_image, next_layer, next_head) : nullptr;
+    task.next_k = side_by_side ? at(next_image, next_layer, next_head) : nullptr;
+    task.next_v = side_by_side ? task.next_k + part : nullptr;
     task.k_scales = scale(k_scales_, rows_[image], layer, head);
     task.v_scales = scale(v_scales_, rows_[image], layer, head);
   }
@@ -174,7 +175,7 @@ class IndexedTokens {
     }
     task.k = {at(k_, image, layer, head), offsets.data(), end_of(k_, element_)};
     task.v = {at(v_, image, layer, head), offsets.data() + kept, end_of(v_, element_)};
-    task.v_ahead = task.next = nullptr;
+    task.v_ahead = task.next_k = task.next_v = nullptr;
     task.k_scales = task.v_scales = nullptr;
   }
 

@@ -18,6 +18,8 @@ namespace {
 #include "attention.h"
 #include "prompt_products.h"
 #include "prompt_softmax.h"
+#include "prompt_tile_rows.h"
+#include "prompt_tile_products.h"
 #include "prompt_tiles.h"
 #include "prompt_attention.h"
 #include "hash_stripes.h"

@@ -19,7 +19,7 @@ FPT_INLINE void weighted_rows(const TokenRows& tokens, const PromptTask& task, c
     const int64_t wanted = task.width - d;
     Ahead ahead = no_ahead(weights);
     const int64_t element = sizeof(typename T::Value);
-    if (task.next) ahead = {task.next + d * task.kept * element, W * element};
+    if (task.next_k) ahead = {task.next_k + d * task.kept * element, W * element};
     if (wanted >= W) weighted_sum<T, true>(tokens, task.kept, d, wanted, weights, ahead, sum);
     else weighted_sum<T, false>(tokens, task.kept, d, wanted, weights, ahead, sum);
     use(sum, d);
@@ -41,15 +41,17 @@ static void forward_of(const PromptTask& task, const PromptForward& output) {
       float* weights = logits + block * padded * W;
       const int64_t prompt = (first + block) * W;
       const int64_t lanes = task.prompts - prompt < W ? task.prompts - prompt : W;
-      F top, total;
-      softmax_lanes<false>(task, weights, top, total);
-      const F share = 1.0f / total;
+      PromptSoftmax<false> softmax(task, weights);
+      softmax.see(0, task.kept);
+      softmax.settle();
+      softmax.weigh(0, task.kept, nothing);
+      const F total = softmax.sums.total(), share = 1.0f / total;
       weighted_rows<T>(task.v, task, weights, [&](const float* sum, int64_t d) {
         for (int64_t p = 0; p < lanes; ++p)
           put_row(output, (prompt + p) * output.stride + d, load(sum + p * W) * share[p], task.width - d);
       });
       for (int64_t p = 0; p < lanes; ++p)
-        task.lse[prompt + p] = top[p] + __builtin_logf(total[p]);
+        task.lse[prompt + p] = softmax.top[p] + __builtin_logf(total[p]);
     }
   }
 }
@@ -72,7 +74,10 @@ static void backward_of(const PromptTask& task, const PromptBackward& gradient) 
     for (int64_t block = 0; block < blocks; ++block) {
       float* weights = logits + block * padded * W;
       const int64_t prompt = (first + block) * W;
-      softmax_backward<false>(task, lse_of(task, prompt), weights, grads + block * padded * W);
+      PromptSlopes<false> slopes(task, prompt, weights, grads + block * padded * W);
+      slopes.see(0, task.kept, nothing);
+      slopes.settle();
+      slopes.weigh(0, task.kept, nothing);
       weighted_rows<T>(task.k, task, weights, [&](const float* sum, int64_t d) {
         F factor = splat(scale);
         if (task.k_scales)

@@ -11,15 +11,19 @@ struct Sums {
   FPT_INLINE F total() const { return (part[0] + part[1]) + (part[2] + part[3]); }
 };
 
-// `use(t, t % 4)` for every t; the compiler knows the second, so that what it picks is a register.
+// `use(t, t % 4)` for every t of first .. end, where `first` is a multiple of 4; the compiler knows the
+// second, so that what it picks is a register.
 template <class Use>
-FPT_INLINE void by_fours(int64_t count, Use use) {
-  int64_t t = 0;
-  for (; t + 4 <= count; t += 4) use(t, 0), use(t + 1, 1), use(t + 2, 2), use(t + 3, 3);
-  if (t < count) use(t, 0);
-  if (t + 1 < count) use(t + 1, 1);
-  if (t + 2 < count) use(t + 2, 2);
+FPT_INLINE void by_fours(int64_t first, int64_t end, Use use) {
+  int64_t t = first;
+  for (; t + 4 <= end; t += 4) use(t, 0), use(t + 1, 1), use(t + 2, 2), use(t + 3, 3);
+  if (t < end) use(t, 0);
+  if (t + 1 < end) use(t + 1, 1);
+  if (t + 2 < end) use(t + 2, 2);
 }
+
+// What else to do beside a token: nothing.
+FPT_INLINE void nothing(int64_t) {}
 
 FPT_INLINE float root_scale(int64_t width) { return 1.0f / __builtin_sqrtf(float(width)); }
 
@@ -41,28 +45,43 @@ FPT_INLINE F weight_of(F x, float scale, F top) {
   return exponential(x * scale - top);
 }
 
-// Logits -> exponentials, scaled for the values' sum; the highest logit and the total, by lanes.
+// Logits of a block of prompts -> exponentials, scaled for the values' sum, in two passes over all
+// tokens, each in any number of runs.
 template <bool NARROW>
-static void softmax_lanes(const PromptTask& task, float* logits, F& top, F& total) {
-  const float scale = root_scale(task.width);
-  // Elsewhere scaled logits are rounded, so that the highest one's weight is 1 to the last bit.
-  const float now = NARROW ? 1.0f : scale, later = NARROW ? scale : 1.0f;
-  const F first = load(logits) * now;
-  F tops[4] = {first, first, first, first};  // side by side, as in Sums
-  by_fours(task.kept, [&](int64_t t, int i) {
-    const F logit = load(logits + t * W) * now;
-    tops[i] = highest(logit, tops[i]);
-    if (!NARROW) store(logits + t * W, logit);
-  });
-  top = highest(highest(tops[0], tops[1]), highest(tops[2], tops[3])) * later;
+struct PromptSoftmax {
+  const PromptTask& task;
+  float* logits;
+  float scale = root_scale(task.width);
+  F tops[4], top;  // side by side, as in Sums
   Sums sums;
-  by_fours(task.kept, [&](int64_t t, int i) {
-    const F weight = weight_of<NARROW>(load(logits + t * W), later, top);
-    sums.part[i] += weight;
-    store(logits + t * W, task.v_scales ? weight * task.v_scales[t] : weight);
-  });
-  total = sums.total();
-}
+
+  PromptSoftmax(const PromptTask& t, float* of_block) : task(t), logits(of_block) {
+    for (F& lanes : tops) lanes = splat(-__builtin_inff());
+  }
+
+  FPT_INLINE void see(int64_t first, int64_t end) {
+    // Elsewhere scaled logits are rounded, so that the highest one's weight is 1 to the last bit.
+    by_fours(first, end, [&](int64_t t, int i) {
+      const F logit = NARROW ? load(logits + t * W) : load(logits + t * W) * scale;
+      tops[i] = highest(logit, tops[i]);
+      if (!NARROW) store(logits + t * W, logit);
+    });
+  }
+
+  FPT_INLINE void settle() {
+    top = highest(highest(tops[0], tops[1]), highest(tops[2], tops[3])) * (NARROW ? scale : 1.0f);
+  }
+
+  template <class Beside>
+  FPT_INLINE void weigh(int64_t first, int64_t end, Beside beside) {
+    by_fours(first, end, [&](int64_t t, int i) {
+      beside(t);
+      const F weight = weight_of<NARROW>(load(logits + t * W), NARROW ? scale : 1.0f, top);
+      sums.part[i] += weight;
+      store(logits + t * W, task.v_scales ? weight * task.v_scales[t] : weight);
+    });
+  }
+};
 
 // Those of a block of prompts.
 FPT_INLINE F lse_of(const PromptTask& task, int64_t prompt) {
@@ -85,29 +104,46 @@ static void put_row(const PromptForward& output, int64_t at, F x, int64_t wanted
   }
 }
 
-// Weights from logits, and from the gradients of the weights those of the logits.
+// Weights from logits, and from them and their gradients those of the logits: in two passes as above.
 template <bool NARROW>
-static void softmax_backward(const PromptTask& task, F lse, float* logits, float* grads) {
-  const float scale = root_scale(task.width);
+struct PromptSlopes {
+  const PromptTask& task;
+  float *logits, *grads;
+  F lse;
+  float scale = root_scale(task.width);
+  F share, mean;
   Sums sums;
-  by_fours(task.kept, [&](int64_t t, int i) {
-    const F weight = weight_of<NARROW>(load(logits + t * W), scale, lse);
-    sums.part[i] += weight;
-    store(logits + t * W, weight);
-  });
-  // The rounding of a large lse would be a factor on every weight, which peaked attention, where
-  // the gradient is a difference of nearly equal terms, cannot bear.
-  const F share = 1.0f / sums.total();
-  Sums means;
-  by_fours(task.kept, [&](int64_t t, int i) {
-    const F weight = load(logits + t * W) * share;
-    F grad = load(grads + t * W);
-    if (task.v_scales) grad *= task.v_scales[t];
-    means.part[i] += weight * grad;
-    store(logits + t * W, weight);
-    store(grads + t * W, grad);
-  });
-  const F mean = means.total();
-  for (int64_t t = 0; t < task.kept; ++t)
-    store(logits + t * W, load(logits + t * W) * (load(grads + t * W) - mean));
-}
+
+  PromptSlopes(const PromptTask& t, int64_t prompt, float* of_block, float* grads_of_block)
+      : task(t), logits(of_block), grads(grads_of_block), lse(lse_of(t, prompt)) {}
+
+  template <class Beside>
+  FPT_INLINE void see(int64_t first, int64_t end, Beside beside) {
+    by_fours(first, end, [&](int64_t t, int i) {
+      beside(t);
+      const F weight = weight_of<NARROW>(load(logits + t * W), scale, lse);
+      if (task.v_scales) store(grads + t * W, load(grads + t * W) * task.v_scales[t]);
+      sums.part[i] += weight;
+      store(logits + t * W, weight);
+    });
+  }
+
+  // The rounding of a large lse would be a factor on every weight, which peaked attention, where the
+  // gradient is a difference of nearly equal terms, cannot bear.
+  FPT_INLINE void settle() {
+    share = 1.0f / sums.total();
+    Sums means;
+    by_fours(0, task.kept, [&](int64_t t, int i) {
+      means.part[i] += load(logits + t * W) * share * load(grads + t * W);
+    });
+    mean = means.total();
+  }
+
+  template <class Beside>
+  FPT_INLINE void weigh(int64_t first, int64_t end, Beside beside) {
+    by_fours(first, end, [&](int64_t t, int) {
+      beside(t);
+      store(logits + t * W, load(logits + t * W) * share * (load(grads + t * W) - mean));
+    });
+  }
+};

@@ -71,9 +71,8 @@ enum class Stored : int { f16, bf16, f32, i8 };
 // `lanes`, the floats of a vector, and are packed [blocks, D, lanes], with zeros for what is missing.
 struct PromptTask {
   TokenRows k, v;
-  // Where tokens stand side by side: the values, and the keys of the next task; else null.
-  const char* v_ahead;
-  const char* next;
+  // Where tokens stand side by side: the values, and the tokens of the next task; else null.
+  const char *v_ahead, *next_k, *next_v;
   Stored stored;
   bool narrow;  // prompts and what is made of them have the 8 bits of bf16
   int64_t kept, width, prompts;
