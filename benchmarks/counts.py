@@ -136,6 +136,17 @@ def clipped_adam(values: int) -> Count:
     return Count(flops=16 * values, bytes=2 * 4 * values + 2 * out, exponentials=0, out_bytes=out)
 
 
+def trained_linear(rows: int, depth: int, columns: int) -> Count:
+    """Both ways in f32, but no gradient to the input, which is read twice."""
+    inputs, weights, outs = 4 * rows * depth, 4 * columns * (depth + 1), 4 * rows * columns
+    return Count(
+        flops=2 * 2 * rows * depth * columns,
+        bytes=2 * inputs + 2 * weights + 2 * outs,
+        exponentials=0,
+        out_bytes=weights + outs,
+    )
+
+
 def side_block_linear(
     images: int, tokens: int, prompts: int, queries: int, width: int, hidden: int
 ) -> int:

@@ -58,6 +58,12 @@ Tensor clipped_adam(
     Tensor steps, double rate, double beta1, double beta2, double eps, double decay, bool decoupled,
     double clip_norm, std::string level);
 
+Tensor trained_linear(Tensor x, Tensor weight, std::optional<Tensor> bias, std::string level);
+
+// Gradients to x (empty unless it is needed), weight and bias.
+std::tuple<Tensor, Tensor, Tensor> trained_linear_backward(
+    Tensor grad, Tensor x, Tensor weight, bool need_x, std::string level);
+
 std::tuple<Tensor, Tensor, Tensor> side_block(
     Tensor tokens, Tensor prompts,
     Tensor norm1, Tensor norm1_bias, Tensor qkv, Tensor qkv_bias, Tensor proj, Tensor proj_bias,

@@ -47,6 +47,10 @@ STABLE_TORCH_LIBRARY(fpt_native, m) {
       "clipped_adam(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!) means,"
       " Tensor(c!) squares, Tensor(d!) steps, float rate, float beta1, float beta2, float eps,"
       " float decay, bool decoupled, float clip_norm, str level) -> Tensor");
+  m.def("trained_linear(Tensor x, Tensor weight, Tensor? bias, str level) -> Tensor");
+  m.def(
+      "trained_linear_backward(Tensor grad, Tensor x, Tensor weight, bool need_x, str level)"
+      " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
   m.def(
       "side_block(Tensor tokens, Tensor prompts, Tensor norm1, Tensor norm1_bias, Tensor qkv,"
       " Tensor qkv_bias, Tensor proj, Tensor proj_bias, Tensor norm2, Tensor norm2_bias, Tensor fc1,"
@@ -80,6 +84,8 @@ STABLE_TORCH_LIBRARY_IMPL(fpt_native, CPU, m) {
   m.impl("side_attention_backward", TORCH_BOX(&fpt::side_attention_backward));
   m.impl("frozen_linear", TORCH_BOX(&fpt::frozen_linear));
   m.impl("clipped_adam", TORCH_BOX(&fpt::clipped_adam));
+  m.impl("trained_linear", TORCH_BOX(&fpt::trained_linear));
+  m.impl("trained_linear_backward", TORCH_BOX(&fpt::trained_linear_backward));
   m.impl("side_block", TORCH_BOX(&fpt::side_block));
   m.impl("side_block_backward", TORCH_BOX(&fpt::side_block_backward));
 }

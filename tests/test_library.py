@@ -31,6 +31,8 @@ NAMES = (
     "frozen_linear",
     "side_layers",
     "side_layers_backward",
+    "trained_linear",
+    "trained_linear_backward",
 )
 
 
@@ -66,6 +68,7 @@ def op_calls(impl: str) -> list[tuple[str, tuple[object, ...]]]:
     added, factor = torch.randn(2, 5, 64).bfloat16(), torch.randn(64).bfloat16()
     attended = torch.ops.fpt.side_attention(*(x.detach() for x in qkv), "auto")
     tokens, *layers = layers_inputs()
+    rows32, learned = torch.randn(2, 5, 2, 16), torch.randn(48, 2, 16)
     settings = (2, 1, 1e-12, False, impl)
     out, kept = torch.ops.fpt.side_layers(tokens, *layers, 2, 1, 1e-12, False, "auto")
     return [
@@ -97,6 +100,10 @@ def op_calls(impl: str) -> list[tuple[str, tuple[object, ...]]]:
             "side_layers_backward",
             (torch.rand_like(out), tokens, *layers, kept, *settings),
         ),
+        ("trained_linear", (rows16, learned.flatten(1).requires_grad_(), None, impl)),
+        ("trained_linear", (rows32.requires_grad_(), learned, torch.randn(48), impl)),
+        ("trained_linear_backward", (torch.randn(2, 5, 48), rows32.detach(), learned, True, impl)),
+        ("trained_linear_backward", (torch.randn(2, 5, 48), rows32.detach(), learned, False, impl)),
     ]
 
 

@@ -6,7 +6,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.bench_training_step import METHODS, make_batch, method_config, plain_model, spec
+from fpt_fast import side_network
 from fpt_fast.model import create_model
+from fpt_fast.side_network import SideNetwork
 from fpt_fast.trainer.arithmetic import Arithmetic
 from helpers import assert_within_budget, spread_weights
 
@@ -50,3 +52,28 @@ def flat_gradient(model: nn.Module) -> Tensor:
     return torch.cat(
         [weight.grad.flatten() for _, weight in sorted(model.named_parameters())]  # type: ignore[union-attr]
     )
+
+
+@pytest.mark.parametrize("is_hooked", [False, True])
+def test_patch_embedding_is_one_op_unless_it_is_hooked(
+    monkeypatch: pytest.MonkeyPatch, is_hooked: bool
+) -> None:
+    """In bf16 alone, and with the result of the module within the budget of bf16."""
+    side = SideNetwork(16, 2, 1, (16, 16), (32, 48), 3)
+    calls, seen = [], []
+    own = side_network.trained_linear
+
+    def spy(*args: Tensor) -> Tensor:
+        calls.append(args[0].shape)
+        return own(*args)
+
+    monkeypatch.setattr(side_network, "trained_linear", spy)
+    if is_hooked:
+        side.patch_embed.register_forward_hook(lambda *_: seen.append(1))
+    pixels = torch.randn(2, 3, 32, 48)
+    exact = side.embed(pixels)
+    assert calls == [] and len(seen) == is_hooked
+    with Arithmetic("bfloat16", torch.device("cpu")).forward():
+        narrow = side.embed(pixels)
+    assert calls == ([] if is_hooked else [(2, 2, 3, 3, 16, 16)]) and len(seen) == 2 * is_hooked
+    torch.testing.assert_close(narrow, exact, rtol=2**-6, atol=2**-7)

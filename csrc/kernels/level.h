@@ -30,6 +30,7 @@ namespace {
 #include "frozen_linear.h"
 #include "side_products.h"
 #include "side_parts.h"
+#include "trained_linear.h"
 #include "side_tile_rows.h"
 #include "side_tiles.h"
 #include "side_rows.h"
@@ -65,6 +66,12 @@ const Kernels kernels = {
     .linear_columns = linear_columns,
     .sum_of_squares = sum_of_squares,
     .adam_piece = adam_piece,
+    .trained_needs = trained_needs,
+    .trained_pack = trained_pack,
+    .trained_forward = trained_forward,
+    .trained_input = trained_input,
+    .trained_turn = trained_turn,
+    .trained_weight = trained_weight,
     .resample_scratch = resample_scratch,
     .resample_image = resample_image,
 };

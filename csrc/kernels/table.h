@@ -149,6 +149,21 @@ struct LinearTask {
   void* scratch;                 // as many bytes as linear_scratch says, aligned to 64
 };
 
+// Rows of f32, or of bf16 where they are narrow, by runs of 16 values side by side: run j of row i
+// begins row[i] + run[j] bytes after `base`.
+struct TrainedRows {
+  const char* base;
+  const int64_t* row;
+  const int64_t* run;
+  int64_t runs;
+  bool narrow;
+};
+
+// Elements of bf16: of packed weights, of the turned gradient, and of the scratch of each kernel.
+struct TrainedNeeds {
+  int64_t forward, backward, turned, forward_scratch, input_scratch, weight_scratch;
+};
+
 // One channel of an image: levels through clamp(scale * level + shift, low, high), rows of the output
 // as sums of some of its rows, columns alike, and out_scale * sum + out_shift.
 struct ResampleTask {
@@ -259,6 +274,17 @@ struct Kernels {
   void (*linear_columns)(const LinearTask&);
   float (*sum_of_squares)(const float* values, int64_t count);
   void (*adam_piece)(const AdamTask&);
+  // Null where the level has no products of bf16.
+  TrainedNeeds (*trained_needs)(int64_t rows, int64_t depth, int64_t columns, int64_t at_once);
+  void (*trained_pack)(const float* weight, int64_t depth, int64_t columns, bool backward,
+                       uint16_t* to);
+  void (*trained_forward)(const TrainedRows&, int64_t first, int64_t count, const uint16_t* packed,
+                          const float* bias, int64_t columns, float* out, uint16_t* scratch);
+  void (*trained_input)(const float* grad, int64_t count, int64_t columns, const uint16_t* packed,
+                        int64_t depth, bool narrow, void* out, uint16_t* scratch);
+  void (*trained_turn)(const float* grad, int64_t rows, int64_t columns, uint16_t* to);
+  void (*trained_weight)(const TrainedRows&, const uint16_t* turned, int64_t rows, int64_t columns,
+                         int64_t first, int64_t count, float* grad, uint16_t* scratch);
   int64_t (*resample_scratch)(const ResampleTask&);
   void (*resample_image)(const ResampleTask&);
 };

@@ -1,16 +1,15 @@
 """The side network: a narrow vision transformer over the small image and the prompts' states."""
 
 from collections.abc import Sequence
-from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fpt_fast.ops import SideWeights, side_attention, side_layers
+from fpt_fast.ops import SideWeights, side_attention, side_layers, trained_linear
+from fpt_fast.ops.modules import is_as_made, multiplies_in_bf16
 
 _INIT_STD = 0.02
-_Kind = TypeVar("_Kind", bound=nn.Module)
 
 
 class SideNetwork(nn.Module):
@@ -80,7 +79,7 @@ class SideNetwork(nn.Module):
     def _through_layers(self, tokens: Tensor, states: Tensor | None) -> Tensor:
         """The class token [B, 1, S] after all layers; the head reads nothing else of the last."""
         weights = [
-            layer.weights(tokens.dtype) if _is_as_made(layer, SideLayer) else None
+            layer.weights(tokens.dtype) if is_as_made(layer, SideLayer) else None
             for layer in self.layers
         ]
         known = [layer for layer in weights if layer is not None]
@@ -99,9 +98,15 @@ class SideNetwork(nn.Module):
         (rows, columns), (height, width) = self.grid, self.patch_size
         # A convolution with stride equal to its size is a product of cut-out patches.
         patches = pixels.reshape(batch, 3, rows, height, columns, width)
-        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
+        patches = patches.permute(0, 2, 4, 1, 3, 5)
+        embed = self.patch_embed
+        if pixels.is_cpu and multiplies_in_bf16("cpu") and is_as_made(embed, nn.Linear):
+            weight = embed.weight.view(-1, *patches.shape[3:])
+            embedded = trained_linear(patches, weight, embed.bias).flatten(1, 2)
+        else:
+            embedded = embed(patches.reshape(batch, rows * columns, -1))
         class_token = self.cls_token.expand(batch, -1, -1)
-        return torch.cat((class_token, self.patch_embed(patches)), dim=1) + self.positions
+        return torch.cat((class_token, embedded), dim=1) + self.positions
 
     def _check(self, pixels: Tensor, states: Tensor | None) -> None:
         if pixels.ndim != 4 or pixels.shape[1:] != (3, *self.image_size):
@@ -156,8 +161,8 @@ class SideLayer(nn.Module):
         if (
             not self.norm1.eps == self.norm2.eps == self.eps
             or self.norm1.weight.dtype != dtype
-            or not all(_is_as_made(norm, nn.LayerNorm) for norm in norms)
-            or not all(_is_as_made(linear, nn.Linear) for linear in linears)
+            or not all(is_as_made(norm, nn.LayerNorm) for norm in norms)
+            or not all(is_as_made(linear, nn.Linear) for linear in linears)
         ):
             return None
         parts = (self.norm1, self.qkv, self.proj, self.norm2, self.fc1, self.fc2)
@@ -174,15 +179,6 @@ class SideLayer(nn.Module):
         return tokens + hidden
 
 
-def _is_as_made(module: nn.Module, kind: type[_Kind]) -> TypeGuard[_Kind]:
-    return type(module) is kind and not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
-
-
 def run_layers(
     tokens: Tensor,
     states: Tensor | None,
@@ -191,7 +187,11 @@ def run_layers(
     eps: float,
     queries: int,
 ) -> Tensor:
-    """``side_layers`` in the arithmetic that the present autocast asks for."""
+    """``side_layers`` in the arithmetic that the present autocast asks for.
+
+    In f32 the native layers were no faster than torch's operations on a busy machine (0.8 to 1.0
+    times; with products in bf16 1.1): there they run by name only.
+    """
     narrow = multiplies_in_bf16(tokens.device.type)
     return side_layers(
         tokens,
@@ -203,16 +203,6 @@ def run_layers(
         products="bfloat16" if narrow else "float32",
         impl="auto" if narrow else "torch",
     )
-
-
-def multiplies_in_bf16(device: str) -> bool:
-    """Whether the present autocast asks for products in bf16 and nothing compiles them.
-
-    In f32 the native layers were no faster than torch's operations on a busy machine (0.8 to 1.0
-    times; with products in bf16 1.1): there they run by name only.
-    """
-    asked = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    return asked == torch.bfloat16 and not torch.compiler.is_compiling()
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

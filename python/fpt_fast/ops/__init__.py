@@ -14,6 +14,7 @@ from fpt_fast.ops.select_tokens import select_tokens
 from fpt_fast.ops.side_attention import side_attention
 from fpt_fast.ops.side_layers import SideWeights, side_layers
 from fpt_fast.ops.token_scores import token_scores
+from fpt_fast.ops.trained_linear import trained_linear
 
 __all__ = [
     "SideWeights",
@@ -30,4 +31,5 @@ __all__ = [
     "side_attention",
     "side_layers",
     "token_scores",
+    "trained_linear",
 ]

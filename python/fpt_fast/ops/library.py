@@ -9,7 +9,12 @@ below; schemas and callers stay as they are.
 import torch
 
 # Imported for what they define.
-from fpt_fast.ops import frozen_schemas, side_schemas, trained_schemas  # noqa: F401
+from fpt_fast.ops import (  # noqa: F401
+    frozen_schemas,
+    linear_schemas,
+    side_schemas,
+    trained_schemas,
+)
 from fpt_fast.ops.cuda_reasons import (
     cudnn_reasons,
     efficient_reasons,
@@ -24,6 +29,7 @@ from fpt_fast.ops.implementation import (
     register,
 )
 from fpt_fast.ops.native_reasons import (
+    native_bf16_reasons,
     native_floats_reasons,
     native_layers_reasons,
     native_narrow_reasons,
@@ -84,6 +90,16 @@ _register("frozen_linear", "torch", "fpt_fast.ops.torch_linear")
 _register("frozen_linear", "reference", "fpt_fast.ops.reference_ops")
 for _op in ("side_layers", "side_layers_backward"):
     _register(_op, "native", "fpt_fast.ops.native", native_layers_reasons)
+    _register(_op, "torch", "fpt_fast.ops.reference_ops")
+    _register(_op, "reference", "fpt_fast.ops.reference_ops")
+_register("trained_linear", "native", "fpt_fast.ops.native", native_bf16_reasons)
+_register(
+    "trained_linear_backward",
+    "native",
+    "fpt_fast.ops.native",
+    lambda args: native_bf16_reasons(args[1:]),
+)
+for _op in ("trained_linear", "trained_linear_backward"):
     _register(_op, "torch", "fpt_fast.ops.reference_ops")
     _register(_op, "reference", "fpt_fast.ops.reference_ops")
 # Last, so that auto does not choose them: no GPU has run these kernels yet (issues 3 and 8).  Once

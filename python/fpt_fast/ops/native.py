@@ -61,6 +61,21 @@ def frozen_linear(
     return out.view(shape)
 
 
+def trained_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """[..., O] f32: rows are read where they are, the weights packed once a call."""
+    out: Tensor = _ops.trained_linear(x, weight, bias, level())
+    return out
+
+
+def trained_linear_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, need_x: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients to x, of its dtype, and to weight and bias."""
+    grads = _ops.trained_linear_backward(grad.contiguous(), x, weight, need_x, level())
+    grad_x, grad_weight, grad_bias = grads
+    return grad_x, grad_weight, grad_bias
+
+
 def side_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Output [B, H, Q, D], in memory [B, Q, H, D], and the softmax's rows [2, B, H, Q].
 

@@ -10,6 +10,7 @@ builds of one's own:
   run the kernels of that level instead of the best one.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from functools import cache
@@ -21,6 +22,7 @@ from torch import Tensor
 _FOLDER = Path(__file__).resolve().parent.parent
 _WIDEST = 16  # csrc/side_attention.cpp
 _PANEL = 32  # csrc/frozen_linear.cpp
+_RUN = 16  # csrc/trained_linear.cpp
 # What fpt_fast.ops.native calls: a build that is older than a checkout may lack some.
 _OPS = (
     "levels",
@@ -35,6 +37,8 @@ _OPS = (
     "side_attention_backward",
     "frozen_linear",
     "clipped_adam",
+    "trained_linear",
+    "trained_linear_backward",
     "side_block",
     "side_block_backward",
 )
@@ -96,6 +100,33 @@ def native_tiles_reasons(args: Sequence[object]) -> list[str]:
     level = os.environ.get("FPT_NATIVE_LEVEL") or native_levels().split(", ")[0]
     if level != "amx":
         reasons.append(f"it needs the tiles of level amx, and level {level} runs here")
+    return reasons
+
+
+def native_bf16_reasons(args: Sequence[object]) -> list[str]:
+    """``native_reasons`` of (x, weight, ...) of a map in bf16: sizes, strides, dtypes, level."""
+    reasons = native_reasons(args)
+    if reasons:
+        return reasons
+    x, weight = args[:2]
+    assert isinstance(x, Tensor) and isinstance(weight, Tensor)
+    if x.dtype not in (torch.bfloat16, torch.float32) or weight.dtype != torch.float32:
+        reasons.append("it takes x in bfloat16 or float32 and weights in float32")
+    if not weight.is_contiguous():
+        reasons.append("it takes contiguous weights")
+    depth = math.prod(weight.shape[1:])
+    if weight.shape[0] % _RUN or weight.shape[-1] % _RUN or depth % _PANEL or not depth:
+        reasons.append(
+            f"it takes weights [O, K] with O and the last axis that {_RUN} divides and K in all "
+            f"that {_PANEL} divides, got {tuple(weight.shape)}"
+        )
+    if x.stride(-1) != 1 and x.shape[-1] > 1:
+        reasons.append("it reads tensors whose last axis has stride 1")
+    level = os.environ.get("FPT_NATIVE_LEVEL") or native_levels().split(", ")[0]
+    if level not in ("amx", "avx512_bf16"):
+        reasons.append(
+            f"it needs products of level amx or avx512_bf16, and level {level} runs here"
+        )
     return reasons
 
 

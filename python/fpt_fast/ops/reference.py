@@ -49,6 +49,24 @@ def frozen_linear(
     return out if residual is None else residual + out
 
 
+def trained_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x weightᵀ + bias``: x [..., K], weight [O, K], bias [O] -> [..., O]; K may be several
+    axes."""
+    axes = weight.dim() - 1
+    last = list(range(-axes, 0)), list(range(1, axes + 1))
+    out: Tensor = torch.tensordot(x, weight, last)
+    return out if bias is None else out + bias
+
+
+def trained_linear_backward(
+    grad: Tensor, x: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients to x, weight and bias of ``trained_linear`` for ``grad`` [..., O]."""
+    leading = list(range(grad.dim() - 1))
+    grad_weight = torch.tensordot(grad, x, (leading, leading))
+    return torch.tensordot(grad, weight, 1), grad_weight, grad.flatten(0, -2).sum(dim=0)
+
+
 def select_tokens(scores: Tensor, k: Tensor, v: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     """Keys and values of the ``keep`` highest scores, in ascending token order.
 

@@ -36,6 +36,20 @@ def frozen_linear(
     return out.to(x.dtype)
 
 
+def trained_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``reference.trained_linear``, whose products are those of weight's dtype."""
+    return reference.trained_linear(x.to(weight.dtype), weight, bias)
+
+
+def trained_linear_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, need_x: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``reference.trained_linear_backward``."""
+    wide = (grad.to(weight.dtype), x.to(weight.dtype), weight)
+    grad_x, grad_weight, grad_bias = reference.trained_linear_backward(*wide)
+    return grad_x.to(x.dtype) if need_x else x.new_empty(0), grad_weight, grad_bias
+
+
 def select_tokens(
     scores: Tensor, k: Tensor, v: Tensor, keep: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:

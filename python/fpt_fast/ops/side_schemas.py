@@ -73,10 +73,13 @@ def _save_side_layers(
     (tokens, states, weights, *settings), (_, kept) = inputs, output
     ctx.settings, ctx.weights = settings, len(weights)
     ctx.mark_non_differentiable(*kept)
+    ctx.set_materialize_grads(False)  # or zeros are made for all of them
     ctx.save_for_backward(tokens, states, *weights, *kept)
 
 
-def _side_layers_gradient(ctx: Any, grad: Tensor, _: list[Tensor | None]) -> tuple[Any, ...]:
+def _side_layers_gradient(ctx: Any, grad: Tensor | None, _: list[Tensor | None]) -> tuple[Any, ...]:
+    if grad is None:
+        return (None, None, [None] * ctx.weights, *(None for _ in ctx.settings))
     tokens, states, *rest = ctx.saved_tensors
     weights, kept = rest[: ctx.weights], rest[ctx.weights :]
     gradients = _ops.side_layers_backward(grad, tokens, states, weights, kept, *ctx.settings)

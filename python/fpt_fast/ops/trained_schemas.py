@@ -83,12 +83,15 @@ def _save_prompt_attention(
 ) -> None:
     q, kv, rows, k_scales, v_scales, ctx.impl = inputs
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(q, kv, *output, rows, k_scales, v_scales)
 
 
 def _prompt_attention_gradient(
-    ctx: Any, grad: Tensor, _: Tensor | None
+    ctx: Any, grad: Tensor | None, _: Tensor | None
 ) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 6
     grad_q = _ops.prompt_attention_backward(grad, *ctx.saved_tensors, ctx.impl)
     return grad_q, None, None, None, None, None
 
@@ -167,12 +170,15 @@ def _save_prompt_attention_indexed(
 ) -> None:
     q, k, v, index, ctx.impl = inputs
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(q, k, v, index, *output)
 
 
 def _prompt_attention_indexed_gradient(
-    ctx: Any, grad: Tensor, _: Tensor | None
+    ctx: Any, grad: Tensor | None, _: Tensor | None
 ) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 5
     grad_q = _ops.prompt_attention_indexed_backward(grad, *ctx.saved_tensors, ctx.impl)
     return grad_q, None, None, None, None
 
@@ -227,10 +233,13 @@ def _side_attention_backward_fake(grad: Tensor, *args: Any) -> tuple[Tensor, ...
 def _save_side_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *qkv, ctx.impl = inputs
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*qkv, *output)
 
 
-def _side_attention_gradient(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, ...]:
+def _side_attention_gradient(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    if grad is None:
+        return (None,) * 4
     return (*_ops.side_attention_backward(grad, *ctx.saved_tensors, ctx.impl), None)
 
 

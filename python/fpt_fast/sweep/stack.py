@@ -14,7 +14,8 @@ from torch.nn import functional
 from fpt_fast.fusion import query_dtype
 from fpt_fast.model import FptModel
 from fpt_fast.ops import SideWeights, side_attention
-from fpt_fast.side_network import multiplies_in_bf16, run_layers
+from fpt_fast.ops.modules import multiplies_in_bf16
+from fpt_fast.side_network import run_layers
 
 
 class ModelStack:

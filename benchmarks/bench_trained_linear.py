@@ -1,0 +1,77 @@
+"""trained_linear: the side network's patch embedding, forward and backward, beside torch's own.
+
+Plain is what the side network does without the op: patches cut out of the pixels, the map under
+autocast, and torch's gradient.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks import counts
+from benchmarks.cases import Sizes
+from benchmarks.contest import Contest, Result, cpu_implementations
+from fpt_fast.ops import reference, trained_linear
+from fpt_fast.ops.implementation import unsupported_reasons
+
+# Images, rows and columns of patches, patch, O: FPT+ and FPT on ViT-B.
+CASES = {"fpt_plus": (16, 8, 16, 96), "fpt": (16, 14, 16, 96)}
+TINY = (2, 3, 16, 32)
+SMALLEST = torch.zeros(16, 32)
+IMPLEMENTATIONS = [
+    impl
+    for impl in cpu_implementations("trained_linear")
+    if not unsupported_reasons("trained_linear", impl, SMALLEST, SMALLEST, None)
+]
+
+
+def contest(case: str, sizes: Sizes) -> Contest:
+    """Output and gradients to weight and bias; no pixel needs one."""
+    images, edge, patch, columns = CASES[case] if sizes.size == "full" else TINY
+    pixels = torch.randn(images, 3, edge * patch, edge * patch, generator=sizes.generator(0))
+    view = pixels.view(images, 3, edge, patch, edge, patch).permute(0, 2, 4, 1, 3, 5)
+    weight = torch.randn(columns, 3, patch, patch, generator=sizes.generator(1)) * 0.03
+    bias = torch.randn(columns, generator=sizes.generator(2))
+    grad = torch.randn(images, edge, edge, columns, generator=sizes.generator(3))
+    leaves = weight.requires_grad_(), bias.requires_grad_()
+
+    def with_gradients(out: Tensor) -> Result:
+        return (out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype)))
+
+    def plain() -> Result:
+        rows = view.reshape(images, edge, edge, -1)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = functional.linear(rows, weight.flatten(1), bias)
+        return with_gradients(out)
+
+    with torch.no_grad():
+        out = reference.trained_linear(view, weight, bias)
+        _, *gradients = reference.trained_linear_backward(grad, view, weight)
+
+    def check(result: Result) -> None:
+        assert isinstance(result, tuple)
+        for got, exact in zip(result, (out, *gradients), strict=True):
+            scale = float(exact.abs().max())
+            torch.testing.assert_close(got.float(), exact, rtol=0, atol=2**-6 * scale)
+
+    return Contest(
+        op="trained_linear",
+        group="trained_linear",
+        case=case,
+        dtype="bfloat16",
+        ours=lambda impl: with_gradients(trained_linear(view, weight, bias, impl=impl)),
+        plain=plain,
+        check=check,
+        count=counts.trained_linear(images * edge * edge, 3 * patch * patch, columns),
+    )
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("case", CASES)
+def bench_trained_linear(
+    beside: Callable[[Contest, str], None], sizes: Sizes, case: str, impl: str
+) -> None:
+    beside(contest(case, sizes), impl)
