@@ -38,48 +38,67 @@ FPT_INLINE Gelu gelu_and_slope(F x) {
   return {x * phi, phi + bounded * density * 0.39894228f};
 }
 
-// The same where all products are of bf16: Phi and the slope as polynomials, x P(x^2) + 1/2, up to
-// |x| = 4.25, where their errors are below 2e-6 and 4e-5, and as at that end beyond, below 1.3e-5 and
+// The same where all products are of bf16: Phi and the slope by the pieces of gelu_table.h, up to
+// |x| = 4.25, where their errors are below 6e-6 and 3e-5, and as at that end beyond, below 1.3e-5 and
 // 2e-4 (a bf16 near 1 is rounded by 2e-3); tests/native/test_rough_gelu.py has the figures.
-// x, but no further from zero than the polynomials reach; a NaN stays.
-FPT_INLINE F near_zero(F x) {
-  const F below = splat(4.25f) < x ? splat(4.25f) : x;
-  return splat(-4.25f) > below ? splat(-4.25f) : below;
+
+#if FPT_BF16
+
+#include "gelu_table.h"
+
+// Where an x is: the piece of |x|, the distance from its place, and what x says beside |x|.
+struct Place {
+  __m512i piece, sign;
+  F distance;
+  __mmask16 above;  // not below the pieces
+};
+
+FPT_INLINE Place place_of(F x) {
+  const __m512i sign = _mm512_set1_epi32(int(0x80000000u)), bits = (__m512i)x;
+  const F a = (F)_mm512_maskz_andnot_epi32(0xffff, sign, bits);
+  // A NaN comes out of the smaller as the second is.
+  const F near = (F)_mm512_maskz_min_ps(0xffff, (__m512)splat(GELU_END), (__m512)a);
+  const F magic = splat(0x1.8p23f);  // adding it rounds to a whole number, in the last bits
+  const F shifted = near * splat(GELU_STEPS) + magic;
+  const F distance = near * splat(GELU_STEPS) - (shifted - magic);
+  return {(__m512i)shifted, _mm512_and_epi32(sign, bits), distance,
+          _mm512_cmp_ps_mask((__m512)x, (__m512)splat(-GELU_END), _CMP_NLE_UQ)};
 }
 
-// 0 where `near` is the lower end.
-template <int COUNT>
-FPT_INLINE F odd_polynomial(F near, const float (&factors)[COUNT]) {
-  const F square = near * near;
-  F sum = splat(factors[COUNT - 1]);
-#pragma GCC unroll 16
-  for (int i = COUNT - 2; i >= 0; --i) sum = sum * square + factors[i];
-  return near <= splat(-4.25f) ? F{} : sum * near + 0.5f;
+FPT_INLINE F factors_of(const Place& at, const float (&pieces)[32]) {
+  return (F)_mm512_permutex2var_ps(_mm512_load_ps(pieces), at.piece, _mm512_load_ps(pieces + 16));
 }
 
-FPT_INLINE F rough_phi(F near) {
-  static constexpr float factors[] = {
-      0.398933887f,    -0.0664535165f,   0.00992559548f,   -0.00115837331f,  0.000105625739f,
-      -7.37780647e-6f, 3.770175e-7f,     -1.30972815e-8f,  2.73222611e-10f,  -2.56186934e-12f};
-  return odd_polynomial(near, factors);
+// 0 below the pieces.
+FPT_INLINE F by_pieces(const Place& at, const float (&pieces)[3][32]) {
+  const F r = at.distance;
+  const F half = (factors_of(at, pieces[2]) * r + factors_of(at, pieces[1])) * r +
+                 factors_of(at, pieces[0]);
+  const __m512 turned = (__m512)_mm512_xor_epi32((__m512i)half, at.sign);
+  return (F)_mm512_maskz_add_ps(at.above, turned, (__m512)splat(0.5f));
 }
 
-FPT_INLINE F rough_slope(F near) {
-  static constexpr float factors[] = {
-      0.797756374f,    -0.265392482f,   0.0590924174f,    -0.00904040039f,  0.000996534014f,
-      -7.93607978e-5f, 4.43249428e-6f,  -1.63482412e-7f,  3.55221852e-9f,   -3.42648271e-11f};
-  return odd_polynomial(near, factors);
+FPT_INLINE F rough_gelu(F x) { return x * by_pieces(place_of(x), PHI_PIECES); }
+
+FPT_INLINE Gelu rough_gelu_and_slope(F x) {
+  const Place at = place_of(x);
+  return {x * by_pieces(at, PHI_PIECES), by_pieces(at, SLOPE_PIECES)};
 }
+
+#endif
 
 template <bool ROUGH>
 FPT_INLINE F gelu(F x) {
-  if constexpr (ROUGH) return x * rough_phi(near_zero(x));
+#if FPT_BF16
+  if constexpr (ROUGH) return rough_gelu(x);
+#endif
   return gelu_and_slope(x).value;
 }
 
 template <bool ROUGH>
 FPT_INLINE Gelu gelu_with_slope(F x) {
-  if constexpr (!ROUGH) return gelu_and_slope(x);
-  const F near = near_zero(x);
-  return {x * rough_phi(near), rough_slope(near)};
+#if FPT_BF16
+  if constexpr (ROUGH) return rough_gelu_and_slope(x);
+#endif
+  return gelu_and_slope(x);
 }
