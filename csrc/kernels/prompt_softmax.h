@@ -3,6 +3,9 @@
 // All logits of a head fit in the caches, so it needs no running maximum.  A lane is a prompt: every
 // sum runs down the tokens.
 
+// Functions whose constants would take the registers of the products around them.
+#define FPT_ALONE __attribute__((noinline))
+
 constexpr int64_t GROUP = 4;  // blocks of prompts that share one conversion of the keys
 
 // Four sums that run side by side, in a fixed order.
@@ -59,13 +62,16 @@ struct PromptSoftmax {
     for (F& lanes : tops) lanes = splat(-__builtin_inff());
   }
 
-  FPT_INLINE void see(int64_t first, int64_t end) {
+  FPT_ALONE void see(int64_t first, int64_t end) {
     // Elsewhere scaled logits are rounded, so that the highest one's weight is 1 to the last bit.
-    by_fours(first, end, [&](int64_t t, int i) {
-      const F logit = NARROW ? load(logits + t * W) : load(logits + t * W) * scale;
-      tops[i] = highest(logit, tops[i]);
-      if (!NARROW) store(logits + t * W, logit);
+    F now[4] = {tops[0], tops[1], tops[2], tops[3]};  // in registers
+    const float factor = scale;
+    by_fours(first, end, [&, to = logits](int64_t t, int i) {
+      const F logit = NARROW ? load(to + t * W) : load(to + t * W) * factor;
+      now[i] = highest(logit, now[i]);
+      if (!NARROW) store(to + t * W, logit);
     });
+    for (int i = 0; i < 4; ++i) tops[i] = now[i];
   }
 
   FPT_INLINE void settle() {
@@ -73,13 +79,16 @@ struct PromptSoftmax {
   }
 
   template <class Beside>
-  FPT_INLINE void weigh(int64_t first, int64_t end, Beside beside) {
-    by_fours(first, end, [&](int64_t t, int i) {
+  FPT_ALONE void weigh(int64_t first, int64_t end, Beside beside) {
+    Sums now = sums;
+    const float factor = NARROW ? scale : 1.0f;
+    by_fours(first, end, [&, to = logits, above = top, scales = task.v_scales](int64_t t, int i) {
       beside(t);
-      const F weight = weight_of<NARROW>(load(logits + t * W), NARROW ? scale : 1.0f, top);
-      sums.part[i] += weight;
-      store(logits + t * W, task.v_scales ? weight * task.v_scales[t] : weight);
+      const F weight = weight_of<NARROW>(load(to + t * W), factor, above);
+      now.part[i] += weight;
+      store(to + t * W, scales ? weight * scales[t] : weight);
     });
+    sums = now;
   }
 };
 
@@ -118,32 +127,39 @@ struct PromptSlopes {
       : task(t), logits(of_block), grads(grads_of_block), lse(lse_of(t, prompt)) {}
 
   template <class Beside>
-  FPT_INLINE void see(int64_t first, int64_t end, Beside beside) {
-    by_fours(first, end, [&](int64_t t, int i) {
+  FPT_ALONE void see(int64_t first, int64_t end, Beside beside) {
+    Sums now = sums;
+    const float factor = scale;
+    const float* scales = task.v_scales;
+    const auto add = [&, to = logits, of = grads, known = lse](int64_t t, int i) {
       beside(t);
-      const F weight = weight_of<NARROW>(load(logits + t * W), scale, lse);
-      if (task.v_scales) store(grads + t * W, load(grads + t * W) * task.v_scales[t]);
-      sums.part[i] += weight;
-      store(logits + t * W, weight);
-    });
+      const F weight = weight_of<NARROW>(load(to + t * W), factor, known);
+      if (scales) store(of + t * W, load(of + t * W) * scales[t]);
+      now.part[i] += weight;
+      store(to + t * W, weight);
+    };
+    by_fours(first, end, add);
+    sums = now;
   }
 
   // The rounding of a large lse would be a factor on every weight, which peaked attention, where the
   // gradient is a difference of nearly equal terms, cannot bear.
   FPT_INLINE void settle() {
-    share = 1.0f / sums.total();
     Sums means;
-    by_fours(0, task.kept, [&](int64_t t, int i) {
-      means.part[i] += load(logits + t * W) * share * load(grads + t * W);
+    const F factor = 1.0f / sums.total();
+    by_fours(0, task.kept, [&, from = logits, of = grads](int64_t t, int i) {
+      means.part[i] += load(from + t * W) * factor * load(of + t * W);
     });
+    share = factor;
     mean = means.total();
   }
 
   template <class Beside>
-  FPT_INLINE void weigh(int64_t first, int64_t end, Beside beside) {
-    by_fours(first, end, [&](int64_t t, int) {
+  FPT_ALONE void weigh(int64_t first, int64_t end, Beside beside) {
+    const auto put = [&, to = logits, of = grads, factor = share, middle = mean](int64_t t, int) {
       beside(t);
-      store(logits + t * W, load(logits + t * W) * share * (load(grads + t * W) - mean));
-    });
+      store(to + t * W, load(to + t * W) * factor * (load(of + t * W) - middle));
+    };
+    by_fours(first, end, put);
   }
 };
