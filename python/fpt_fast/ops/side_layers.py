@@ -17,8 +17,9 @@ from fpt_fast.ops.checks import (
 )
 from fpt_fast.ops.implementation import AUTO, resolve
 from fpt_fast.ops.side_attention import side_attention
+from fpt_fast.ops.side_direct import is_watched, side_layers_directly
 
-_TORCH = "torch"
+_NATIVE, _TORCH = "native", "torch"
 _PRODUCTS = ("float32", "bfloat16")
 
 
@@ -89,10 +90,11 @@ def side_layers(
     if states is None:
         states = tokens.new_empty((len(layers), len(tokens), 0, tokens.shape[2]))
     weights = [weight for layer in layers for weight in layer]
-    narrow = products == "bfloat16"
-    out, _ = _library.ops.side_layers(
-        tokens, states.to(tokens.dtype), weights, heads, queries, eps, narrow, impl
-    )
+    states = states.to(tokens.dtype)
+    settings = (heads, queries, eps, products == "bfloat16")
+    if impl == _NATIVE and not is_watched(tokens, states, *weights):
+        return side_layers_directly(tokens, states, weights, settings)
+    out, _ = _library.ops.side_layers(tokens, states, weights, *settings, impl)
     last: Tensor = out
     return last
 
