@@ -30,6 +30,7 @@ from fpt_fast.sweep.trials import Trial, distinct_seeds
 from fpt_fast.trainer import learning_rate_at, monitor_names, resolve_device
 from fpt_fast.trainer.arithmetic import Arithmetic
 from fpt_fast.trainer.batches import check_labels, move_batch
+from fpt_fast.trainer.memory import keep_freed_memory
 from fpt_fast.trainer.prediction import in_units, probabilities_of
 from fpt_fast.trainer.progress import Progress, format_seconds, open_progress
 from fpt_fast.trainer.validation import is_better, validation_loss
@@ -111,6 +112,7 @@ def fit_sweep(
     ``Stopped`` on a signal.
     """
     target = resolve_device(device)
+    keep_freed_memory(target)
     recipe = trials[0].recipe
     _check(trials, val_batches, halve_every)
     groups = _group(models, trials, target)

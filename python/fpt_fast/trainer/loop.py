@@ -20,6 +20,7 @@ from fpt_fast.trainer.batches import EpochBatches, resolve_device
 from fpt_fast.trainer.capture import Capture, StepChoice, choose_capture
 from fpt_fast.trainer.checkpoint import save_best
 from fpt_fast.trainer.epoch import run_epoch
+from fpt_fast.trainer.memory import keep_freed_memory
 from fpt_fast.trainer.progress import format_seconds, open_progress
 from fpt_fast.trainer.ranks import require_same_weights
 from fpt_fast.trainer.run import Run, resume_run
@@ -92,6 +93,7 @@ def fit(
     finite, naming epoch and step.
     """
     target = resolve_device(device)
+    keep_freed_memory(target)
     capture, why = choose_capture(step, target, world.size)
     _check_setup(train_batches, config, num_classes, checkpoint_steps)
     parameters = _trainable(model.to(target))
