@@ -93,7 +93,6 @@ def fit(
     finite, naming epoch and step.
     """
     target = resolve_device(device)
-    keep_freed_memory(target)
     capture, why = choose_capture(step, target, world.size)
     _check_setup(train_batches, config, num_classes, checkpoint_steps)
     parameters = _trainable(model.to(target))
@@ -135,6 +134,7 @@ def _train(
     """All epochs that are left, with random numbers of the run's own; ``step``: how each is
     captured, why, and whether it must be."""
     world, (capture, why, required) = run.world, step
+    keep_freed_memory(run.device)
     world.require_same(json.dumps(run.identity, sort_keys=True), "settings")
     with (
         torch.random.fork_rng(devices=_cuda_devices(run.device, world)),
