@@ -15,8 +15,8 @@ from fpt_fast.trainer.memory import keep_freed_memory
 
 CPU = torch.device("cpu")
 IS_GLIBC = platform.libc_ver()[0] == "glibc"
-# Thirty tensors of 4 MB at once, ten times: 300,000 pages, if each time they come from the system, as
-# they do with the threshold that glibc begins with (it learns others, sooner or later).
+# Thirty tensors of 4 MB at once, ten times: 300,000 pages, if each time they come from the system,
+# as they do with the threshold that glibc begins with (it learns others, sooner or later).
 SCRIPT = """
 import ctypes, resource, sys, torch
 from fpt_fast.trainer.memory import keep_freed_memory
