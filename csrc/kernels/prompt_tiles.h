@@ -65,7 +65,8 @@ struct PromptTiles {
   // The first or second half of the next task's keys or values.
   Wanted wanted(const char* next, int64_t half) const {
     const int64_t step = width * int64_t(sizeof(typename S::T::Value)) / 2;
-    return next ? Wanted{next + half * kept * step, step} : Wanted{task.k.base, 0};
+    if (!next) return {task.k.base, 0, 0};
+    return {next + half * kept * step, int32_t(step), int32_t(kept)};
   }
 
   // Rows of 32 tokens times all blocks.
