@@ -19,7 +19,9 @@ FPT_INLINE void weighted_rows(const TokenRows& tokens, const PromptTask& task, c
     const int64_t wanted = task.width - d;
     Ahead ahead = no_ahead(weights);
     const int64_t element = sizeof(typename T::Value);
-    if (task.next_k) ahead = {task.next_k + d * task.kept * element, W * element};
+    if (task.next_k)
+      ahead = {task.next_k + d * task.kept * element / 2, W * element,
+               task.kept * task.width * element / 2};
     if (wanted >= W) weighted_sum<T, true>(tokens, task.kept, d, wanted, weights, ahead, sum);
     else weighted_sum<T, false>(tokens, task.kept, d, wanted, weights, ahead, sum);
     use(sum, d);
