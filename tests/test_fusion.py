@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fpt_fast.fusion import PromptFusion
+from fpt_fast.fusion import PromptFusion, dropout_factors
 from fpt_fast.ops import dequantise_kv, quantise_kv
 from fpt_fast.ops.implementation import implementations
 
@@ -137,6 +137,48 @@ def test_dropout_only_while_training() -> None:
     module.eval()
     kept = dropped != 0
     torch.testing.assert_close(dropped[kept], 2 * module(kv)[kept], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.25, 1 / 256, 0.3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_factors_are_fair_and_independent(rate: float, dtype: torch.dtype) -> None:
+    """The share that is dropped, at every place of a word of eight bytes, and pairs of neighbours:
+    each within five standard deviations (of pairs, which overlap, thrice the variance)."""
+    count = 1 << 17
+    factors = dropout_factors(torch.empty(8, count // 8, 8, dtype=dtype), rate)
+    assert factors.dtype == dtype
+    kept = torch.tensor(1.0, dtype=dtype).div(1 - rate)
+    assert set(factors.unique().tolist()) == {0.0, float(kept)}
+    dropped = (factors == 0).double()
+    for share, size, expected in (
+        (dropped.mean(), count * 8, rate),
+        *((dropped[..., place].mean(), count, rate) for place in range(8)),
+        ((dropped[..., 1:] * dropped[..., :-1]).mean(), count * 7, rate**2),
+        ((dropped[:, 1:] * dropped[:, :-1]).mean(), count * 7, rate**2),
+    ):
+        assert abs(float(share) - expected) < 5 * (expected * (1 - expected) / size * 3) ** 0.5
+
+
+def test_dropout_is_drawn_from_the_generator() -> None:
+    """One seed, one draw, whatever generator has it; the next draw is another."""
+    like = torch.empty(3, 5, 7)
+    draws = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        draws.append([dropout_factors(like, 0.5), dropout_factors(like, 0.5)])
+    generator = torch.Generator().manual_seed(3)
+    draws.append([dropout_factors(like, 0.5, generator) for _ in range(2)])
+    for first, second in draws:
+        assert torch.equal(first, draws[0][0]) and torch.equal(second, draws[0][1])
+        assert not torch.equal(first, second)
+
+
+def test_dropout_of_all_and_of_none() -> None:
+    kv = features()
+    for rate in (0.0, 1.0):
+        module = fusion("fpt_plus", dropout=rate)
+        out, kept = module(kv), module.eval()(kv)
+        assert torch.equal(out, torch.zeros_like(out) if rate else kept)
 
 
 @pytest.mark.parametrize(

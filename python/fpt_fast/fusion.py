@@ -119,6 +119,36 @@ class _StatesDropout(nn.Dropout):
 
     batch_dim = 1
 
+    def forward(self, input: Tensor) -> Tensor:
+        """``input``, with values at random 0 and the others larger while training."""
+        if not self.training or self.p == 0:
+            return input
+        if self.p == 1 or torch.compiler.is_compiling():
+            return super().forward(input)
+        return input * self.factors(input, self.p)
+
+    @staticmethod
+    def factors(like: Tensor, rate: float, generator: torch.Generator | None = None) -> Tensor:
+        """What ``forward`` multiplies by, in the shape, dtype and device of ``like``."""
+        return dropout_factors(like, rate, generator)
+
+
+def dropout_factors(like: Tensor, rate: float, generator: torch.Generator | None = None) -> Tensor:
+    """0 with probability ``rate``, else ``1 / (1 - rate)``, from torch's generator or another.
+
+    On a CPU a random byte decides, where ``rate`` is a whole number of its 256 values: a number
+    for every value, which torch draws, takes three times as long.
+    """
+    dropped = 256 * rate
+    if not like.is_cpu or dropped != int(dropped):
+        kept = torch.empty_like(like).bernoulli_(1 - rate, generator=generator)
+        return kept.div_(1 - rate)
+    count = like.numel()
+    words = torch.empty((count + 7) // 8, dtype=torch.int64, device=like.device)
+    words.random_(-(2**63), None, generator=generator)  # all 64 bits
+    kept = words.view(torch.uint8)[:count] >= int(dropped)
+    return kept.view(like.shape).to(like.dtype).div_(1 - rate)
+
 
 def query_dtype(prompts: Tensor) -> torch.dtype:
     """Dtype of the queries: that of the prompts.  Under autocast, too, since reading the features

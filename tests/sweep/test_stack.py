@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fpt_fast.config import TrainConfig
+from fpt_fast.fusion import dropout_factors
 from fpt_fast.model import FptModel, create_model
 from fpt_fast.ops import prompt_attention
 from fpt_fast.records import FeatureBatch
@@ -82,15 +83,14 @@ def test_logits_and_gradients_are_those_of_each_model_alone(
             torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-8, atol=1e-11)
 
 
-def test_dropout_factors_are_those_of_torch() -> None:
+def test_dropout_factors_are_those_of_a_model_alone() -> None:
     models = lone_models("fpt_plus")
     inputs = batches(models[0])
     shape = (len(models[0].layers), IMAGES, 3, models[0].side.norm.normalized_shape[0])
     keep = []
     for seed in range(MODELS):
         generator = torch.Generator().manual_seed(seed)
-        noise = torch.empty(shape, dtype=torch.float64)
-        keep.append(noise.bernoulli_(0.5, generator=generator).div_(0.5))
+        keep.append(dropout_factors(torch.empty(shape, dtype=torch.float64), 0.5, generator))
     logits = stacked_logits(ModelStack(models), inputs, torch.stack(keep))
     for seed, (model, batch) in enumerate(zip(models, inputs, strict=True)):
         torch.manual_seed(seed)

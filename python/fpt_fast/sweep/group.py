@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fpt_fast.fusion import dropout_factors
 from fpt_fast.losses import EpochLoss
 from fpt_fast.model import FptModel
 from fpt_fast.records import EpochRecord
@@ -71,14 +72,14 @@ class TrialGroup:
 
     def _dropout_factors(self, layers: int, batch: int) -> Tensor:
         """[W, L, B, P, S]: the random numbers that each model draws alone, from its own seed."""
-        config, share = self.stack.config, 1 - self._dropout
+        config = self.stack.config
         width = self.stack.spec.hidden_size // config.side_reduction
         factors = self.stack.weights.new_empty(
             (len(self), layers, batch, config.num_prompts, width)
         )
         for row, state in zip(factors, self.states, strict=True):
-            row.bernoulli_(share, generator=state.generator)
-        return factors.div_(share)
+            row.copy_(dropout_factors(row, self._dropout, state.generator))
+        return factors
 
 
 def backward(groups: Sequence[TrialGroup], loss: Tensor) -> None:

@@ -105,7 +105,8 @@ class WholeDropout:
     def taken_by(self, model: nn.Module, world: World) -> Iterator[None]:
         """While open, every ``nn.Dropout`` of ``model`` takes its rows of the whole batch's.
 
-        The images are along its ``batch_dim``, where it has one, else along the first axis.
+        The images are along its ``batch_dim``, where it has one, else along the first axis; its
+        ``factors(like, rate)``, where it has that, draws what its values are multiplied by.
         Raises ``ConfigError`` for modules that look at the whole batch in other ways.
         """
         modules = [] if world.size == 1 else _dropouts(model)
@@ -128,7 +129,8 @@ class WholeDropout:
             own, axis = inputs[0], int(getattr(module, "batch_dim", 0))
             shape = list(own.shape)
             shape[axis] = self.share.total
-            whole = functional.dropout(own.new_ones(shape), rate, training=True)
+            factors = getattr(module, "factors", _factors)
+            whole: Tensor = factors(own.new_empty(shape), rate)
             rows = self.share.rows
             return own * whole.narrow(axis, rows.start, len(rows))
 
@@ -157,6 +159,11 @@ def checkpoint_of_first(checkpoint: Checkpoint | None, world: World) -> Checkpoi
     if sent[0] is None or sent[1] is None or sent[2] is None:
         return None
     return Checkpoint(load(sent[1]), load(sent[2]), json.loads(sent[0]))
+
+
+def _factors(like: Tensor, rate: float) -> Tensor:
+    """What torch's dropout multiplies by."""
+    return functional.dropout(torch.ones_like(like), rate, training=True)
 
 
 def _dropouts(model: nn.Module) -> list[nn.Dropout]:
