@@ -6,10 +6,13 @@ allocation that a count alone asks for.  A list of keys in another order, checks
 past all telling; so records are compared by row.
 """
 
+import ctypes
+import gc
 import random
 import resource
 import shutil
 import signal
+import sys
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -34,7 +37,8 @@ from fpt_fast.cache.format import JOURNAL_FILE, MANIFEST_FILE, PLAN_FILE, read_m
 from fpt_fast.cache.layout import PAGE_BYTES
 
 SECONDS = 10  # that one input may take, on a busy machine
-MEMORY = 48 * 2**20  # that a process may grow by for one input, and for all that it was given
+MEMORY = 48 * 2**20  # that a process may grow by for one input, and keep of all
+BLOCKS = 20_000  # of Python's memory that it may keep
 DEEP = 10  # every so-many-th input is put to the slow tools too
 TRACED = 200  # and to every so-many-th the memory is counted
 KINDS = ("manifest", "plan", "shard", "journal")
@@ -60,16 +64,26 @@ def _in_time() -> Iterator[None]:
 def limited_memory() -> Iterator[None]:
     """Let this process grow by ``MEMORY`` and no more: an allocation beyond it is an error."""
     before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (_address_space() + MEMORY, before[1]))
+    limit = _pages_of_memory(0) * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def _address_space() -> int:
-    """Bytes."""
-    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+def _pages_of_memory(place: int) -> int:
+    """This process's pages, 0: of addresses, 1: in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[place])
+
+
+def _kept() -> tuple[int, int]:
+    """Blocks that Python keeps, and bytes in memory, with all that was freed given back."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
+    return sys.getallocatedblocks(), _pages_of_memory(1) * resource.getpagesize()
 
 
 class Target:
@@ -201,7 +215,7 @@ def fuzz(subject: Subject, root: Path, inputs: int, seed: int = 0) -> dict[str, 
     # Once before the limit, so that code and buffers that are needed anyway are there.
     for kind in KINDS:
         target.ask(kind, target.lie(kind, pick), deep=True)
-    before = _address_space()
+    before = _kept()
     for number in range(inputs):
         kind = pick.choices(KINDS, WEIGHTS)[0]
         data = target.lie(kind, pick)
@@ -218,8 +232,9 @@ def fuzz(subject: Subject, root: Path, inputs: int, seed: int = 0) -> dict[str, 
             ) from error
         counts[answer] += 1
         counts[f"{kind}s"] += 1
-    if (grown := _address_space() - before) > MEMORY:
-        raise Broken(f"{inputs} inputs left {grown} bytes behind")
+    blocks, size = (after - at_first for after, at_first in zip(_kept(), before, strict=True))
+    if blocks > BLOCKS or size > MEMORY:
+        raise Broken(f"{inputs} inputs left {blocks} blocks and {size} bytes behind")
     counts["inputs"] = inputs
     return dict(counts)
 
