@@ -21,6 +21,7 @@ from fpt_fast.config import FptConfig, Precision, TrainConfig, preset
 from fpt_fast.model import FptModel, create_model
 from fpt_fast.records import BackboneSpec, FeatureBatch
 from fpt_fast.trainer.arithmetic import Arithmetic
+from fpt_fast.trainer.memory import keep_freed_memory
 from fpt_fast.trainer.optimizer import drop_gradients
 from fpt_fast.trainer.schedule import build_optimizer
 
@@ -80,7 +81,8 @@ def trainer_step(
     labels: Tensor,
     precision: Precision = "float32",
 ) -> Callable[[], Tensor]:
-    """The same as our trainer does it."""
+    """The same as our trainer does it; what it asks of the allocator serves the plain step, too."""
+    keep_freed_memory(labels.device)
     config = TrainConfig(learning_rate=1e-4, weight_decay=0.1, clip_norm=1.0, precision=precision)
     parameters = list(module.parameters())
     optimizer = build_optimizer(parameters, config, labels.device)
