@@ -24,16 +24,41 @@ from benchmarks.turns import Row, best_times, probes, share
 LAYERS = {"fpt_plus": 6, "fpt": 12}
 # Parts of a step by the operations that torch's profiler sees; what has no row here is the rest.
 PARTS = {
-    "linear maps": ("aten::mm", "aten::addmm", "aten::bmm"),
+    "linear maps": (
+        "aten::mm",
+        "aten::addmm",
+        "aten::bmm",
+        "fpt_native::trained_linear",
+        "fpt_native::trained_linear_backward",
+    ),
     "prompt_attention": ("fpt_native::prompt_attention", "fpt_native::prompt_attention_backward"),
-    "side_layers": ("fpt_native::side_block", "fpt_native::side_block_backward"),
+    "side_layers or side_attention": (
+        "fpt_native::side_block",
+        "fpt_native::side_block_backward",
+        "fpt_native::side_attention",
+        "fpt_native::side_attention_backward",
+    ),
     "GELU and LayerNorm": (
         "aten::gelu",
         "aten::gelu_backward",
         "aten::native_layer_norm",
         "aten::native_layer_norm_backward",
     ),
+    "optimiser": ("fpt_native::clipped_adam", "aten::_fused_adamw_", "aten::linalg_vector_norm"),
 }
+
+
+@register_flop_formula([torch.ops.fpt.trained_linear], get_raw=True)  # type: ignore[untyped-decorator]
+def _trained_linear(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
+    rows = x.numel() // weight[0].numel()
+    return 2 * rows * weight.numel()
+
+
+@register_flop_formula([torch.ops.fpt.trained_linear_backward], get_raw=True)  # type: ignore[untyped-decorator]
+def _trained_linear_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, need_x: bool, *_: Any, **__: Any
+) -> int:
+    return (2 if need_x else 1) * _trained_linear(x, weight)
 
 
 @register_flop_formula([torch.ops.fpt.side_layers], get_raw=True)  # type: ignore[untyped-decorator]
