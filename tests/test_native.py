@@ -136,8 +136,9 @@ def test_a_build_of_other_sources_is_left_alone() -> None:
 
 
 def test_what_native_calls_is_looked_for() -> None:
-    source = (ROOT / "python/fpt_fast/ops/native.py").read_text()
-    called = set(re.findall(r"_ops\.(\w+)\(", source)) | {"levels"}
+    folder = ROOT / "python/fpt_fast/ops"
+    sources = [(folder / name).read_text() for name in ("native.py", "native_optimizer.py")]
+    called = set(re.findall(r"_ops\.(\w+)\(", "".join(sources))) | {"levels"}
     assert called == set(native_reasons._OPS)
 
 
