@@ -149,6 +149,19 @@ constexpr int ROW_TILE = 8, TILE_ROWS_AT_ONCE = 1, PANELS = 2;
 // The depth goes by blocks, so that two panels of B stay in the first-level cache.
 constexpr int64_t DEPTH_BLOCK = 128, KEPT_BLOCK = 256;
 
+// Of C's rows and columns from here on as many as are multiplied at once, in whole tiles.
+template <int PARTS>
+FPT_INLINE void part_block(const PartRows& a, int64_t rows, const PartPanels& b, int64_t columns,
+                           int64_t depth, const Target& c) {
+  const bool one = columns <= 16;
+  if (TILE_ROWS_AT_ONCE == 2 && rows > ROW_TILE) {
+    one ? part_tiles<PARTS, TILE_ROWS_AT_ONCE, 1>(a, b, depth, c)
+        : part_tiles<PARTS, TILE_ROWS_AT_ONCE, 2>(a, b, depth, c);
+  } else {
+    one ? part_tiles<PARTS, 1, 1>(a, b, depth, c) : part_tiles<PARTS, 1, 2>(a, b, depth, c);
+  }
+}
+
 template <int PARTS, int64_t BLOCK_DEPTH = DEPTH_BLOCK>
 static void part_product(const PartRows& a, int64_t rows, const PartPanels& b, int64_t depth,
                          int64_t columns, const Target& c) {
@@ -158,18 +171,11 @@ static void part_product(const PartRows& a, int64_t rows, const PartPanels& b, i
     const int64_t start_stride = first ? c.stride : c.start_stride;
     for (int64_t column = 0; column < columns; column += 16 * PANELS) {
       const PartPanels panels{b.data + column / 16 * b.panel + first * 16, b.panel, b.part};
-      const bool one = columns - column <= 16;
       for (int64_t row = 0; row < rows; row += ROW_TILE * TILE_ROWS_AT_ONCE) {
         const PartRows tile{a.data + row * a.stride + first, a.stride, a.part};
         const Target to{c.to + row * c.stride + column, c.stride,
                       start ? start + row * start_stride + column : nullptr, start_stride};
-        if (TILE_ROWS_AT_ONCE == 2 && rows - row > ROW_TILE) {
-          one ? part_tiles<PARTS, TILE_ROWS_AT_ONCE, 1>(tile, panels, steps, to)
-              : part_tiles<PARTS, TILE_ROWS_AT_ONCE, 2>(tile, panels, steps, to);
-        } else {
-          one ? part_tiles<PARTS, 1, 1>(tile, panels, steps, to)
-              : part_tiles<PARTS, 1, 2>(tile, panels, steps, to);
-        }
+        part_block<PARTS>(tile, rows - row, panels, columns - column, steps, to);
       }
     }
   }

@@ -45,31 +45,9 @@ static PartRows rows_of(const TrainedRows& x, int64_t first, int64_t count, uint
 constexpr int64_t TRAINED_DEPTH = 384;
 constexpr int64_t TRAINED_ROWS = ROW_TILE * TILE_ROWS_AT_ONCE;
 
-// Up to TRAINED_ROWS rows and 32 columns of C, in whole tiles.
-FPT_INLINE void trained_tiles(const PartRows& a, int64_t rows, const PartPanels& b, int64_t columns,
-                              int64_t depth, const Target& c) {
-  const bool one = columns <= 16;
-  if (rows > ROW_TILE)
-    one ? part_tiles<1, TILE_ROWS_AT_ONCE, 1>(a, b, depth, c)
-        : part_tiles<1, TILE_ROWS_AT_ONCE, 2>(a, b, depth, c);
-  else
-    one ? part_tiles<1, 1, 1>(a, b, depth, c) : part_tiles<1, 1, 2>(a, b, depth, c);
-}
-
 static void trained_product(const PartRows& a, int64_t rows, const PartPanels& b, int64_t depth,
                             int64_t columns, const Target& c) {
-  for (int64_t first = 0; first < depth; first += TRAINED_DEPTH) {
-    const int64_t steps = depth - first < TRAINED_DEPTH ? depth - first : TRAINED_DEPTH;
-    const float* start = first ? c.to : c.start;
-    const int64_t start_stride = first ? c.stride : c.start_stride;
-    for (int64_t column = 0; column < columns; column += 32)
-      for (int64_t row = 0; row < rows; row += TRAINED_ROWS)
-        trained_tiles({a.data + row * a.stride + first, a.stride, 0}, rows - row,
-                      {b.data + column / 16 * b.panel + first * 16, b.panel, 0}, columns - column,
-                      steps,
-                      {c.to + row * c.stride + column, c.stride,
-                       start ? start + row * start_stride + column : nullptr, start_stride});
-  }
+  part_product<1, TRAINED_DEPTH>(a, rows, b, depth, columns, c);
 }
 
 static TrainedNeeds trained_needs(int64_t rows, int64_t depth, int64_t columns, int64_t at_once) {
@@ -117,7 +95,7 @@ static void trained_input(const float* grad, int64_t count, int64_t columns, con
   auto* block = reinterpret_cast<float*>(scratch + Parts<1>::rows_size(count, columns));
   for (int64_t row = 0; row < count; row += TRAINED_ROWS)
     for (int64_t column = 0; column < depth; column += 32) {
-      trained_tiles({rows.data + row * rows.stride, rows.stride, 0}, count - row,
+      part_block<1>({rows.data + row * rows.stride, rows.stride, 0}, count - row,
                     {packed + column * ready.depth, 16 * ready.depth, 0}, 32, ready.depth,
                     {block, 32, nullptr, 0});
       const int64_t left = count - row < TRAINED_ROWS ? count - row : TRAINED_ROWS;
