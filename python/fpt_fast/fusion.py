@@ -136,8 +136,8 @@ class _StatesDropout(nn.Dropout):
 def dropout_factors(like: Tensor, rate: float, generator: torch.Generator | None = None) -> Tensor:
     """0 with probability ``rate``, else ``1 / (1 - rate)``, from torch's generator or another.
 
-    On a CPU a random byte decides, where ``rate`` is a whole number of its 256 values: a number
-    for every value, which torch draws, takes three times as long.
+    On a CPU a random byte decides, where ``rate`` is a whole number of its 256 values: torch draws
+    a number for every value, which takes longer.
     """
     dropped = 256 * rate
     if not like.is_cpu or dropped != int(dropped):

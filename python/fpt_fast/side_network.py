@@ -189,8 +189,8 @@ def run_layers(
 ) -> Tensor:
     """``side_layers`` in the arithmetic that the present autocast asks for.
 
-    In f32 the native layers were no faster than torch's operations on a busy machine (0.8 to 1.0
-    times; with products in bf16 1.1): there they run by name only.
+    In f32 the native layers were no faster than torch's operations on a busy machine: there they
+    run by name only.
     """
     narrow = multiplies_in_bf16(tokens.device.type)
     return side_layers(
