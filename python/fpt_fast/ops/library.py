@@ -21,6 +21,7 @@ from fpt_fast.ops.cuda_reasons import (
     flash_reasons,
     xformers_reasons,
 )
+from fpt_fast.ops.direct import call as call
 from fpt_fast.ops.implementation import (
     Implementation,
     Reasons,

@@ -2,13 +2,11 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from fpt_fast.ops.direct import call
 from fpt_fast.ops.implementation import resolve
-from fpt_fast.ops.schemas import define, library, without_gradient
-
-_ops = torch.ops.fpt
+from fpt_fast.ops.schemas import define, with_gradient, without_gradient
 
 
 def _trained_linear(x: Tensor, weight: Tensor, bias: Tensor | None, impl: str) -> Tensor:
@@ -45,7 +43,7 @@ def _save_trained_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> N
 def _trained_linear_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
     need_x = ctx.needs_input_grad[0]
-    grad_x, *others = _ops.trained_linear_backward(grad, x, weight, need_x, ctx.impl)
+    grad_x, *others = call("trained_linear_backward", grad, x, weight, need_x, ctx.impl)
     return grad_x if need_x else None, others[0], others[1] if ctx.has_bias else None, None
 
 
@@ -62,10 +60,5 @@ define(
     _trained_linear_backward,
     _trained_linear_backward_fake,
 )
-torch.library.register_autograd(
-    "fpt::trained_linear",
-    _trained_linear_gradient,
-    setup_context=_save_trained_linear,
-    lib=library,
-)
+with_gradient("trained_linear", _save_trained_linear, _trained_linear_gradient)
 without_gradient("trained_linear_backward")

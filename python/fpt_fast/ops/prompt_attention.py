@@ -82,7 +82,7 @@ def prompt_attention(
     check_no_grad(
         "prompt_attention", _FROZEN, kv=kv, **{"scales[0]": k_scales, "scales[1]": v_scales}
     )
-    out, _ = _library.ops.prompt_attention(q, kv, rows, k_scales, v_scales, impl)
+    out, _ = _library.call("prompt_attention", q, kv, rows, k_scales, v_scales, impl)
     attended: Tensor = out
     return attended
 
@@ -126,6 +126,6 @@ def prompt_attention_indexed(
     for name, tensor in (("k", k), ("v", v), ("index", index)):
         check_same_device(name, tensor, "q", q)
     check_no_grad("prompt_attention_indexed", _FROZEN, k=k, v=v)
-    out, _ = _library.ops.prompt_attention_indexed(q, k, v, index, impl)
+    out, _ = _library.call("prompt_attention_indexed", q, k, v, index, impl)
     attended: Tensor = out
     return attended

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fpt_fast.ops import direct
+
 library = torch.library.Library("fpt", "DEF")  # type: ignore[no-untyped-call]
 
 
@@ -14,6 +16,13 @@ def define(name: str, schema: str, body: Callable[..., Any], fake: Callable[...,
     library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
     library.impl(name, body, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"fpt::{name}", fake, lib=library)
+    direct.know(name, body)
+
+
+def with_gradient(name: str, save: direct.Save, gradient: direct.Gradient) -> None:
+    """``fpt::name`` has a gradient, of what ``save`` put into the context."""
+    torch.library.register_autograd(f"fpt::{name}", gradient, setup_context=save, lib=library)
+    direct.know_gradient(name, save, gradient)
 
 
 def without_gradient(name: str) -> None:

@@ -51,6 +51,6 @@ def side_attention(q: Tensor, k: Tensor, v: Tensor, *, impl: str = "auto") -> Te
         impl = _TORCH if is_compiling else resolve("side_attention", impl, (q, k, v)).name
     if impl == _TORCH:
         return functional.scaled_dot_product_attention(q, k, v)
-    out, _ = _library.ops.side_attention(q, k, v, impl)
+    out, _ = _library.call("side_attention", q, k, v, impl)
     attended: Tensor = out
     return attended

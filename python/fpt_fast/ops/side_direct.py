@@ -17,16 +17,6 @@ _NATIVE = "native"
 Settings = tuple[int, int, float, bool]  # heads, queries, eps, narrow
 
 
-def is_watched(*tensors: Tensor) -> bool:
-    """Whether somebody must see the op itself: a compiler, a transform, a mode or a subclass."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in tensors)
-    )
-
-
 def side_layers_directly(
     tokens: Tensor, states: Tensor, weights: Sequence[Tensor], settings: Settings
 ) -> Tensor:

@@ -15,9 +15,10 @@ from fpt_fast.ops.checks import (
     check_same_device,
     check_shape,
 )
+from fpt_fast.ops.direct import is_watched
 from fpt_fast.ops.implementation import AUTO, resolve
 from fpt_fast.ops.side_attention import side_attention
-from fpt_fast.ops.side_direct import is_watched, side_layers_directly
+from fpt_fast.ops.side_direct import side_layers_directly
 
 _NATIVE, _TORCH = "native", "torch"
 _PRODUCTS = ("float32", "bfloat16")

@@ -55,5 +55,5 @@ def trained_linear(
         rows = x.reshape(*x.shape[: x.dim() - axes], -1).to(_BF16)
         narrow = None if bias is None else bias.to(_BF16)
         return functional.linear(rows, weight.flatten(1).to(_BF16), narrow).to(weight.dtype)
-    out: Tensor = _library.ops.trained_linear(x, weight, bias, impl)
+    out: Tensor = _library.call("trained_linear", x, weight, bias, impl)
     return out

@@ -2,15 +2,13 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fpt_fast.ops.checks import check_values_in_range
+from fpt_fast.ops.direct import call
 from fpt_fast.ops.implementation import resolve
 from fpt_fast.ops.reference import Scales
-from fpt_fast.ops.schemas import define, library, lse_dtype, without_gradient
-
-_ops = torch.ops.fpt
+from fpt_fast.ops.schemas import define, lse_dtype, with_gradient, without_gradient
 
 
 def _pair(k_scales: Tensor | None, v_scales: Tensor | None) -> Scales | None:
@@ -92,7 +90,7 @@ def _prompt_attention_gradient(
 ) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 6
-    grad_q = _ops.prompt_attention_backward(grad, *ctx.saved_tensors, ctx.impl)
+    grad_q = call("prompt_attention_backward", grad, *ctx.saved_tensors, ctx.impl)
     return grad_q, None, None, None, None, None
 
 
@@ -110,12 +108,7 @@ define(
     _prompt_attention_backward,
     _prompt_attention_backward_fake,
 )
-torch.library.register_autograd(
-    "fpt::prompt_attention",
-    _prompt_attention_gradient,
-    setup_context=_save_prompt_attention,
-    lib=library,
-)
+with_gradient("prompt_attention", _save_prompt_attention, _prompt_attention_gradient)
 without_gradient("prompt_attention_backward")
 
 
@@ -179,7 +172,7 @@ def _prompt_attention_indexed_gradient(
 ) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 5
-    grad_q = _ops.prompt_attention_indexed_backward(grad, *ctx.saved_tensors, ctx.impl)
+    grad_q = call("prompt_attention_indexed_backward", grad, *ctx.saved_tensors, ctx.impl)
     return grad_q, None, None, None, None
 
 
@@ -196,11 +189,8 @@ define(
     _prompt_attention_indexed_backward,
     _prompt_attention_indexed_backward_fake,
 )
-torch.library.register_autograd(
-    "fpt::prompt_attention_indexed",
-    _prompt_attention_indexed_gradient,
-    setup_context=_save_prompt_attention_indexed,
-    lib=library,
+with_gradient(
+    "prompt_attention_indexed", _save_prompt_attention_indexed, _prompt_attention_indexed_gradient
 )
 without_gradient("prompt_attention_indexed_backward")
 
@@ -240,7 +230,7 @@ def _save_side_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
 def _side_attention_gradient(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
     if grad is None:
         return (None,) * 4
-    return (*_ops.side_attention_backward(grad, *ctx.saved_tensors, ctx.impl), None)
+    return (*call("side_attention_backward", grad, *ctx.saved_tensors, ctx.impl), None)
 
 
 define(
@@ -256,10 +246,5 @@ define(
     _side_attention_backward,
     _side_attention_backward_fake,
 )
-torch.library.register_autograd(
-    "fpt::side_attention",
-    _side_attention_gradient,
-    setup_context=_save_side_attention,
-    lib=library,
-)
+with_gradient("side_attention", _save_side_attention, _side_attention_gradient)
 without_gradient("side_attention_backward")
