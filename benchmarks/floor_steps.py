@@ -33,8 +33,8 @@ PARTS = {
     ),
     "prompt_attention": ("fpt_native::prompt_attention", "fpt_native::prompt_attention_backward"),
     "side_layers or side_attention": (
-        "fpt_native::side_block",
-        "fpt_native::side_block_backward",
+        "fpt_native::side_layers",
+        "fpt_native::side_layers_backward",
         "fpt_native::side_attention",
         "fpt_native::side_attention_backward",
     ),

@@ -64,20 +64,16 @@ Tensor trained_linear(Tensor x, Tensor weight, std::optional<Tensor> bias, std::
 std::tuple<Tensor, Tensor, Tensor> trained_linear_backward(
     Tensor grad, Tensor x, Tensor weight, bool need_x, std::string level);
 
-std::tuple<Tensor, Tensor, Tensor> side_block(
-    Tensor tokens, Tensor prompts,
-    Tensor norm1, Tensor norm1_bias, Tensor qkv, Tensor qkv_bias, Tensor proj, Tensor proj_bias,
-    Tensor norm2, Tensor norm2_bias, Tensor fc1, Tensor fc1_bias, Tensor fc2, Tensor fc2_bias,
-    int64_t heads, int64_t queries, double eps, bool narrow, std::string level);
+// Whole layers of the side network: weights are twelve a layer, in the order of SideWeightsOf.  Kept
+// are of each layer the attention's output, its softmax's rows and, but for the last, its own output.
+std::tuple<Tensor, std::vector<Tensor>> side_layers(
+    Tensor tokens, Tensor states, std::vector<Tensor> weights, int64_t heads, int64_t queries,
+    double eps, bool narrow, std::string level);
 
-// Gradients to tokens, prompts and the weights.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
-           Tensor, Tensor, Tensor>
-side_block_backward(
-    Tensor grad, Tensor tokens, Tensor prompts,
-    Tensor norm1, Tensor norm1_bias, Tensor qkv, Tensor qkv_bias, Tensor proj, Tensor proj_bias,
-    Tensor norm2, Tensor norm2_bias, Tensor fc1, Tensor fc1_bias, Tensor fc2, Tensor fc2_bias,
-    Tensor attended, Tensor softmax, int64_t heads, int64_t queries, double eps, bool narrow,
+// Gradients to tokens, states and the weights; all but the attention is computed anew.
+std::tuple<Tensor, Tensor, std::vector<Tensor>> side_layers_backward(
+    Tensor grad, Tensor tokens, Tensor states, std::vector<Tensor> weights,
+    std::vector<Tensor> kept, int64_t heads, int64_t queries, double eps, bool narrow,
     std::string level);
 
 }  // namespace fpt

@@ -52,17 +52,12 @@ STABLE_TORCH_LIBRARY(fpt_native, m) {
       "trained_linear_backward(Tensor grad, Tensor x, Tensor weight, bool need_x, str level)"
       " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
   m.def(
-      "side_block(Tensor tokens, Tensor prompts, Tensor norm1, Tensor norm1_bias, Tensor qkv,"
-      " Tensor qkv_bias, Tensor proj, Tensor proj_bias, Tensor norm2, Tensor norm2_bias, Tensor fc1,"
-      " Tensor fc1_bias, Tensor fc2, Tensor fc2_bias, int heads, int queries, float eps, bool narrow,"
-      " str level) -> (Tensor out, Tensor attended, Tensor softmax)");
+      "side_layers(Tensor tokens, Tensor states, Tensor[] weights, int heads, int queries, float eps,"
+      " bool narrow, str level) -> (Tensor out, Tensor[] kept)");
   m.def(
-      "side_block_backward(Tensor grad, Tensor tokens, Tensor prompts, Tensor norm1,"
-      " Tensor norm1_bias, Tensor qkv, Tensor qkv_bias, Tensor proj, Tensor proj_bias, Tensor norm2,"
-      " Tensor norm2_bias, Tensor fc1, Tensor fc1_bias, Tensor fc2, Tensor fc2_bias, Tensor attended,"
-      " Tensor softmax, int heads, int queries, float eps, bool narrow, str level)"
-      " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,"
-      " Tensor, Tensor, Tensor)");
+      "side_layers_backward(Tensor grad, Tensor tokens, Tensor states, Tensor[] weights,"
+      " Tensor[] kept, int heads, int queries, float eps, bool narrow, str level)"
+      " -> (Tensor grad_tokens, Tensor grad_states, Tensor[] gradients)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fpt_native, CompositeExplicitAutograd, m) {
@@ -86,6 +81,6 @@ STABLE_TORCH_LIBRARY_IMPL(fpt_native, CPU, m) {
   m.impl("clipped_adam", TORCH_BOX(&fpt::clipped_adam));
   m.impl("trained_linear", TORCH_BOX(&fpt::trained_linear));
   m.impl("trained_linear_backward", TORCH_BOX(&fpt::trained_linear_backward));
-  m.impl("side_block", TORCH_BOX(&fpt::side_block));
-  m.impl("side_block_backward", TORCH_BOX(&fpt::side_block_backward));
+  m.impl("side_layers", TORCH_BOX(&fpt::side_layers));
+  m.impl("side_layers_backward", TORCH_BOX(&fpt::side_layers_backward));
 }

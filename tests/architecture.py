@@ -339,7 +339,6 @@ def one_op_one_name(root: Path) -> Iterator[str]:
         "attend_heads",
         "hash",
         "prompt_products",
-        "side_block",  # one layer of side_layers
     }
     for folder, suffix in (("fptkernels", ".py"), ("csrc", ".cpp")):
         for path in sorted((root / folder).glob(f"*{suffix}")):

@@ -1,4 +1,4 @@
-// A whole layer of the side network, forward and backward: side_block.
+// A whole layer of the side network, forward and backward, for side_layers.
 //
 // A group of images at a time, so that its rows stay in the caches and fill the products.  Rows of a
 // group, each of `width` floats and zeros up to 16: first the queries' tokens of all its images, then
@@ -157,9 +157,10 @@ static SideNeeds side_needs(const SideSizes& s, const SideRound& round, bool bac
   return s.narrow ? of(SideNarrow{}) : of(SideFloats{});
 }
 
-static void side_pack(const SideSizes& s, const SideWeights& weights, bool backward, void* to) {
-  s.narrow ? pack_side_of<SideNarrow>(s, weights, backward, to)
-           : pack_side_of<SideFloats>(s, weights, backward, to);
+static void side_pack(const SideSizes& s, const SideWeights& weights, bool backward, int64_t map,
+                      void* to) {
+  s.narrow ? pack_side_of<SideNarrow>(s, weights, backward, map, to)
+           : pack_side_of<SideFloats>(s, weights, backward, map, to);
 }
 
 static void side_block_forward(const SideSizes& s, const SideGroup& group) {
@@ -179,10 +180,10 @@ static void side_block_backward(const SideSizes& s, const SideGroup& group) {
 }
 
 static void side_multiply_factors(const SideSizes& s, const SideRound& round, int64_t first,
-                                  int64_t end, float* sums) {
+                                  int64_t end, float* sums, const SideWeightGradients* to) {
 #if FPT_AMX
   const Tiles tiles;
 #endif
-  s.narrow ? multiply_factors_of<SideNarrow>(s, round, first, end, sums)
-           : multiply_factors_of<SideFloats>(s, round, first, end, sums);
+  s.narrow ? multiply_factors_of<SideNarrow>(s, round, first, end, sums, to)
+           : multiply_factors_of<SideFloats>(s, round, first, end, sums, to);
 }

@@ -1,4 +1,4 @@
-// Gradients of side_block's matrices, left^T right over the rows of all images.
+// Gradients of side_layers' matrices, left^T right over the rows of all images.
 //
 // Every group of images keeps its rows of both factors, as the products want them, and when a round of
 // groups is done each product is one over all their rows: its sums stay in registers and tiles, and
@@ -70,32 +70,7 @@ struct SideSums {
   }
 };
 
-// Tasks first .. end of a round: some columns of one product each, added to those of earlier rounds.
-template <class Math>
-static void multiply_factors_of(const SideSizes& s, const SideRound& round, int64_t first,
-                                int64_t end, float* sums) {
-  const SideFactors<Math> f(s, round, round.factors);
-  const SideSums to(s, sums, nullptr);
-  int64_t task = 0;
-  const auto multiply = [&](const auto& p, float* out) {
-    for (int64_t column = 0; column < p.wide; column += FACTOR_COLUMNS, ++task) {
-      const int64_t left = p.wide - column;
-      if (task >= first && task < end)
-        Math::multiply_kept(p.left, p.right, p.deep, f.tall, p.wide, column,
-                            left < FACTOR_COLUMNS ? left : FACTOR_COLUMNS, round.more, out);
-    }
-  };
-  multiply(f.qkv, to.qkv), multiply(f.proj, to.proj), multiply(f.fc1, to.fc1);
-  multiply(f.fc2, to.fc2);
-}
-
-static int64_t factor_tasks(const SideSizes& s) {
-  const auto of = [](int64_t wide) { return up_to(wide, FACTOR_COLUMNS) / FACTOR_COLUMNS; };
-  const int64_t width = padded(s.width);
-  return of(width + padded(2 * s.width)) + of(width) + 2 * of(padded(s.hidden));
-}
-
-// The padded [in, out], rows `stride` apart -> [out, in].
+// Of the padded [in, out], rows `stride` apart, `out` columns -> [out, in].
 static void write_turned(const float* from, int64_t stride, int64_t in, int64_t out, float* to) {
   for (int64_t first = 0; first < out; first += 16)
     for (int64_t row = 0; row < in; row += 16) {
@@ -116,30 +91,80 @@ static void write_turned(const float* from, int64_t stride, int64_t in, int64_t 
     }
 }
 
+// Columns first .. end of a sum -> rows of a gradient [out, in], whose columns begin at `from` of it.
+static void write_columns(const float* sum, int64_t stride, int64_t first, int64_t end, int64_t from,
+                          int64_t in, int64_t out, float* to) {
+  const int64_t begin = first > from ? first : from, stop = end < from + out ? end : from + out;
+  if (begin < stop)
+    write_turned(sum + begin, stride, in, stop - begin, to + (begin - from) * in);
+}
+
+// Tasks first .. end of a round: some columns of one product each, added to those of earlier rounds;
+// and written to the gradients where they are given.
+template <class Math>
+static void multiply_factors_of(const SideSizes& s, const SideRound& round, int64_t first,
+                                int64_t end, float* sums, const SideWeightGradients* gradients) {
+  const SideFactors<Math> f(s, round, round.factors);
+  const SideSums of(s, sums, nullptr);
+  int64_t task = 0;
+  const auto multiply = [&](const auto& p, float* sum, auto write) {
+    for (int64_t column = 0; column < p.wide; column += FACTOR_COLUMNS, ++task) {
+      if (task < first || task >= end) continue;
+      const int64_t left = p.wide - column, count = left < FACTOR_COLUMNS ? left : FACTOR_COLUMNS;
+      Math::multiply_kept(p.left, p.right, p.deep, f.tall, p.wide, column, count, round.more, sum);
+      if (gradients) write(column, column + count);
+    }
+  };
+  const int64_t width = s.width, start = padded(width);
+  multiply(f.qkv, of.qkv, [&](int64_t from, int64_t to) {
+    write_columns(of.qkv, f.qkv.wide, from, to, 0, width, width, gradients->qkv);
+    write_columns(of.qkv, f.qkv.wide, from, to, start, width, 2 * width,
+                  gradients->qkv + width * width);
+  });
+  multiply(f.proj, of.proj, [&](int64_t from, int64_t to) {
+    write_columns(of.proj, f.proj.wide, from, to, 0, width, width, gradients->proj);
+  });
+  multiply(f.fc1, of.fc1, [&](int64_t from, int64_t to) {
+    write_columns(of.fc1, f.fc1.wide, from, to, 0, width, s.hidden, gradients->fc1);
+  });
+  multiply(f.fc2, of.fc2, [&](int64_t from, int64_t to) {
+    const int64_t count = (to < s.hidden ? to : s.hidden) - from;
+    for (int64_t row = 0; count > 0 && row < width; ++row)
+      __builtin_memcpy(gradients->fc2 + row * s.hidden + from, of.fc2 + row * f.fc2.wide + from,
+                       4 * count);
+  });
+}
+
+static int64_t factor_tasks(const SideSizes& s) {
+  const auto of = [](int64_t wide) { return up_to(wide, FACTOR_COLUMNS) / FACTOR_COLUMNS; };
+  const int64_t width = padded(s.width);
+  return of(width + padded(2 * s.width)) + of(width) + 2 * of(padded(s.hidden));
+}
+
 static void write_vector(const float* from, int64_t count, float* to) {
   __builtin_memcpy(to, from, 4 * count);
 }
 
-// vectors [groups, count of SideSums]: their sums, in the groups' order, to the first; and all sums to
-// the gradients.
-static void side_gradients(const SideSizes& s, float* matrices, float* vectors, int64_t groups,
-                           const SideWeightGradients& to) {
-  const SideSums sums(s, matrices, vectors);
+// vectors [groups, count of SideSums]: their sums, in the groups' order, to the first, and from there
+// to the gradients.
+static void side_vector_gradients(const SideSizes& s, float* vectors, int64_t groups,
+                                  const SideWeightGradients& to) {
+  const SideSums sums(s, nullptr, vectors);
+  const int64_t width = s.width;
+  if (groups == 0) {
+    __builtin_memset(vectors, 0, 4 * sums.vectors);
+    __builtin_memset(to.qkv, 0, 4 * 3 * width * width), __builtin_memset(to.proj, 0, 4 * width * width);
+    __builtin_memset(to.fc1, 0, 4 * s.hidden * width), __builtin_memset(to.fc2, 0, 4 * s.hidden * width);
+  }
   for (int64_t group = 1; group < groups; ++group)
     add_to(vectors + group * sums.vectors, sums.vectors, vectors);
-  const int64_t width = s.width, wide = padded(width) + padded(2 * width);
   write_vector(sums.norm1_weight, width, to.norm1);
   write_vector(sums.norm1_bias, width, to.norm1_bias);
-  write_turned(sums.qkv, wide, width, width, to.qkv);
-  write_turned(sums.qkv + padded(width), wide, width, 2 * width, to.qkv + width * width);
   write_vector(sums.q_bias, width, to.qkv_bias);
   write_vector(sums.kv_bias, 2 * width, to.qkv_bias + width);
-  write_turned(sums.proj, padded(width), width, width, to.proj);
   write_vector(sums.proj_bias, width, to.proj_bias);
   write_vector(sums.norm2_weight, width, to.norm2);
   write_vector(sums.norm2_bias, width, to.norm2_bias);
-  write_turned(sums.fc1, padded(s.hidden), width, s.hidden, to.fc1);
   write_vector(sums.fc1_bias, s.hidden, to.fc1_bias);
-  rows_out(sums.fc2, width, s.hidden, to.fc2);
   write_vector(sums.fc2_bias, width, to.fc2_bias);
 }

@@ -1,4 +1,4 @@
-// What side_block works on: its packed weights, the rows of a group of images and its scratch, and what
+// What a layer of side_layers works on: its packed weights, the rows of a group of images and its scratch, and what
 // is done to rows: LayerNorm and sums.
 
 // What the layer's weights become for the products, once per call.
@@ -51,18 +51,21 @@ static void pack_linear(const float* weight, const float* bias, int64_t in, int6
 }
 
 template <class Math>
-static void pack_side_of(const SideSizes& s, const SideWeights& w, bool backward, void* to) {
+static void pack_side_of(const SideSizes& s, const SideWeights& w, bool backward, int64_t map,
+                         void* to) {
   const SidePacked<Math> p(s, to, backward);
-  const int64_t width = s.width;
-  pack_linear<Math>(w.qkv, w.qkv_bias, width, width, backward, p.q);
-  pack_linear<Math>(w.qkv + width * width, w.qkv_bias + width, width, 2 * width, backward, p.kv);
-  pack_linear<Math>(w.proj, w.proj_bias, width, width, backward, p.proj);
-  pack_linear<Math>(w.fc1, w.fc1_bias, width, s.hidden, backward, p.fc1);
-  pack_linear<Math>(w.fc2, w.fc2_bias, s.hidden, width, backward, p.fc2);
-  pad_vector(w.norm1, width, p.norm1_weight);
-  pad_vector(w.norm1_bias, width, p.norm1_bias);
-  pad_vector(w.norm2, width, p.norm2_weight);
-  pad_vector(w.norm2_bias, width, p.norm2_bias);
+  const int64_t width = s.width, square = width * width;
+  switch (map) {
+    case 0:
+      pad_vector(w.norm1, width, p.norm1_weight), pad_vector(w.norm1_bias, width, p.norm1_bias);
+      pad_vector(w.norm2, width, p.norm2_weight), pad_vector(w.norm2_bias, width, p.norm2_bias);
+      return pack_linear<Math>(w.qkv, w.qkv_bias, width, width, backward, p.q);
+    case 1:
+      return pack_linear<Math>(w.qkv + square, w.qkv_bias + width, width, 2 * width, backward, p.kv);
+    case 2: return pack_linear<Math>(w.proj, w.proj_bias, width, width, backward, p.proj);
+    case 3: return pack_linear<Math>(w.fc1, w.fc1_bias, width, s.hidden, backward, p.fc1);
+    default: return pack_linear<Math>(w.fc2, w.fc2_bias, s.hidden, width, backward, p.fc2);
+  }
 }
 
 // One head of one image, packed, its gradients, and what attend_packed and its backward work in.

@@ -1,4 +1,4 @@
-// Attention of side_block's heads where its products are of bf16: by tiles, forward and backward.
+// Attention of side_layers' heads where its products are of bf16: by tiles, forward and backward.
 //
 // Logits stand [keys, 16 queries], as attend_packed has them: sums over the keys run down the lanes.
 // Rounded, a row of two such blocks is a row of the factor of products over the queries, and two rows

@@ -210,6 +210,9 @@ struct SideWeightsOf {
 using SideWeights = SideWeightsOf<const float>;
 using SideWeightGradients = SideWeightsOf<float>;
 
+// Linear maps that side_pack packs one by one; norms are packed with the first.
+constexpr int64_t SIDE_MAPS = 5;
+
 // Groups of images whose rows make the weights' gradients together.
 struct SideRound {
   int64_t images, groups;  // of a whole group, of the round
@@ -253,15 +256,16 @@ struct Kernels {
   void (*side_forward)(const SideTask&, float* out, int64_t stride);
   void (*side_backward)(const SideTask&, const SideGradient&);
   SideNeeds (*side_needs)(const SideSizes&, const SideRound&, bool backward);
-  void (*side_pack)(const SideSizes&, const SideWeights&, bool backward, void* to);
+  void (*side_pack)(const SideSizes&, const SideWeights&, bool backward, int64_t map, void* to);
   void (*side_block_forward)(const SideSizes&, const SideGroup&);
   void (*side_block_backward)(const SideSizes&, const SideGroup&);
-  // The matrices' gradients from the factors of a round: tasks first .. end.
+  // The matrices' gradients from the factors of a round: tasks first .. end.  The last round of a
+  // layer writes them to the weights', null for the others.
   void (*side_multiply_factors)(const SideSizes&, const SideRound&, int64_t first, int64_t end,
-                                float* matrices);
-  // All gradients, with those of the vectors added up in the groups' order.
-  void (*side_gradients)(const SideSizes&, float* matrices, float* vectors, int64_t groups,
-                         const SideWeightGradients&);
+                                float* matrices, const SideWeightGradients*);
+  // Those of the vectors, added up in the groups' order; zeros everywhere where there are no groups.
+  void (*side_vector_gradients)(const SideSizes&, float* vectors, int64_t groups,
+                                const SideWeightGradients&);
   void (*select_tokens)(const SelectTask&);
   void (*gather_rows)(const GatherTask&);
   int64_t (*attention_scratch)(const AttentionTask&);

@@ -398,25 +398,30 @@ def test_reasons_of_native() -> None:
 @pytest.mark.parametrize("impl", LEVELS, indirect=True)
 def test_what_would_be_read_out_of_bounds_is_refused(impl: str) -> None:
     tokens, prompts, weights = to(inputs((2, 5, 3, 5, 12, 3, 20)), torch.float32)
-    op, back = torch.ops.fpt_native.side_block, torch.ops.fpt_native.side_block_backward
-    out, attended, softmax = op(tokens, prompts, *weights, 3, 5, 1e-12, False, "")
-    cut = weights._replace(qkv=weights.qkv[:35])
+    op, back = torch.ops.fpt_native.side_layers, torch.ops.fpt_native.side_layers_backward
+    states = prompts.unsqueeze(0)
+    given = (tokens, states, list(weights))
+    out, kept = op(*given, 3, 5, 1e-12, False, "")
+    cut = [*weights[:2], weights.qkv[:35], *weights[3:]]
+    two = (tokens, states.expand(2, -1, -1, -1).contiguous(), list(weights) * 2)
+    _, kept_of_two = op(*two, 3, 5, 1e-12, False, "")
+    shorter = [*kept_of_two[:2], kept_of_two[2][:, :4].contiguous(), *kept_of_two[3:]]
     for message, call, args in (
-        (r"prompts must be \(2, -1, 12\)", op, (tokens, prompts[:1], *weights, 3, 5)),
-        (r"qkv must be \(36, 12\)", op, (tokens, prompts, *cut, 3, 5)),
-        ("tokens must be contiguous", op, (tokens.mT.contiguous().mT, prompts, *weights, 3, 5)),
-        ("heads must divide the width 12", op, (tokens, prompts, *weights, 5, 5)),
-        (r"queries must be in 1..5, got 6", op, (tokens, prompts, *weights, 3, 6)),
-        (
-            r"grad must be \(2, 5, 12\)",
-            back,
-            (out[:, :4], tokens, prompts, *weights, attended, softmax, 3, 5),
-        ),
+        (r"states must be \(-1, 2, -1, 12\)", op, (tokens, states[:, :1], list(weights), 3, 5)),
+        ("weights must be 12 for each of .* got 11 for 1", op, (tokens, states, cut[1:], 3, 5)),
+        ("weights must be 12 for each of .* got 0 for 0", op, (tokens, states[:0], [], 3, 5)),
+        (r"qkv must be \(36, 12\)", op, (tokens, states, cut, 3, 5)),
+        ("tokens must be contiguous", op, (tokens.mT.contiguous().mT, *given[1:], 3, 5)),
+        ("heads must divide the width 12", op, (*given, 5, 5)),
+        (r"queries must be in 1..5, got 6", op, (*given, 3, 6)),
+        (r"grad must be \(2, 5, 12\)", back, (out[:, :4], *given, kept, 3, 5)),
+        ("kept must hold 2 tensors, got 1", back, (out, *given, kept[:1], 3, 5)),
         (
             r"softmax must be \(2, 2, 3, 5\)",
             back,
-            (out, tokens, prompts, *weights, attended, softmax[:1], 3, 5),
+            (out, *given, [kept[0], kept[1][:1]], 3, 5),
         ),
+        (r"a layer's input must be \(2, 5, 12\)", back, (out, *two, shorter, 3, 5)),
     ):
         with pytest.raises(RuntimeError, match=message):
             call(*args, 1e-12, False, "")

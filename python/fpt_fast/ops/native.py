@@ -105,16 +105,9 @@ def side_layers(
     narrow: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """Output [B, Q, S], and what ``side_layers_backward`` takes; f32 between the layers."""
-    weights, settings = [_plain(weight) for weight in weights], (eps, narrow, level())
-    size = len(weights) // len(states)
-    out, kept = _plain(tokens), []
-    for layer, prompts in enumerate(_plain(states)):
-        if layer:
-            kept.append(out)
-        seen = queries if layer + 1 == len(states) else out.shape[1]
-        own = weights[size * layer : size * (layer + 1)]
-        out, attended, softmax = _ops.side_block(out, prompts, *own, heads, seen, *settings)
-        kept += [attended, softmax]
+    out, kept = _ops.side_layers(
+        _plain(tokens), _plain(states), _all_plain(weights), heads, queries, eps, narrow, level()
+    )
     return out.to(tokens.dtype), kept
 
 
@@ -130,28 +123,21 @@ def side_layers_backward(
     narrow: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Gradients to tokens, states and weights; all but the attention is computed anew."""
-    settings = (eps, narrow, level())
-    inputs, grad = (_plain(tokens), *kept[2::3]), _plain(grad)
-    plain, grad_states = _plain(states), torch.empty_like(states)
-    size, gradients = len(weights) // len(states), list[Tensor]()
-    for layer in reversed(range(len(states))):
-        own = [_plain(x) for x in weights[size * layer : size * (layer + 1)]]
-        attended, softmax = kept[3 * layer : 3 * layer + 2]
-        seen = queries if layer + 1 == len(states) else tokens.shape[1]
-        grad, grad_prompts, *others = _ops.side_block_backward(
-            grad,
-            inputs[layer],
-            plain[layer],
-            *own,
-            attended,
-            softmax,
-            heads,
-            seen,
-            *settings,
-        )
-        grad_states[layer] = grad_prompts
-        gradients[:0] = [x.to(tokens.dtype) for x in others]
-    return grad.to(tokens.dtype), grad_states, gradients
+    layers = (_plain(tokens), _plain(states), _all_plain(weights), kept)
+    grad_tokens, grad_states, gradients = _ops.side_layers_backward(
+        _plain(grad), *layers, heads, queries, eps, narrow, level()
+    )
+    dtype = tokens.dtype
+    if dtype != torch.float32:
+        gradients = [gradient.to(dtype) for gradient in gradients]
+    return grad_tokens.to(dtype), grad_states.to(states.dtype), gradients
+
+
+def _all_plain(weights: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Of one dtype, as a rule f32 and contiguous: 72 of them, in every step."""
+    if weights[0].dtype == torch.float32 and all(weight.is_contiguous() for weight in weights):
+        return weights
+    return [_plain(weight) for weight in weights]
 
 
 def _plain(x: Tensor) -> Tensor:

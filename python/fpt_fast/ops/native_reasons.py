@@ -39,8 +39,8 @@ _OPS = (
     "clipped_adam",
     "trained_linear",
     "trained_linear_backward",
-    "side_block",
-    "side_block_backward",
+    "side_layers",
+    "side_layers_backward",
 )
 
 
