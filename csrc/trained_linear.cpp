@@ -6,6 +6,8 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <memory>
+#include <new>
 #include <vector>
 
 #include "checks.h"
@@ -18,8 +20,21 @@ namespace {
 constexpr int64_t RUN = 16;      // values side by side
 constexpr int64_t RUNS = 12;     // of the weights' gradient, whose sums stay in the cache
 constexpr int64_t AT_ONCE = 64;  // rows of a product, which stay in the cache with the weights
+constexpr int64_t TURNED = 4;    // times as many that are worth a thread where they are only turned
 
-using Elements = std::vector<uint16_t>;
+// Scratch of bf16 that begins at a line of the cache, as a row of a tile should, and holds nothing yet.
+class Elements {
+ public:
+  explicit Elements(int64_t count) : held_(new (LINE) uint16_t[count]) {}
+  uint16_t* data() const { return held_.get(); }
+
+ private:
+  static constexpr std::align_val_t LINE{64};
+  struct Free {
+    void operator()(uint16_t* held) const { ::operator delete[](held, LINE); }
+  };
+  std::unique_ptr<uint16_t[], Free> held_;
+};
 
 const Kernels& narrow_kernels(const std::string& level) {
   const Kernels& kernels = kernels_for(level);
@@ -39,14 +54,22 @@ std::vector<int64_t> places(const Tensor& x, int64_t first, int64_t end, int64_t
                             int64_t bytes) {
   std::vector<int64_t> found = {0};
   for (int64_t axis = first; axis < end; ++axis) {
+    const int64_t size = x.size(axis), stride = x.stride(axis) * bytes;
     const int64_t step = axis + 1 == end ? every : 1;
     std::vector<int64_t> finer;
     for (const int64_t place : found)
-      for (int64_t i = 0; i < x.size(axis); i += step)
-        finer.push_back(place + i * x.stride(axis) * bytes);
+      for (int64_t i = 0; i < size; i += step) finer.push_back(place + i * stride);
     found.swap(finer);
   }
   return found;
+}
+
+// What is between neighbours where it is the same for all of them; else 0.
+int64_t spacing(const std::vector<int64_t>& places, int64_t single) {
+  const int64_t space = places.size() > 1 ? places[1] - places[0] : single;
+  for (size_t i = 1; i < places.size(); ++i)
+    if (places[i] - places[i - 1] != space) return 0;
+  return space;
 }
 
 // x [..., K] and weight [O, K] of one K, which may be several axes.
@@ -82,24 +105,24 @@ struct Map {
     rows = int64_t(row.size());
     for (int64_t axis = 0; axis < first; ++axis) output.push_back(input.size(axis));
     output.push_back(columns);
+    const bool narrow = kind == Kind::bf16;
+    const bool are_whole = narrow && spacing(run, 2 * RUN) == 2 * RUN;
     x = {static_cast<const char*>(input.const_data_ptr()), row.data(), run.data(),
-         int64_t(run.size()), kind == Kind::bf16};
+         int64_t(run.size()), narrow, are_whole ? spacing(row, 2 * depth) / 2 : 0};
   }
 
+  TrainedNeeds needs(const Kernels& kernels) const {
+    return kernels.trained_needs(rows, depth, columns, AT_ONCE, std::min(RUNS, x.runs));
+  }
   int64_t groups() const { return (rows + AT_ONCE - 1) / AT_ONCE; }
   int64_t in_group(int64_t group) const { return std::min(AT_ONCE, rows - group * AT_ONCE); }
 };
 
-// Sums of 64 rows by themselves, so that few are added to a large one.
-void sum_rows(const float* from, int64_t rows, int64_t columns, float* to) {
-  std::vector<float> part(columns);
+// Sums of rows of parts, which are few.
+void sum_rows(const std::vector<float>& parts, int64_t columns, float* to) {
   std::fill_n(to, columns, 0.0f);
-  for (int64_t first = 0; first < rows; first += AT_ONCE) {
-    std::fill(part.begin(), part.end(), 0.0f);
-    for (int64_t row = first; row < std::min(rows, first + AT_ONCE); ++row)
-      for (int64_t i = 0; i < columns; ++i) part[i] += from[row * columns + i];
+  for (auto part = parts.begin(); part != parts.end(); part += columns)
     for (int64_t i = 0; i < columns; ++i) to[i] += part[i];
-  }
 }
 
 }  // namespace
@@ -110,7 +133,7 @@ Tensor trained_linear(Tensor x, Tensor weight, std::optional<Tensor> bias, std::
   const float* added = bias ? f32_of("bias", *bias, {map.columns}) : nullptr;
   Tensor out = torch::stable::empty(map.output, ScalarType::Float);
   float* to = static_cast<float*>(out.mutable_data_ptr());
-  const TrainedNeeds needs = kernels.trained_needs(map.rows, map.depth, map.columns, AT_ONCE);
+  const TrainedNeeds needs = map.needs(kernels);
   Elements packed(needs.forward);
   kernels.trained_pack(map.weight, map.depth, map.columns, false, packed.data());
   torch::stable::parallel_for(0, map.groups(), 1, [&](int64_t begin, int64_t end) {
@@ -133,7 +156,7 @@ std::tuple<Tensor, Tensor, Tensor> trained_linear_backward(
   Tensor grad_x = torch::stable::empty(need_x ? sizes : Sizes{0}, x.scalar_type());
   Tensor grad_weight = torch::stable::empty_like(weight);
   Tensor grad_bias = torch::stable::empty({map.columns}, ScalarType::Float);
-  const TrainedNeeds needs = kernels.trained_needs(map.rows, map.depth, map.columns, AT_ONCE);
+  const TrainedNeeds needs = map.needs(kernels);
   if (need_x) {
     Elements packed(needs.backward);
     kernels.trained_pack(map.weight, map.depth, map.columns, true, packed.data());
@@ -150,7 +173,13 @@ std::tuple<Tensor, Tensor, Tensor> trained_linear_backward(
     });
   }
   Elements turned(needs.turned);
-  kernels.trained_turn(given, map.rows, map.columns, turned.data());
+  std::vector<float> sums(map.groups() * map.columns);  // of the groups' rows
+  torch::stable::parallel_for(0, map.groups(), TURNED, [&](int64_t begin, int64_t end) {
+    for (int64_t group = begin; group < end; ++group)
+      kernels.trained_turn(given, map.rows, map.columns, group * AT_ONCE, AT_ONCE, turned.data(),
+                           sums.data() + group * map.columns);
+  });
+  sum_rows(sums, map.columns, static_cast<float*>(grad_bias.mutable_data_ptr()));
   auto* weights = static_cast<float*>(grad_weight.mutable_data_ptr());
   if (!map.rows) std::fill_n(weights, map.columns * map.depth, 0.0f);
   const int64_t parts = (map.x.runs + RUNS - 1) / RUNS;
@@ -162,7 +191,6 @@ std::tuple<Tensor, Tensor, Tensor> trained_linear_backward(
                              std::min(RUNS, map.x.runs - first), weights, scratch.data());
     }
   });
-  sum_rows(given, map.rows, map.columns, static_cast<float*>(grad_bias.mutable_data_ptr()));
   return {grad_x, grad_weight, grad_bias};
 }
 

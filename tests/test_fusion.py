@@ -1,5 +1,7 @@
 """The fusion module against its formula, in fp64, and its checks."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,6 +10,7 @@ from torch.nn import functional
 from fpt_fast.fusion import PromptFusion, dropout_factors
 from fpt_fast.ops import dequantise_kv, quantise_kv
 from fpt_fast.ops.implementation import implementations
+from helpers import assert_within_budget
 
 LAYERS, HEADS, WIDTH, SIDE, PROMPTS, KEPT, BATCH = 3, 4, 24, 8, 5, 7, 2
 
@@ -119,6 +122,40 @@ def test_queries_are_bf16_under_a_cpus_autocast_to_it(method: str) -> None:
         with torch.autocast("cpu", dtype):
             assert module.queries().dtype == expected
     assert module.queries().dtype == torch.float32
+
+
+def narrow_results(module: PromptFusion, attended: Tensor, grad: Tensor) -> list[Tensor]:
+    """States under a CPU's autocast to bf16, and their gradients, in f64."""
+    leaves = [attended.clone().requires_grad_(), module.prompts, *module.out_proj.parameters()]
+    with torch.autocast("cpu", torch.bfloat16):
+        states = module.project(leaves[0])
+    return [states.detach().double(), *torch.autograd.grad(states, leaves, grad.to(states.dtype))]
+
+
+@pytest.mark.parametrize("method", ["fpt_plus", "fpt"])
+def test_products_in_bf16_are_within_the_budget_of_torchs(method: str) -> None:
+    """A hook sends the projection to torch: the same module, by other hands."""
+    plus = method == "fpt_plus"
+    module = PromptFusion(LAYERS, 64, 32, HEADS, 16, None if plus else 32, plus, not plus, 0.0)
+    torch.nn.init.normal_(module.prompts)
+    attended, grad = torch.randn(LAYERS, 9, 16, 64).bfloat16(), torch.randn(LAYERS, 9, 16, 32)
+    ours = narrow_results(module, attended, grad)
+    seen: list[object] = []
+    module.out_proj.register_forward_hook(lambda *args: seen.append(args))
+    plain = narrow_results(module, attended, grad)
+    assert len(seen) == 1
+    wide = copy.deepcopy(module).double()
+    leaves = [attended.double().requires_grad_(), wide.prompts, *wide.out_proj.parameters()]
+    states = wide.project(leaves[0])
+    oracle = [states.detach(), *torch.autograd.grad(states, leaves, grad.double())]
+    for number, results in enumerate(zip(ours, oracle, plain, strict=True)):
+        assert_within_budget(*results, factor=3.0 if number else 2.0)
+
+
+def test_a_module_in_bf16_is_torchs_own() -> None:
+    module = fusion("fpt_plus").bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module(features().bfloat16()).dtype == torch.bfloat16
 
 
 def test_published_start() -> None:

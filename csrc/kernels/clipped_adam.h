@@ -34,9 +34,16 @@ FPT_INLINE AdamLanes adam_lanes(const AdamTask& task, AdamLanes now, F gradient)
   return now;
 }
 
+// Memory takes the time here, not the root and the division.  The processor fetches ahead by itself,
+// but not beyond a page; so far ahead, 2 KB, is where more gained nothing.  Past the end it is harmless.
+constexpr int64_t FETCHED_AHEAD = 512;
+
 static void adam_piece(const AdamTask& task) {
   int64_t i = 0;
   for (; i + W <= task.count; i += W) {
+    const int64_t ahead = i + FETCHED_AHEAD;
+    __builtin_prefetch(task.parameter + ahead), __builtin_prefetch(task.gradient + ahead);
+    __builtin_prefetch(task.mean + ahead), __builtin_prefetch(task.square + ahead);
     const AdamLanes next = adam_lanes(
         task, {load(task.parameter + i), load(task.mean + i), load(task.square + i)},
         load(task.gradient + i));

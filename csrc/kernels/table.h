@@ -157,6 +157,7 @@ struct TrainedRows {
   const int64_t* run;
   int64_t runs;
   bool narrow;
+  int64_t stride;  // elements from row to row where they are narrow, whole and evenly spaced; else 0
 };
 
 // Elements of bf16: of packed weights, of the turned gradient, and of the scratch of each kernel.
@@ -279,14 +280,16 @@ struct Kernels {
   float (*sum_of_squares)(const float* values, int64_t count);
   void (*adam_piece)(const AdamTask&);
   // Null where the level has no products of bf16.
-  TrainedNeeds (*trained_needs)(int64_t rows, int64_t depth, int64_t columns, int64_t at_once);
+  TrainedNeeds (*trained_needs)(int64_t rows, int64_t depth, int64_t columns, int64_t at_once,
+                                int64_t runs_at_once);
   void (*trained_pack)(const float* weight, int64_t depth, int64_t columns, bool backward,
                        uint16_t* to);
   void (*trained_forward)(const TrainedRows&, int64_t first, int64_t count, const uint16_t* packed,
                           const float* bias, int64_t columns, float* out, uint16_t* scratch);
   void (*trained_input)(const float* grad, int64_t count, int64_t columns, const uint16_t* packed,
                         int64_t depth, bool narrow, void* out, uint16_t* scratch);
-  void (*trained_turn)(const float* grad, int64_t rows, int64_t columns, uint16_t* to);
+  void (*trained_turn)(const float* grad, int64_t rows, int64_t columns, int64_t first,
+                       int64_t at_once, uint16_t* to, float* sums);
   void (*trained_weight)(const TrainedRows&, const uint16_t* turned, int64_t rows, int64_t columns,
                          int64_t first, int64_t count, float* grad, uint16_t* scratch);
   int64_t (*resample_scratch)(const ResampleTask&);

@@ -31,8 +31,12 @@ FPT_INLINE __m512i pair_of(const TrainedRows& x, int64_t row, int64_t rows, int6
   return pair;
 }
 
-// `count` rows of the input as the products want them; zeros up to a whole tile of rows.
+// `count` rows of the input as the products want them: where they are, or copied, with zeros up to a
+// whole tile of rows.
 static PartRows rows_of(const TrainedRows& x, int64_t first, int64_t count, uint16_t* to) {
+  // Rows of a tile that are 2 KB apart would displace one another.
+  if (x.stride && x.stride % 1024 && count == padded(count))
+    return {reinterpret_cast<const uint16_t*>(x.base + x.row[first]), x.stride, 0};
   const int64_t stride = odd_stride(16 * x.runs);
   for (int64_t row = 0; row < count; ++row)
     for (int64_t run = 0; run < x.runs; ++run)
@@ -50,7 +54,8 @@ static void trained_product(const PartRows& a, int64_t rows, const PartPanels& b
   part_product<1, TRAINED_DEPTH>(a, rows, b, depth, columns, c);
 }
 
-static TrainedNeeds trained_needs(int64_t rows, int64_t depth, int64_t columns, int64_t at_once) {
+static TrainedNeeds trained_needs(int64_t rows, int64_t depth, int64_t columns, int64_t at_once,
+                                  int64_t runs_at_once) {
   using P = Parts<1>;
   const int64_t deep = whole_depth(rows), tall = padded(at_once);
   return {
@@ -58,8 +63,8 @@ static TrainedNeeds trained_needs(int64_t rows, int64_t depth, int64_t columns, 
       .backward = P::packed_size(columns, depth),
       .turned = odd_stride(deep) * padded(columns),
       .forward_scratch = tall * odd_stride(depth) + 2 * tall * columns,
-      .input_scratch = P::rows_size(at_once, columns) + 2 * TRAINED_ROWS * 32,
-      .weight_scratch = depth * (deep < TRAINED_DEPTH ? deep : TRAINED_DEPTH),
+      .input_scratch = P::rows_size(at_once, columns) + 2 * 2 * TRAINED_ROWS * 32,
+      .weight_scratch = 16 * runs_at_once * (deep < TRAINED_DEPTH ? deep : TRAINED_DEPTH),
   };
 }
 
@@ -84,6 +89,36 @@ static void trained_forward(const TrainedRows& x, int64_t first, int64_t count,
   if (to != out) __builtin_memcpy(out, to, 4 * count * columns);
 }
 
+// Sums of up to TRAINED_ROWS rows and 32 columns, which belong `at` elements behind the output's first.
+struct TrainedBlock {
+  const float* sums;
+  int64_t at, rows;
+};
+
+FPT_INLINE void put_block(const TrainedBlock& block, int64_t stride, bool narrow, void* out) {
+  for (int64_t row = 0; row < block.rows; ++row) {
+    const __m512 low = _mm512_loadu_ps(block.sums + 32 * row);
+    const __m512 high = _mm512_loadu_ps(block.sums + 32 * row + 16);
+    const int64_t at = block.at + row * stride;
+    if (narrow) {
+      _mm512_storeu_si512(static_cast<uint16_t*>(out) + at, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+    } else {
+      _mm512_storeu_ps(static_cast<float*>(out) + at, low);
+      _mm512_storeu_ps(static_cast<float*>(out) + at + 16, high);
+    }
+  }
+}
+
+// The lines that put_block will write, fetched to be written.
+FPT_INLINE void fetch_block(const TrainedBlock& block, int64_t stride, bool narrow, void* out) {
+  const int64_t bytes = narrow ? 2 : 4;
+  for (int64_t row = 0; row < block.rows; ++row) {
+    const char* at = static_cast<char*>(out) + (block.at + row * stride) * bytes;
+    __builtin_prefetch(at, 1);
+    if (!narrow) __builtin_prefetch(at + 64, 1);
+  }
+}
+
 // The gradient to `count` rows of the input, in bf16 where `narrow`: contiguous rows of `depth`.
 static void trained_input(const float* grad, int64_t count, int64_t columns, const uint16_t* packed,
                           int64_t depth, bool narrow, void* out, uint16_t* scratch) {
@@ -92,39 +127,46 @@ static void trained_input(const float* grad, int64_t count, int64_t columns, con
 #endif
   const auto ready = Parts<1>::ready(grad, columns, count, columns, scratch);
   const PartRows& rows = ready.rows;
-  auto* block = reinterpret_cast<float*>(scratch + Parts<1>::rows_size(count, columns));
-  for (int64_t row = 0; row < count; row += TRAINED_ROWS)
-    for (int64_t column = 0; column < depth; column += 32) {
+  auto* blocks = reinterpret_cast<float*>(scratch + Parts<1>::rows_size(count, columns));
+  // Two panels at a time, which stay in the cache for all rows.  A block is put where it belongs
+  // beside the products of the next one, which do not wait for it.
+  TrainedBlock done{};
+  int64_t turn = 0;
+  for (int64_t column = 0; column < depth; column += 32)
+    for (int64_t row = 0; row < count; row += TRAINED_ROWS, turn = 1 - turn) {
+      float* block = blocks + turn * TRAINED_ROWS * 32;
+      const int64_t left = count - row;
+      const TrainedBlock next{block, row * depth + column, left < TRAINED_ROWS ? left : TRAINED_ROWS};
+      fetch_block(next, depth, narrow, out);
       part_block<1>({rows.data + row * rows.stride, rows.stride, 0}, count - row,
                     {packed + column * ready.depth, 16 * ready.depth, 0}, 32, ready.depth,
                     {block, 32, nullptr, 0});
-      const int64_t left = count - row < TRAINED_ROWS ? count - row : TRAINED_ROWS;
-      for (int64_t i = 0; i < left; ++i) {
-        const __m512 low = _mm512_loadu_ps(block + 32 * i), high = _mm512_loadu_ps(block + 32 * i + 16);
-        const int64_t at = (row + i) * depth + column;
-        if (narrow) {
-          _mm512_storeu_si512(static_cast<uint16_t*>(out) + at,
-                              (__m512i)_mm512_cvtne2ps_pbh(high, low));
-        } else {
-          _mm512_storeu_ps(static_cast<float*>(out) + at, low);
-          _mm512_storeu_ps(static_cast<float*>(out) + at + 16, high);
-        }
-      }
+      put_block(done, depth, narrow, out);
+      done = next;
     }
+  put_block(done, depth, narrow, out);
 }
 
-// The output's gradient [rows, columns] -> [columns, rows] in bf16, zeros up to a whole depth.
-static void trained_turn(const float* grad, int64_t rows, int64_t columns, uint16_t* to) {
+// Rows first .. first + at_once of the output's gradient [rows, columns] -> [columns, rows] in bf16, zeros
+// up to a whole depth; and the sums of these rows.
+static void trained_turn(const float* grad, int64_t rows, int64_t columns, int64_t first,
+                         int64_t at_once, uint16_t* to, float* sums) {
   const int64_t deep = whole_depth(rows), stride = odd_stride(deep);
-  for (int64_t row = 0; row < deep; row += 16)
-    for (int64_t column = 0; column < columns; column += 16) {
+  const int64_t end = first + at_once < deep ? first + at_once : deep;
+  for (int64_t column = 0; column < columns; column += 16) {
+    F sum{};
+    for (int64_t row = first; row < end; row += 16) {
       F block[16];
-      for (int i = 0; i < 16; ++i)
+      for (int i = 0; i < 16; ++i) {
         block[i] = row + i < rows ? load(grad + (row + i) * columns + column) : F{};
+        sum += block[i];
+      }
       transpose(block);
       for (int i = 0; i < 16; ++i)
         put(to + (column + i) * stride + row, (__m256i)_mm512_cvtneps_pbh((__m512)block[i]));
     }
+    store(sums + column, sum);
+  }
 }
 
 // Runs first .. first + count of the weights' gradient [columns, depth], over all rows.
@@ -149,13 +191,14 @@ static void trained_weight(const TrainedRows& x, const uint16_t* turned, int64_t
 
 #else
 
-constexpr TrainedNeeds (*trained_needs)(int64_t, int64_t, int64_t, int64_t) = nullptr;
+constexpr TrainedNeeds (*trained_needs)(int64_t, int64_t, int64_t, int64_t, int64_t) = nullptr;
 constexpr void (*trained_pack)(const float*, int64_t, int64_t, bool, uint16_t*) = nullptr;
 constexpr void (*trained_forward)(const TrainedRows&, int64_t, int64_t, const uint16_t*,
                                   const float*, int64_t, float*, uint16_t*) = nullptr;
 constexpr void (*trained_input)(const float*, int64_t, int64_t, const uint16_t*, int64_t, bool,
                                 void*, uint16_t*) = nullptr;
-constexpr void (*trained_turn)(const float*, int64_t, int64_t, uint16_t*) = nullptr;
+constexpr void (*trained_turn)(const float*, int64_t, int64_t, int64_t, int64_t, uint16_t*,
+                               float*) = nullptr;
 constexpr void (*trained_weight)(const TrainedRows&, const uint16_t*, int64_t, int64_t, int64_t,
                                  int64_t, float*, uint16_t*) = nullptr;
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fpt_fast.ops import SideWeights, side_attention, side_layers, trained_linear
-from fpt_fast.ops.modules import is_as_made, multiplies_in_bf16
+from fpt_fast.ops.modules import is_as_made, is_trained_linear, multiplies_in_bf16
 
 _INIT_STD = 0.02
 
@@ -100,7 +100,7 @@ class SideNetwork(nn.Module):
         patches = pixels.reshape(batch, 3, rows, height, columns, width)
         patches = patches.permute(0, 2, 4, 1, 3, 5)
         embed = self.patch_embed
-        if pixels.is_cpu and multiplies_in_bf16("cpu") and is_as_made(embed, nn.Linear):
+        if is_trained_linear(embed, pixels):
             weight = embed.weight.view(-1, *patches.shape[3:])
             embedded = trained_linear(patches, weight, embed.bias).flatten(1, 2)
         else:

@@ -3,7 +3,9 @@
 from typing import TypeGuard, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from fpt_fast.ops.trained_linear import trained_linear
 
 _Kind = TypeVar("_Kind", bound=nn.Module)
 
@@ -22,3 +24,22 @@ def multiplies_in_bf16(device: str) -> bool:
     """Whether the present autocast asks for products in bf16 and nothing compiles them."""
     asked = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     return asked == torch.bfloat16 and not torch.compiler.is_compiling()
+
+
+def is_trained_linear(module: nn.Module, x: Tensor) -> TypeGuard[nn.Linear]:
+    """Whether ``module`` of ``x`` is ``trained_linear``: a plain linear map with weights in f32,
+    whose product is to be in bf16, on a CPU."""
+    return (
+        x.is_cpu
+        and multiplies_in_bf16("cpu")
+        and is_as_made(module, nn.Linear)
+        and module.weight.dtype == torch.float32
+    )
+
+
+def apply_linear(module: nn.Module, x: Tensor) -> Tensor:
+    """``module`` of ``x``, by ``trained_linear`` where that is what it does."""
+    if is_trained_linear(module, x):
+        return trained_linear(x, module.weight, module.bias)
+    out: Tensor = module(x)
+    return out
