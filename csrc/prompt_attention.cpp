@@ -2,10 +2,14 @@
 // kernels/prompt_attention.h.
 //
 // The forward shares out pairs of image and head.  The backward shares out heads, and adds up the
-// images of each in their order, whatever the number of threads.
+// images of each in their order, whatever the number of threads.  A thread that is free takes the next
+// piece, so that one which shares its processor with somebody delays nobody, and the one after it, so
+// that it knows what to fetch ahead.
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
+#include <atomic>
 #include <vector>
 
 #include "checks.h"
@@ -60,6 +64,15 @@ class PackedQueries {
   std::vector<float> packed_;
 };
 
+// `work(take)` on torch's threads: `take()` is the next of the pieces, or a number past the last one.
+template <class Work>
+void share_out(int64_t pieces, Work work) {
+  std::atomic<int64_t> taken{0};
+  torch::stable::parallel_for(0, pieces, 1, [&](int64_t, int64_t) {
+    work([&] { return taken.fetch_add(1, std::memory_order_relaxed); });
+  });
+}
+
 float* floats_of(const Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
 
 template <class Source>
@@ -73,13 +86,14 @@ std::tuple<Tensor, Tensor> forward(
   Tensor lse = torch::stable::empty({layers, images, heads, prompts}, ScalarType::Float);
   char* to_out = static_cast<char*>(out.mutable_data_ptr());
   float* to_lse = floats_of(lse);
-  torch::stable::parallel_for(0, images * units, 1, [&](int64_t begin, int64_t end) {
+  share_out(images * units, [&](auto take) {
     std::vector<float> scratch;
     std::vector<int64_t> offsets;
     PromptTask task = queries.task(source, scratch);
-    for (int64_t item = begin; item < end; ++item) {
+    for (int64_t item = take(), following; item < images * units; item = following) {
+      following = take();
       const int64_t image = item / units, layer = item % units / heads, head = item % heads;
-      const int64_t next = item + 1 < end ? item + 1 : item;
+      const int64_t next = following < images * units ? following : item;
       source.find(task, offsets, image, layer, head, next / units, next % units / heads,
                   next % heads);
       task.queries = queries.of(layer * heads + head);
@@ -92,7 +106,7 @@ std::tuple<Tensor, Tensor> forward(
   return {out, lse};
 }
 
-// The sums of one thread's heads, written in the dtype of q.
+// A head's sums, written in the dtype of q.
 void write_gradient(const Kernels& kernels, const float* sums, int64_t prompts, int64_t width,
                     int64_t padded_width, Kind kind, void* to) {
   std::vector<int32_t> rows(prompts);
@@ -118,29 +132,31 @@ Tensor backward(const Tensor& grad, const Tensor& q, const Tensor& lse, const So
   char* to = static_cast<char*>(grad_q.mutable_data_ptr());
   const int64_t lanes = kernels.lanes, padded_width = (width + lanes - 1) / lanes * lanes;
   const int64_t unit_sums = queries.padded_prompts * padded_width;
-  torch::stable::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch, grads(queries.padded_prompts * width);
-    std::vector<float> sums((end - begin) * unit_sums);
+  share_out(units, [&](auto take) {
+    std::vector<float> scratch, grads(queries.padded_prompts * width), sums(unit_sums);
     std::vector<int64_t> offsets;
     PromptTask task = queries.task(source, scratch);
-    for (int64_t image = 0; image < images; ++image) {
-      for (int64_t unit = begin; unit < end; ++unit) {
-        const int64_t layer = unit / heads, head = unit % heads;
-        const int64_t next = unit + 1 < end ? unit + 1 : begin;
-        const int64_t next_image = next > unit || image + 1 == images ? image : image + 1;
-        source.find(task, offsets, image, layer, head, next_image, next / heads, next % heads);
-        task.queries = queries.of(unit);
+    for (int64_t unit = take(), following; unit < units; unit = following) {
+      following = take();
+      std::fill(sums.begin(), sums.end(), 0.0f);
+      const int64_t layer = unit / heads, head = unit % heads;
+      const int64_t after = following < units ? following : unit;
+      task.queries = queries.of(unit);
+      for (int64_t image = 0; image < images; ++image) {
+        const bool is_last = image + 1 == images;
+        const int64_t next = is_last ? after : unit;
+        source.find(task, offsets, image, layer, head, is_last ? 0 : image + 1, next / heads,
+                    next % heads);
         task.lse = logsums + ((layer * images + image) * heads + head) * prompts;
         kernels.pack_prompts(
             {static_cast<const char*>(address(grad, grad_kind, layer, image)) +
                  head * width * grad.stride(3) * bytes_of(grad_kind),
              grad_kind, grad.stride(2), grad.stride(3), prompts, width, grads.data()});
-        kernels.prompt_backward(task, {grads.data(), sums.data() + (unit - begin) * unit_sums});
+        kernels.prompt_backward(task, {grads.data(), sums.data()});
       }
+      write_gradient(kernels, sums.data(), prompts, width, padded_width, kind,
+                     to + unit * prompts * width * bytes_of(kind));
     }
-    for (int64_t unit = begin; unit < end; ++unit)
-      write_gradient(kernels, sums.data() + (unit - begin) * unit_sums, prompts, width,
-                     padded_width, kind, to + unit * prompts * width * bytes_of(kind));
   });
   return grad_q;
 }
