@@ -49,16 +49,24 @@ PARTS = {
 
 
 @register_flop_formula([torch.ops.fpt.trained_linear], get_raw=True)  # type: ignore[untyped-decorator]
-def _trained_linear(x: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
-    rows = x.numel() // weight[0].numel()
-    return 2 * rows * weight.numel()
+def _trained_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, added: Tensor | None, *_: Any, **__: Any
+) -> int:
+    return sum(2 * rows.numel() * weight.shape[0] for rows in (x, added) if rows is not None)
 
 
 @register_flop_formula([torch.ops.fpt.trained_linear_backward], get_raw=True)  # type: ignore[untyped-decorator]
 def _trained_linear_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, need_x: bool, *_: Any, **__: Any
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    added: Tensor | None,
+    need_x: bool,
+    *_: Any,
+    **__: Any,
 ) -> int:
-    return (2 if need_x else 1) * _trained_linear(x, weight)
+    of_added = _trained_linear(x, weight, None, added) - _trained_linear(x, weight, None, None)
+    return (2 if need_x else 1) * _trained_linear(x, weight, None, None) + 2 * of_added
 
 
 @register_flop_formula([torch.ops.fpt.side_layers], get_raw=True)  # type: ignore[untyped-decorator]

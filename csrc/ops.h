@@ -58,11 +58,13 @@ Tensor clipped_adam(
     Tensor steps, double rate, double beta1, double beta2, double eps, double decay, bool decoupled,
     double clip_norm, std::string level);
 
-Tensor trained_linear(Tensor x, Tensor weight, std::optional<Tensor> bias, std::string level);
+Tensor trained_linear(Tensor x, Tensor weight, std::optional<Tensor> bias,
+                      std::optional<Tensor> added, std::string level);
 
-// Gradients to x (empty unless it is needed), weight and bias.
-std::tuple<Tensor, Tensor, Tensor> trained_linear_backward(
-    Tensor grad, Tensor x, Tensor weight, bool need_x, std::string level);
+// Gradients to x (empty unless it is needed), weight, bias, and added (empty unless it is there).
+std::tuple<Tensor, Tensor, Tensor, Tensor> trained_linear_backward(
+    Tensor grad, Tensor x, Tensor weight, std::optional<Tensor> added, bool need_x,
+    std::string level);
 
 // Whole layers of the side network: weights are twelve a layer, in the order of SideWeightsOf.  Kept
 // are of each layer the attention's output, its softmax's rows and, but for the last, its own output.

@@ -47,10 +47,10 @@ STABLE_TORCH_LIBRARY(fpt_native, m) {
       "clipped_adam(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!) means,"
       " Tensor(c!) squares, Tensor(d!) steps, float rate, float beta1, float beta2, float eps,"
       " float decay, bool decoupled, float clip_norm, str level) -> Tensor");
-  m.def("trained_linear(Tensor x, Tensor weight, Tensor? bias, str level) -> Tensor");
+  m.def("trained_linear(Tensor x, Tensor weight, Tensor? bias, Tensor? added, str level) -> Tensor");
   m.def(
-      "trained_linear_backward(Tensor grad, Tensor x, Tensor weight, bool need_x, str level)"
-      " -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
+      "trained_linear_backward(Tensor grad, Tensor x, Tensor weight, Tensor? added, bool need_x,"
+      " str level) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor grad_added)");
   m.def(
       "side_layers(Tensor tokens, Tensor states, Tensor[] weights, int heads, int queries, float eps,"
       " bool narrow, str level) -> (Tensor out, Tensor[] kept)");

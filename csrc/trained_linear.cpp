@@ -49,19 +49,33 @@ const float* f32_of(const char* name, const Tensor& tensor, const Sizes& sizes) 
   return static_cast<const float*>(tensor.const_data_ptr());
 }
 
-// Bytes from the first element to every one of these axes, with `every` of the last, in their order.
-std::vector<int64_t> places(const Tensor& x, int64_t first, int64_t end, int64_t every,
-                            int64_t bytes) {
+struct Axes {
+  Sizes sizes, strides;
+};
+
+// From the first element to every one of these axes, with `every` of the last, in their order.
+std::vector<int64_t> places(const Axes& axes, int64_t every = 1) {
   std::vector<int64_t> found = {0};
-  for (int64_t axis = first; axis < end; ++axis) {
-    const int64_t size = x.size(axis), stride = x.stride(axis) * bytes;
-    const int64_t step = axis + 1 == end ? every : 1;
+  const size_t count = axes.sizes.size();
+  for (size_t axis = 0; axis < count; ++axis) {
+    const int64_t step = axis + 1 == count ? every : 1;
     std::vector<int64_t> finer;
     for (const int64_t place : found)
-      for (int64_t i = 0; i < size; i += step) finer.push_back(place + i * stride);
+      for (int64_t i = 0; i < axes.sizes[axis]; i += step)
+        finer.push_back(place + i * axes.strides[axis]);
     found.swap(finer);
   }
   return found;
+}
+
+// Axes first .. end of a tensor, in bytes.
+Axes axes_of(const Tensor& x, int64_t first, int64_t end, int64_t bytes) {
+  Axes axes;
+  for (int64_t axis = first; axis < end; ++axis) {
+    axes.sizes.push_back(x.size(axis));
+    axes.strides.push_back(x.stride(axis) * bytes);
+  }
+  return axes;
 }
 
 // What is between neighbours where it is the same for all of them; else 0.
@@ -79,29 +93,29 @@ struct Map {
   const float* weight;
   TrainedRows x;
 
-  Map(const Tensor& input, const Tensor& weights) {
-    const Kind kind = check_narrow_floats("x", input, Sizes(input.dim(), -1));
-    STD_TORCH_CHECK(kind != Kind::f16, "x must be bfloat16 or float32, got float16");
-    STD_TORCH_CHECK(weights.dim() >= 2 && input.dim() >= weights.dim() - 1,
-                    "x must have the axes of weight behind its first, got ", input.dim(), " and ",
+  Map(const char* name, const Tensor& input, const Tensor& weights) {
+    const Kind kind = check_narrow_floats(name, input, Sizes(input.dim(), -1));
+    STD_TORCH_CHECK(kind != Kind::f16, name, " must be bfloat16 or float32, got float16");
+    STD_TORCH_CHECK(weights.dim() >= 2 && input.dim() >= weights.dim() - 1, name,
+                    " must have the axes of weight behind its first, got ", input.dim(), " and ",
                     weights.dim());
     weight = f32_of("weight", weights, Sizes(weights.dim(), -1));
     const int64_t axes = weights.dim() - 1, first = input.dim() - axes, last = input.dim() - 1;
     columns = weights.size(0), depth = 1;
     for (int64_t axis = 0; axis < axes; ++axis) {
-      STD_TORCH_CHECK(input.size(first + axis) == weights.size(1 + axis), "x must have size ",
+      STD_TORCH_CHECK(input.size(first + axis) == weights.size(1 + axis), name, " must have size ",
                       weights.size(1 + axis), " like weight along axis ", first + axis, ", got ",
                       input.size(first + axis));
       depth *= weights.size(1 + axis);
     }
     STD_TORCH_CHECK(input.stride(last) == 1 && input.size(last) % RUN == 0 && depth % 32 == 0 &&
                         depth > 0 && columns % RUN == 0,
-                    "x must have stride 1 and a multiple of ", RUN, " values along its last axis, of ",
+                    name, " must have stride 1 and a multiple of ", RUN, " values along its last axis, of ",
                     "depth and columns that 32 and ", RUN, " divide, got ", input.size(last), ", ",
                     depth, " and ", columns);
     const int64_t bytes = bytes_of(kind);
-    row = places(input, 0, first, 1, bytes);
-    run = places(input, first, input.dim(), RUN, bytes);
+    row = places(axes_of(input, 0, first, bytes));
+    run = places(axes_of(input, first, input.dim(), bytes), RUN);
     rows = int64_t(row.size());
     for (int64_t axis = 0; axis < first; ++axis) output.push_back(input.size(axis));
     output.push_back(columns);
@@ -118,80 +132,175 @@ struct Map {
   int64_t in_group(int64_t group) const { return std::min(AT_ONCE, rows - group * AT_ONCE); }
 };
 
-// Sums of rows of parts, which are few.
-void sum_rows(const std::vector<float>& parts, int64_t columns, float* to) {
-  std::fill_n(to, columns, 0.0f);
-  for (auto part = parts.begin(); part != parts.end(); part += columns)
-    for (int64_t i = 0; i < columns; ++i) to[i] += part[i];
+// Of rows that are added to x, the one that belongs to each of x's: of an axis that has one, all alike.
+std::vector<int64_t> added_rows(const Map& map, const Map& added) {
+  const size_t axes = map.output.size() - 1;
+  Axes found{Sizes(map.output.begin(), map.output.end() - 1), Sizes(axes, 0)};
+  bool same = added.output.size() == map.output.size();
+  for (int64_t axis = int64_t(axes) - 1, stride = 1; same && axis >= 0; --axis) {
+    const int64_t size = added.output[axis];
+    same = size == 1 || size == map.output[axis];
+    found.strides[axis] = size == 1 ? 0 : stride;
+    stride *= size;
+  }
+  STD_TORCH_CHECK(same, "added must have the axes of x, or 1 in their place, got ",
+                  text_of(added.output.data(), axes), " and ", text_of(map.output.data(), axes));
+  return places(found);
+}
+
+// Every thread's share of a map's groups of rows, by kernels that take a scratch of so many elements.
+template <class Work>
+void by_groups(const Map& map, int64_t scratch_size, const Work& work) {
+  torch::stable::parallel_for(0, map.groups(), 1, [&](int64_t begin, int64_t end) {
+    const Elements scratch(scratch_size);
+    for (int64_t group = begin; group < end; ++group)
+      work(group * AT_ONCE, map.in_group(group), scratch.data());
+  });
+}
+
+void multiply(const Kernels& kernels, const Map& map, const Elements& packed, const float* bias,
+              float* to) {
+  by_groups(map, map.needs(kernels).forward_scratch,
+            [&](int64_t first, int64_t count, uint16_t* scratch) {
+              kernels.trained_forward(map.x, first, count, packed.data(), bias, false, map.columns,
+                                      to + first * map.columns, scratch);
+            });
+}
+
+void multiply_back(const Kernels& kernels, const Map& map, const float* grad, const Elements& packed,
+                   const Tensor& grad_x) {
+  char* to = static_cast<char*>(grad_x.mutable_data_ptr());
+  const int64_t bytes = map.depth * (map.x.narrow ? 2 : 4);
+  by_groups(map, map.needs(kernels).input_scratch,
+            [&](int64_t first, int64_t count, uint16_t* scratch) {
+              kernels.trained_input(grad + first * map.columns, count, map.columns, packed.data(),
+                                    map.depth, map.x.narrow, to + first * bytes, scratch);
+            });
+}
+
+// The output's gradient, turned, and its sum over all rows.
+Elements turn(const Kernels& kernels, const Map& map, const float* grad, float* sum) {
+  Elements turned(map.needs(kernels).turned);
+  std::vector<float> sums(map.groups() * map.columns);  // of the groups' rows
+  torch::stable::parallel_for(0, map.groups(), TURNED, [&](int64_t begin, int64_t end) {
+    for (int64_t group = begin; group < end; ++group)
+      kernels.trained_turn(grad, map.rows, map.columns, group * AT_ONCE, AT_ONCE, turned.data(),
+                           sums.data() + group * map.columns);
+  });
+  std::fill_n(sum, map.columns, 0.0f);
+  for (auto part = sums.begin(); part != sums.end(); part += map.columns)
+    for (int64_t i = 0; i < map.columns; ++i) sum[i] += part[i];
+  return turned;
+}
+
+// A map, the output's gradient turned, and whether another's was before it.
+struct Factor {
+  const Map& map;
+  const Elements& turned;
+};
+
+void multiply_weights(const Kernels& kernels, const std::vector<Factor>& factors, float* grad) {
+  const Map& first_map = factors[0].map;
+  const int64_t runs = first_map.x.runs, parts = (runs + RUNS - 1) / RUNS;
+  int64_t scratch_size = 0;
+  for (const Factor& factor : factors)
+    scratch_size = std::max(scratch_size, factor.map.needs(kernels).weight_scratch);
+  if (!first_map.rows) std::fill_n(grad, first_map.columns * first_map.depth, 0.0f);
+  torch::stable::parallel_for(0, first_map.rows ? parts : 0, 1, [&](int64_t begin, int64_t end) {
+    const Elements scratch(scratch_size);
+    for (int64_t part = begin; part < end; ++part)
+      for (size_t i = 0; i < factors.size(); ++i) {
+        const auto& [map, turned] = factors[i];
+        const int64_t first = part * RUNS, count = std::min(RUNS, runs - first);
+        kernels.trained_weight(map.x, turned.data(), map.rows, map.columns, first, count, i > 0,
+                               grad, scratch.data());
+      }
+  });
+}
+
+// Sums of the rows of `grad` that one row was added to, in their order.
+void sum_added(const float* grad, const std::vector<int64_t>& row_of, int64_t columns, int64_t rows,
+               float* to) {
+  torch::stable::parallel_for(0, columns / RUN, 1, [&](int64_t begin, int64_t end) {
+    const int64_t first = begin * RUN, count = (end - begin) * RUN;
+    for (int64_t row = 0; row < rows; ++row) std::fill_n(to + row * columns + first, count, 0.0f);
+    for (size_t row = 0; row < row_of.size(); ++row) {
+      const float* from = grad + int64_t(row) * columns + first;
+      float* sum = to + row_of[row] * columns + first;
+      for (int64_t i = 0; i < count; ++i) sum[i] += from[i];
+    }
+  });
+}
+
+float* floats_of(const Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
+
+Elements pack(const Kernels& kernels, const Map& map, bool backward) {
+  const TrainedNeeds needs = map.needs(kernels);
+  Elements packed(backward ? needs.backward : needs.forward);
+  kernels.trained_pack(map.weight, map.depth, map.columns, backward, packed.data());
+  return packed;
 }
 
 }  // namespace
 
-Tensor trained_linear(Tensor x, Tensor weight, std::optional<Tensor> bias, std::string level) {
+Tensor trained_linear(Tensor x, Tensor weight, std::optional<Tensor> bias,
+                      std::optional<Tensor> added, std::string level) {
   const Kernels& kernels = narrow_kernels(level);
-  const Map map(x, weight);
-  const float* added = bias ? f32_of("bias", *bias, {map.columns}) : nullptr;
+  const Map map("x", x, weight);
+  const float* start = bias ? f32_of("bias", *bias, {map.columns}) : nullptr;
   Tensor out = torch::stable::empty(map.output, ScalarType::Float);
-  float* to = static_cast<float*>(out.mutable_data_ptr());
-  const TrainedNeeds needs = map.needs(kernels);
-  Elements packed(needs.forward);
-  kernels.trained_pack(map.weight, map.depth, map.columns, false, packed.data());
-  torch::stable::parallel_for(0, map.groups(), 1, [&](int64_t begin, int64_t end) {
-    Elements scratch(needs.forward_scratch);
-    for (int64_t group = begin; group < end; ++group) {
-      const int64_t first = group * AT_ONCE;
-      kernels.trained_forward(map.x, first, map.in_group(group), packed.data(), added, map.columns,
-                              to + first * map.columns, scratch.data());
-    }
-  });
+  float* to = floats_of(out);
+  const Elements packed = pack(kernels, map, false);
+  if (!added) {
+    multiply(kernels, map, packed, start, to);
+    return out;
+  }
+  const Map rows("added", *added, weight);
+  const std::vector<int64_t> row_of = added_rows(map, rows);
+  const Tensor starts = torch::stable::empty({rows.rows, map.columns}, ScalarType::Float);
+  multiply(kernels, rows, packed, start, floats_of(starts));
+  by_groups(map, map.needs(kernels).forward_scratch,
+            [&](int64_t first, int64_t count, uint16_t* scratch) {
+              float* at = to + first * map.columns;
+              for (int64_t row = 0; row < count; ++row)
+                std::copy_n(floats_of(starts) + row_of[first + row] * map.columns, map.columns,
+                            at + row * map.columns);
+              kernels.trained_forward(map.x, first, count, packed.data(), nullptr, true,
+                                      map.columns, at, scratch);
+            });
   return out;
 }
 
-std::tuple<Tensor, Tensor, Tensor> trained_linear_backward(
-    Tensor grad, Tensor x, Tensor weight, bool need_x, std::string level) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> trained_linear_backward(
+    Tensor grad, Tensor x, Tensor weight, std::optional<Tensor> added, bool need_x,
+    std::string level) {
   const Kernels& kernels = narrow_kernels(level);
-  const Map map(x, weight);
+  const Map map("x", x, weight);
   const float* given = f32_of("grad", grad, map.output);
-  const Sizes sizes(x.sizes().begin(), x.sizes().end());
-  Tensor grad_x = torch::stable::empty(need_x ? sizes : Sizes{0}, x.scalar_type());
+  const auto empty_like = [](const Tensor& tensor, bool is_needed) {
+    const Sizes sizes(tensor.sizes().begin(), tensor.sizes().end());
+    return torch::stable::empty(is_needed ? sizes : Sizes{0}, tensor.scalar_type());
+  };
+  Tensor grad_x = empty_like(x, need_x);
   Tensor grad_weight = torch::stable::empty_like(weight);
   Tensor grad_bias = torch::stable::empty({map.columns}, ScalarType::Float);
-  const TrainedNeeds needs = map.needs(kernels);
-  if (need_x) {
-    Elements packed(needs.backward);
-    kernels.trained_pack(map.weight, map.depth, map.columns, true, packed.data());
-    char* to = static_cast<char*>(grad_x.mutable_data_ptr());
-    const int64_t bytes = map.depth * (map.x.narrow ? 2 : 4);
-    torch::stable::parallel_for(0, map.groups(), 1, [&](int64_t begin, int64_t end) {
-      Elements scratch(needs.input_scratch);
-      for (int64_t group = begin; group < end; ++group) {
-        const int64_t first = group * AT_ONCE;
-        kernels.trained_input(given + first * map.columns, map.in_group(group), map.columns,
-                              packed.data(), map.depth, map.x.narrow, to + first * bytes,
-                              scratch.data());
-      }
-    });
+  Tensor grad_added = added ? empty_like(*added, true) : torch::stable::empty({0}, ScalarType::Float);
+  std::optional<Elements> packed;
+  if (need_x || added) packed = pack(kernels, map, true);
+  if (need_x) multiply_back(kernels, map, given, *packed, grad_x);
+  const Elements turned = turn(kernels, map, given, floats_of(grad_bias));
+  if (!added) {
+    multiply_weights(kernels, {{map, turned}}, floats_of(grad_weight));
+    return {grad_x, grad_weight, grad_bias, grad_added};
   }
-  Elements turned(needs.turned);
-  std::vector<float> sums(map.groups() * map.columns);  // of the groups' rows
-  torch::stable::parallel_for(0, map.groups(), TURNED, [&](int64_t begin, int64_t end) {
-    for (int64_t group = begin; group < end; ++group)
-      kernels.trained_turn(given, map.rows, map.columns, group * AT_ONCE, AT_ONCE, turned.data(),
-                           sums.data() + group * map.columns);
-  });
-  sum_rows(sums, map.columns, static_cast<float*>(grad_bias.mutable_data_ptr()));
-  auto* weights = static_cast<float*>(grad_weight.mutable_data_ptr());
-  if (!map.rows) std::fill_n(weights, map.columns * map.depth, 0.0f);
-  const int64_t parts = (map.x.runs + RUNS - 1) / RUNS;
-  torch::stable::parallel_for(0, map.rows ? parts : 0, 1, [&](int64_t begin, int64_t end) {
-    Elements scratch(needs.weight_scratch);
-    for (int64_t part = begin; part < end; ++part) {
-      const int64_t first = part * RUNS;
-      kernels.trained_weight(map.x, turned.data(), map.rows, map.columns, first,
-                             std::min(RUNS, map.x.runs - first), weights, scratch.data());
-    }
-  });
-  return {grad_x, grad_weight, grad_bias};
+  const Map rows("added", *added, weight);
+  const Tensor sums = torch::stable::empty({rows.rows, map.columns}, ScalarType::Float);
+  sum_added(given, added_rows(map, rows), map.columns, rows.rows, floats_of(sums));
+  multiply_back(kernels, rows, floats_of(sums), *packed, grad_added);
+  const Tensor whole = torch::stable::empty({map.columns}, ScalarType::Float);  // grad_bias again
+  const Elements turned_sums = turn(kernels, rows, floats_of(sums), floats_of(whole));
+  multiply_weights(kernels, {{map, turned}, {rows, turned_sums}}, floats_of(grad_weight));
+  return {grad_x, grad_weight, grad_bias, grad_added};
 }
 
 }  // namespace fpt

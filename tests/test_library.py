@@ -69,6 +69,7 @@ def op_calls(impl: str) -> list[tuple[str, tuple[object, ...]]]:
     attended = torch.ops.fpt.side_attention(*(x.detach() for x in qkv), "auto")
     tokens, *layers = layers_inputs()
     rows32, learned = torch.randn(2, 5, 2, 16), torch.randn(48, 2, 16)
+    learning, shared = (torch.randn(2, 5, 48), rows32.clone(), learned), torch.randn(2, 1, 2, 16)
     settings = (2, 1, 1e-12, False, impl)
     out, kept = torch.ops.fpt.side_layers(tokens, *layers, 2, 1, 1e-12, False, "auto")
     return [
@@ -100,10 +101,10 @@ def op_calls(impl: str) -> list[tuple[str, tuple[object, ...]]]:
             "side_layers_backward",
             (torch.rand_like(out), tokens, *layers, kept, *settings),
         ),
-        ("trained_linear", (rows16, learned.flatten(1).requires_grad_(), None, impl)),
-        ("trained_linear", (rows32.requires_grad_(), learned, torch.randn(48), impl)),
-        ("trained_linear_backward", (torch.randn(2, 5, 48), rows32.detach(), learned, True, impl)),
-        ("trained_linear_backward", (torch.randn(2, 5, 48), rows32.detach(), learned, False, impl)),
+        ("trained_linear", (rows16, learned.flatten(1).requires_grad_(), None, None, impl)),
+        ("trained_linear", (rows32.requires_grad_(), learned, torch.randn(48), shared, impl)),
+        ("trained_linear_backward", (*learning, None, True, impl)),
+        ("trained_linear_backward", (*learning, shared, False, impl)),
     ]
 
 

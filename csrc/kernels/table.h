@@ -284,14 +284,16 @@ struct Kernels {
                                 int64_t runs_at_once);
   void (*trained_pack)(const float* weight, int64_t depth, int64_t columns, bool backward,
                        uint16_t* to);
+  // Adds to `bias`, or, where there is `more`, to what `out` holds.
   void (*trained_forward)(const TrainedRows&, int64_t first, int64_t count, const uint16_t* packed,
-                          const float* bias, int64_t columns, float* out, uint16_t* scratch);
+                          const float* bias, bool more, int64_t columns, float* out,
+                          uint16_t* scratch);
   void (*trained_input)(const float* grad, int64_t count, int64_t columns, const uint16_t* packed,
                         int64_t depth, bool narrow, void* out, uint16_t* scratch);
   void (*trained_turn)(const float* grad, int64_t rows, int64_t columns, int64_t first,
                        int64_t at_once, uint16_t* to, float* sums);
   void (*trained_weight)(const TrainedRows&, const uint16_t* turned, int64_t rows, int64_t columns,
-                         int64_t first, int64_t count, float* grad, uint16_t* scratch);
+                         int64_t first, int64_t count, bool more, float* grad, uint16_t* scratch);
   int64_t (*resample_scratch)(const ResampleTask&);
   void (*resample_image)(const ResampleTask&);
 };

@@ -74,18 +74,20 @@ static void trained_pack(const float* weight, int64_t depth, int64_t columns, bo
   else Parts<1>::pack(weight, 1, depth, depth, columns, to);
 }
 
-// Rows first .. first + count of the output; `out` begins with the first of them.
+// Rows first .. first + count of the output; `out` begins with the first of them, and holds what is
+// added to them where there is `more`.
 static void trained_forward(const TrainedRows& x, int64_t first, int64_t count,
-                            const uint16_t* packed, const float* bias, int64_t columns, float* out,
-                            uint16_t* scratch) {
+                            const uint16_t* packed, const float* bias, bool more, int64_t columns,
+                            float* out, uint16_t* scratch) {
 #if FPT_AMX
   const Tiles tiles;
 #endif
   const int64_t depth = 16 * x.runs, tall = padded(count);
   // Whole tiles are written: where the last one is not whole, beside the output.
   float* to = count == tall ? out : reinterpret_cast<float*>(scratch + tall * odd_stride(depth));
+  if (more && to != out) __builtin_memcpy(to, out, 4 * count * columns);
   trained_product(rows_of(x, first, count, scratch), count, {packed, 16 * depth, 0}, depth, columns,
-                  {to, columns, bias, 0});
+                  {to, columns, more ? to : bias, more ? columns : 0});
   if (to != out) __builtin_memcpy(out, to, 4 * count * columns);
 }
 
@@ -169,9 +171,10 @@ static void trained_turn(const float* grad, int64_t rows, int64_t columns, int64
   }
 }
 
-// Runs first .. first + count of the weights' gradient [columns, depth], over all rows.
+// Runs first .. first + count of the weights' gradient [columns, depth], over all rows; added to what
+// is there where there is `more`.
 static void trained_weight(const TrainedRows& x, const uint16_t* turned, int64_t rows,
-                           int64_t columns, int64_t first, int64_t count, float* grad,
+                           int64_t columns, int64_t first, int64_t count, bool more, float* grad,
                            uint16_t* scratch) {
 #if FPT_AMX
   const Tiles tiles;
@@ -185,7 +188,7 @@ static void trained_weight(const TrainedRows& x, const uint16_t* turned, int64_t
         _mm512_storeu_si512(scratch + 16 * (run * steps + step),
                             pair_of(x, begin + step, rows, first + run));
     trained_product({turned + begin, odd_stride(deep), 0}, columns, {scratch, 16 * steps, 0}, steps, 16 * count,
-                    {to, depth, begin ? to : nullptr, depth});
+                    {to, depth, more || begin ? to : nullptr, depth});
   }
 }
 
@@ -194,12 +197,12 @@ static void trained_weight(const TrainedRows& x, const uint16_t* turned, int64_t
 constexpr TrainedNeeds (*trained_needs)(int64_t, int64_t, int64_t, int64_t, int64_t) = nullptr;
 constexpr void (*trained_pack)(const float*, int64_t, int64_t, bool, uint16_t*) = nullptr;
 constexpr void (*trained_forward)(const TrainedRows&, int64_t, int64_t, const uint16_t*,
-                                  const float*, int64_t, float*, uint16_t*) = nullptr;
+                                  const float*, bool, int64_t, float*, uint16_t*) = nullptr;
 constexpr void (*trained_input)(const float*, int64_t, int64_t, const uint16_t*, int64_t, bool,
                                 void*, uint16_t*) = nullptr;
 constexpr void (*trained_turn)(const float*, int64_t, int64_t, int64_t, int64_t, uint16_t*,
                                float*) = nullptr;
 constexpr void (*trained_weight)(const TrainedRows&, const uint16_t*, int64_t, int64_t, int64_t,
-                                 int64_t, float*, uint16_t*) = nullptr;
+                                 int64_t, bool, float*, uint16_t*) = nullptr;
 
 #endif

@@ -2,10 +2,10 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn import functional
 
 from fpt_fast.ops import prompt_attention, trained_linear
-from fpt_fast.ops.modules import apply_linear, is_trained_linear
+from fpt_fast.ops.modules import is_trained_linear
 
 # As published: so close to zero that training starts from the plain mean of the kept values.
 _PROMPT_STD = 1e-6
@@ -92,12 +92,16 @@ class PromptFusion(nn.Module):
 
     def project(self, attended: Tensor) -> Tensor:
         """Add the prompts to ``attended`` [L, B, P, C] and project it: states [L, B, P, S]."""
-        states = apply_linear(self.out_proj, attended)
-        if self.adds_before_projection:
-            # W (a + p) + b is (W a + b) + W p: the prompts are projected once, not per image.
-            product = trained_linear if is_trained_linear(self.out_proj, attended) else linear
-            states = states + product(self.prompts, self.out_proj.weight)
+        project, adds_before = self.out_proj, self.adds_before_projection
+        if is_trained_linear(project, attended):
+            added = self.prompts if adds_before else None
+            states = trained_linear(attended, project.weight, project.bias, added)
         else:
+            states = project(attended)
+            if adds_before:
+                # W (a + p) + b is (W a + b) + W p: the prompts are projected once, not per image.
+                states = states + functional.linear(self.prompts, project.weight)
+        if not adds_before:
             states = states + self.prompts
         dropped: Tensor = self.dropout(states)
         return dropped

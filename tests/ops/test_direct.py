@@ -46,17 +46,17 @@ CALLS: dict[str, tuple[list[Tensor], Callable[..., Tensor]]] = {
         lambda q, k, v, impl: ops.side_attention(q, k, v, impl=impl),
     ),
     "trained_linear": (
-        [draw(2, 5, 32), draw(48, 32), draw(48)],
+        [draw(2, 5, 32), draw(48, 32), draw(48), draw(2, 1, 32)],
         # "auto" may be torch's own map, which is no op.
-        lambda x, weight, bias, impl: ops.trained_linear(
-            x, weight, bias, impl="reference" if impl == "reference" else best_linear()
+        lambda x, weight, bias, added, impl: ops.trained_linear(
+            x, weight, bias, added, impl="reference" if impl == "reference" else best_linear()
         ),
     ),
 }
 
 
 def best_linear() -> str:
-    x, weight, _ = CALLS["trained_linear"][0]
+    x, weight, *_ = CALLS["trained_linear"][0]
     return (
         "native"
         if not ops.implementation.unsupported_reasons("trained_linear", "native", x, weight, None)

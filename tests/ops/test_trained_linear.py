@@ -56,24 +56,35 @@ def patches() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def with_gradients(
-    x: Tensor, weight: Tensor, bias: Tensor | None, grad: Tensor, impl: str
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    grad: Tensor,
+    impl: str,
+    added: Tensor | None = None,
 ) -> list[Tensor]:
     """Output, and gradients to what there is."""
-    leaves = [t.detach().requires_grad_() for t in (x, weight, bias) if t is not None]
-    out = trained_linear(*leaves, impl=impl)
+    given = [None if t is None else t.detach().requires_grad_() for t in (x, weight, bias, added)]
+    out = trained_linear(given[0], given[1], *given[2:], impl=impl)  # type: ignore[arg-type]
+    leaves = [leaf for leaf in given if leaf is not None]
     return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
 
-def exact(x: Tensor, weight: Tensor, bias: Tensor | None, grad: Tensor) -> list[Tensor]:
-    wide = x.double(), weight.double()
-    out = reference.trained_linear(*wide, None if bias is None else bias.double())
-    gradients = reference.trained_linear_backward(grad.double(), *wide)
-    return [out, *(gradients if bias is not None else gradients[:2])]
+def exact(
+    x: Tensor, weight: Tensor, bias: Tensor | None, grad: Tensor, added: Tensor | None = None
+) -> list[Tensor]:
+    wide, rows = (x.double(), weight.double()), None if added is None else added.double()
+    out = reference.trained_linear(*wide, None if bias is None else bias.double(), rows)
+    gradients = reference.trained_linear_backward(grad.double(), *wide, rows)
+    of_added = [] if added is None else [gradients[0].sum_to_size(added.shape)]
+    return [out, *(gradients if bias is not None else gradients[:2]), *of_added]
 
 
-def assert_all_within_budget(impl: str, args: tuple[Tensor, Tensor, Tensor | None, Tensor]) -> None:
-    ours, oracle = with_gradients(*args, impl), exact(*args)
-    eager = with_gradients(*args, "torch")
+def assert_all_within_budget(
+    impl: str, args: tuple[Tensor, Tensor, Tensor | None, Tensor], added: Tensor | None = None
+) -> None:
+    ours, oracle = with_gradients(*args, impl, added), exact(*args, added)
+    eager = with_gradients(*args, "torch", added)
     assert [t.dtype for t in ours] == [t.dtype for t in eager]
     for number, (got, expected, plain) in enumerate(zip(ours, oracle, eager, strict=True)):
         assert_within_budget(got, expected, plain, 3.0 if number else 2.0)
@@ -95,6 +106,32 @@ def test_budget_of_patches(impl: str) -> None:
 def test_budget_without_bias(impl: str) -> None:
     x, weight, _, grad = inputs((37, 64, 48))
     assert_all_within_budget(impl, (x, weight, None, grad))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("sizes", [(3, 7, 1), (1, 7, 13), (3, 1, 13), (1, 1, 1), (3, 7, 13)])
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS, indirect=True)
+def test_budget_of_rows_that_are_added(
+    impl: str, sizes: tuple[int, int, int], dtype: torch.dtype
+) -> None:
+    """Along any axis the same, with groups of rows that end anywhere within them."""
+    x, weight, bias, grad = inputs((3 * 7 * 13, 64, 48))
+    x, grad = x.view(3, 7, 13, 64).to(dtype), grad.view(3, 7, 13, 48)
+    added = torch.randn(*sizes, 64, generator=torch.Generator().manual_seed(1))
+    assert_all_within_budget(impl, (x, weight, bias, grad), added)
+    assert_all_within_budget(impl, (x, weight, None, grad), added)
+
+
+@pytest.mark.parametrize("impl", LEVELS, indirect=True)
+def test_rows_of_nothing_are_added(impl: str) -> None:
+    """Rows of zeros change no bit; and they have a gradient where x has no rows."""
+    x, weight, bias, grad = inputs((96, 64, 48), torch.bfloat16)
+    x, grad = x.view(6, 16, 64), grad.view(6, 16, 48)
+    added = torch.zeros(1, 16, 64)
+    with_added = with_gradients(x, weight, bias, grad, impl, added)
+    assert_tensors_equal(with_added[:4], with_gradients(x, weight, bias, grad, impl))
+    *_, grad_added = with_gradients(x[:0], weight, bias, grad[:0], impl, added)
+    assert grad_added.shape == added.shape and not bool(grad_added.any())
 
 
 @pytest.mark.parametrize("impl", LEVELS, indirect=True)
@@ -120,11 +157,11 @@ def test_rows_that_are_a_view_are_read_where_they_are(impl: str) -> None:
 @pytest.mark.parametrize("impl", LEVELS, indirect=True)
 def test_threads_do_not_change_a_bit(impl: str) -> None:
     threads = torch.get_num_threads()
-    args, results = inputs((517, 608, 96)), []
+    args, added, results = inputs((517, 608, 96)), torch.randn(1, 608), []
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            results.append(with_gradients(*args, impl))
+            results.append(with_gradients(*args, impl, added))
     finally:
         torch.set_num_threads(threads)
     for result in results[1:]:
@@ -193,12 +230,14 @@ def test_what_native_cannot_take_goes_to_torch() -> None:
         ((x[:, :48], weight[:, :48].contiguous(), bias), "in all that 32 divides"),
         ((x, weight.t().contiguous().t(), bias), "it takes contiguous weights"),
         ((x.t().contiguous().t(), weight, bias), "whose last axis has stride 1"),
+        ((x, weight, bias, x.half()), "it takes x in bfloat16 or float32"),
+        ((x, weight, bias, x.t().contiguous().t()), "whose last axis has stride 1"),
     ):
         assert "impl='auto' runs 'torch'" in explain("trained_linear", *args)
         if LEVELS:
             assert reason in explain("trained_linear", *args)
         wide = args[1].dtype
-        expected = trained_linear(args[0], args[1], args[2], impl="reference")
+        expected = trained_linear(*args, impl="reference")
         out = trained_linear(*args)
         assert out.dtype == wide
         torch.testing.assert_close(out, expected, rtol=2e-2, atol=5e-2)
@@ -216,6 +255,11 @@ def test_what_native_cannot_take_goes_to_torch() -> None:
         ({"bias": torch.zeros(32).double()}, "bias must be float32, got float64"),
         ({"weight": torch.zeros(32, 64, device="meta")}, "weight must be on cpu like x, got meta"),
         ({"bias": torch.zeros(32, device="meta")}, "bias must be on cpu like x, got meta"),
+        ({"added": torch.zeros(64)}, r"added must be \(5, 64\) like x, or 1 .*, got \(64,\)"),
+        ({"added": torch.zeros(3, 64)}, r"added must be \(5, 64\) like x, .*, got \(3, 64\)"),
+        ({"added": torch.zeros(1, 1)}, r"added must be \(1, 64\) like x, .*, got \(1, 1\)"),
+        ({"added": torch.zeros(1, 64).int()}, "added must be float16 or .*, got int32"),
+        ({"added": torch.zeros(1, 64, device="meta")}, "added must be on cpu like x, got meta"),
         ({"impl": "triton"}, "impl must be 'auto' or one of 'native', 'torch', 'reference'"),
     ],
 )
@@ -241,6 +285,15 @@ def test_what_would_leave_a_tensor_is_refused(impl: str) -> None:
         ((x[:, :48], weight[:, :48].contiguous(), bias), "got 48, 48 and 32"),
     ):
         with pytest.raises(RuntimeError, match=message):
-            native.trained_linear(*args, "")
+            native.trained_linear(*args, None, "")
     with pytest.raises(RuntimeError, match=r"grad must be \(5, 32\)"):
-        native.trained_linear_backward(grad[:4], x, weight, True, "")
+        native.trained_linear_backward(grad[:4], x, weight, None, True, "")
+    for added, message in (
+        (torch.zeros(4, 64), r"added must have the axes of x, or 1 .*, got \(4\) and \(5\)"),
+        (torch.zeros(64), "added must have the axes of x"),
+        (torch.zeros(5, 64).half(), "added must be bfloat16 or float32, got float16"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            native.trained_linear(x, weight, bias, added, "")
+        with pytest.raises(RuntimeError, match=message):
+            native.trained_linear_backward(grad, x, weight, added, True, "")

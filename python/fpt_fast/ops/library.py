@@ -98,7 +98,7 @@ _register(
     "trained_linear_backward",
     "native",
     "fpt_fast.ops.native",
-    lambda args: native_bf16_reasons(args[1:]),
+    lambda args: native_bf16_reasons((*args[1:3], None, args[3])),
 )
 for _op in ("trained_linear", "trained_linear_backward"):
     _register(_op, "torch", "fpt_fast.ops.reference_ops")

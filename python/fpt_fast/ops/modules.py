@@ -5,8 +5,6 @@ from typing import TypeGuard, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fpt_fast.ops.trained_linear import trained_linear
-
 _Kind = TypeVar("_Kind", bound=nn.Module)
 
 
@@ -35,11 +33,3 @@ def is_trained_linear(module: nn.Module, x: Tensor) -> TypeGuard[nn.Linear]:
         and is_as_made(module, nn.Linear)
         and module.weight.dtype == torch.float32
     )
-
-
-def apply_linear(module: nn.Module, x: Tensor) -> Tensor:
-    """``module`` of ``x``, by ``trained_linear`` where that is what it does."""
-    if is_trained_linear(module, x):
-        return trained_linear(x, module.weight, module.bias)
-    out: Tensor = module(x)
-    return out

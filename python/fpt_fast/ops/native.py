@@ -61,19 +61,19 @@ def frozen_linear(
     return out.view(shape)
 
 
-def trained_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def trained_linear(x: Tensor, weight: Tensor, bias: Tensor | None, added: Tensor | None) -> Tensor:
     """[..., O] f32: rows are read where they are, the weights packed once a call."""
-    out: Tensor = _ops.trained_linear(x, weight, bias, level())
+    out: Tensor = _ops.trained_linear(x, weight, bias, added, level())
     return out
 
 
 def trained_linear_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, need_x: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients to x, of its dtype, and to weight and bias."""
-    grads = _ops.trained_linear_backward(grad.contiguous(), x, weight, need_x, level())
-    grad_x, grad_weight, grad_bias = grads
-    return grad_x, grad_weight, grad_bias
+    grad: Tensor, x: Tensor, weight: Tensor, added: Tensor | None, need_x: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients to x, of its dtype, to weight and bias, and to added, of its dtype."""
+    grads = _ops.trained_linear_backward(grad.contiguous(), x, weight, added, need_x, level())
+    grad_x, grad_weight, grad_bias, grad_added = grads
+    return grad_x, grad_weight, grad_bias, grad_added
 
 
 def side_attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ _FOLDER = Path(__file__).resolve().parent.parent
 _WIDEST = 16  # csrc/side_attention.cpp
 _PANEL = 32  # csrc/frozen_linear.cpp
 _RUN = 16  # csrc/trained_linear.cpp
+_NARROW = {torch.bfloat16, torch.float32}  # rows that it reads
 # What fpt_fast.ops.native calls: a build that is older than a checkout may lack some.
 _OPS = (
     "levels",
@@ -49,8 +50,10 @@ def native_reasons(args: Sequence[object]) -> list[str]:
     missing = native_missing()
     if missing:
         return [missing]
-    elsewhere = sorted({arg.device.type for arg in args if isinstance(arg, Tensor)} - {"cpu"})
-    return [f"it runs on cpu tensors, got tensors on {', '.join(elsewhere)}"] if elsewhere else []
+    # The names only where there are some to say: this is asked several times a step.
+    tensors = [arg for arg in args if isinstance(arg, Tensor) and not arg.is_cpu]
+    elsewhere = ", ".join(sorted({tensor.device.type for tensor in tensors}))
+    return [f"it runs on cpu tensors, got tensors on {elsewhere}"] if elsewhere else []
 
 
 def native_floats_reasons(args: Sequence[object]) -> list[str]:
@@ -65,8 +68,9 @@ def native_prompt_reasons(args: Sequence[object]) -> list[str]:
     """``native_reasons`` of the prompts' ops: no f64 or fp8, and channels side by side."""
     reasons = native_floats_reasons(args)
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    dtypes = {tensor.dtype for tensor in tensors}
     for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
-        if any(tensor.dtype == dtype for tensor in tensors):
+        if dtype in dtypes:
             reasons.append(f"it has no {str(dtype).removeprefix('torch.')} form")
     features = [tensor for tensor in tensors if tensor.dim() > 4]
     scales = [scale for arg in args if isinstance(arg, tuple) for scale in arg]
@@ -104,23 +108,26 @@ def native_tiles_reasons(args: Sequence[object]) -> list[str]:
 
 
 def native_bf16_reasons(args: Sequence[object]) -> list[str]:
-    """``native_reasons`` of (x, weight, ...) of a map in bf16: sizes, strides, dtypes, level."""
+    """``native_reasons`` of (x, weight, bias, added) of a map in bf16: sizes, strides, dtypes,
+    level."""
     reasons = native_reasons(args)
     if reasons:
         return reasons
     x, weight = args[:2]
     assert isinstance(x, Tensor) and isinstance(weight, Tensor)
-    if x.dtype not in (torch.bfloat16, torch.float32) or weight.dtype != torch.float32:
+    rows = [x, *(added for added in args[3:] if isinstance(added, Tensor))]
+    if not {y.dtype for y in rows} <= _NARROW or weight.dtype != torch.float32:
         reasons.append("it takes x in bfloat16 or float32 and weights in float32")
     if not weight.is_contiguous():
         reasons.append("it takes contiguous weights")
-    depth = math.prod(weight.shape[1:])
-    if weight.shape[0] % _RUN or weight.shape[-1] % _RUN or depth % _PANEL or not depth:
+    columns, *axes = weight.shape
+    depth = math.prod(axes)
+    if columns % _RUN or axes[-1] % _RUN or depth % _PANEL or not depth:
         reasons.append(
             f"it takes weights [O, K] with O and the last axis that {_RUN} divides and K in all "
             f"that {_PANEL} divides, got {tuple(weight.shape)}"
         )
-    if x.stride(-1) != 1 and x.shape[-1] > 1:
+    if any(y.stride(-1) != 1 and y.shape[-1] > 1 for y in rows):
         reasons.append("it reads tensors whose last axis has stride 1")
     level = os.environ.get("FPT_NATIVE_LEVEL") or native_levels().split(", ")[0]
     if level not in ("amx", "avx512_bf16"):

@@ -49,20 +49,25 @@ def frozen_linear(
     return out if residual is None else residual + out
 
 
-def trained_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x weightᵀ + bias``: x [..., K], weight [O, K], bias [O] -> [..., O]; K may be several
-    axes."""
+def trained_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, added: Tensor | None = None
+) -> Tensor:
+    """``(x + added) weightᵀ + bias``: x [..., K], weight [O, K], bias [O] -> [..., O]; K may be
+    several axes, and added has x's axes, or 1 in place of leading ones."""
     axes = weight.dim() - 1
+    x = x if added is None else x + added
     last = list(range(-axes, 0)), list(range(1, axes + 1))
     out: Tensor = torch.tensordot(x, weight, last)
     return out if bias is None else out + bias
 
 
 def trained_linear_backward(
-    grad: Tensor, x: Tensor, weight: Tensor
+    grad: Tensor, x: Tensor, weight: Tensor, added: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients to x, weight and bias of ``trained_linear`` for ``grad`` [..., O]."""
+    """Gradients to x, weight and bias of ``trained_linear`` for ``grad`` [..., O]; the first one,
+    summed to the sizes of added, is that to added."""
     leading = list(range(grad.dim() - 1))
+    x = x if added is None else x + added
     grad_weight = torch.tensordot(grad, x, (leading, leading))
     return torch.tensordot(grad, weight, 1), grad_weight, grad.flatten(0, -2).sum(dim=0)
 

@@ -36,18 +36,26 @@ def frozen_linear(
     return out.to(x.dtype)
 
 
-def trained_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def trained_linear(x: Tensor, weight: Tensor, bias: Tensor | None, added: Tensor | None) -> Tensor:
     """``reference.trained_linear``, whose products are those of weight's dtype."""
-    return reference.trained_linear(x.to(weight.dtype), weight, bias)
+    rows = None if added is None else added.to(weight.dtype)
+    return reference.trained_linear(x.to(weight.dtype), weight, bias, rows)
 
 
 def trained_linear_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, need_x: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad: Tensor, x: Tensor, weight: Tensor, added: Tensor | None, need_x: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``reference.trained_linear_backward``."""
-    wide = (grad.to(weight.dtype), x.to(weight.dtype), weight)
+    rows = None if added is None else added.to(weight.dtype)
+    wide = (grad.to(weight.dtype), x.to(weight.dtype), weight, rows)
     grad_x, grad_weight, grad_bias = reference.trained_linear_backward(*wide)
-    return grad_x.to(x.dtype) if need_x else x.new_empty(0), grad_weight, grad_bias
+    grad_added = weight.new_empty(0) if added is None else grad_x.sum_to_size(added.shape)
+    return (
+        grad_x.to(x.dtype) if need_x else x.new_empty(0),
+        grad_weight,
+        grad_bias,
+        grad_added if added is None else grad_added.to(added.dtype),
+    )
 
 
 def select_tokens(

@@ -13,9 +13,15 @@ _BF16 = torch.bfloat16
 
 
 def trained_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, impl: str = "auto"
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    added: Tensor | None = None,
+    *,
+    impl: str = "auto",
 ) -> Tensor:
-    """Compute ``x weightᵀ + bias`` by products of bf16; K may be several axes, at any strides.
+    """Compute ``(x + added) weightᵀ + bias`` by products of bf16; K may be several axes, at any
+    strides.  ``added`` is multiplied by itself, a row once, however many rows it is added to.
 
     ``"native"`` rounds the factors to bf16, as they are read, and nothing else: its sums are f32,
     and so are the gradients', of which that to ``weight`` is one sum over all rows.  It reads a
@@ -27,6 +33,8 @@ def trained_linear(
         x: rows [..., K], f16, bf16, f32 or f64.
         weight: [O, K], f32 or f64.
         bias: [O] of weight's dtype, or None.
+        added: rows of x's axes, with 1 in place of those that they are the same along; f16, bf16,
+            f32 or f64, or None.
         impl: ``"auto"`` or the name of an implementation.
 
     Returns:
@@ -48,12 +56,30 @@ def trained_linear(
         check_shape("bias", bias, weight.shape[:1], "by weight's O")
         check_dtype("bias", bias, (weight.dtype,))
         check_same_device("bias", bias, "x", x)
+    if added is not None:
+        _check_added(added, x, axes)
     if impl == AUTO:
+        args = (x, weight, bias, added)
         is_compiling = torch.compiler.is_compiling()
-        impl = _TORCH if is_compiling else resolve("trained_linear", impl, (x, weight, bias)).name
+        impl = _TORCH if is_compiling else resolve("trained_linear", impl, args).name
     if impl == _TORCH:
-        rows = x.reshape(*x.shape[: x.dim() - axes], -1).to(_BF16)
-        narrow = None if bias is None else bias.to(_BF16)
-        return functional.linear(rows, weight.flatten(1).to(_BF16), narrow).to(weight.dtype)
-    out: Tensor = _library.call("trained_linear", x, weight, bias, impl)
+        product = _by_torch(x, weight, bias)
+        return product if added is None else product + _by_torch(added, weight, None)
+    out: Tensor = _library.call("trained_linear", x, weight, bias, added, impl)
     return out
+
+
+def _check_added(added: Tensor, x: Tensor, axes: int) -> None:
+    leading = x.dim() - axes
+    sizes = added.shape if added.dim() == x.dim() else x.shape
+    pairs = zip(sizes[:leading], x.shape[:leading], strict=True)
+    expected = (*(1 if size == 1 else full for size, full in pairs), *x.shape[leading:])
+    check_shape("added", added, expected, "like x, or 1 along leading axes")
+    check_dtype("added", added, FLOAT_DTYPES)
+    check_same_device("added", added, "x", x)
+
+
+def _by_torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    rows = x.reshape(*x.shape[: x.dim() - weight.dim() + 1], -1).to(_BF16)
+    narrow = None if bias is None else bias.to(_BF16)
+    return functional.linear(rows, weight.flatten(1).to(_BF16), narrow).to(weight.dtype)
