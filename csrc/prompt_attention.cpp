@@ -20,27 +20,50 @@
 namespace fpt {
 namespace {
 
+// Floats from the beginning of a line of the cache on: no vector lies across two, which takes two reads
+// (7 % of the time beside f32 prompts).
+class Floats {
+ public:
+  explicit Floats(int64_t count) : floats_(count + LINE) {}
+
+  float* data() {
+    const auto past = reinterpret_cast<uintptr_t>(floats_.data()) / sizeof(float) % LINE;
+    return floats_.data() + (past ? LINE - past : 0);
+  }
+
+ private:
+  static constexpr int64_t LINE = 64 / sizeof(float);
+  std::vector<float> floats_;
+};
+
 // The prompts of every layer and head [L, H, P, D], packed for the kernels.
 class PackedQueries {
  public:
   PackedQueries(const Tensor& q, const Kernels& kernels)
-      : kind_(check_floats("q", q, {-1, -1, -1, -1})), kernels_(kernels), q_(q) {
+      : padded_prompts((q.size(2) + kernels.lanes - 1) / kernels.lanes * kernels.lanes),
+        kind_(check_floats("q", q, {-1, -1, -1, -1})),
+        kernels_(kernels),
+        q_(q),
+        floats_(q.size(0) * q.size(1) * padded_prompts * q.size(3)),
+        packed_(floats_.data()) {
     STD_TORCH_CHECK(kind_ != Kind::f64, "q must be float16, bfloat16 or float32, got float64");
     STD_TORCH_CHECK(q.size(3) >= 1, "q must have D of at least 1, got 0");
-    padded_prompts = (q.size(2) + kernels.lanes - 1) / kernels.lanes * kernels.lanes;
-    packed_.resize(q.size(0) * q.size(1) * padded_prompts * q.size(3));
     torch::stable::parallel_for(0, q.size(0) * q.size(1), 8, [&](int64_t begin, int64_t end) {
       for (int64_t unit = begin; unit < end; ++unit)
         kernels.pack_prompts({address(q, kind_, unit / q.size(1), unit % q.size(1)), kind_,
                               q.stride(2), q.stride(3), q.size(2), q.size(3),
-                              packed_.data() + unit * padded_prompts * q.size(3)});
+                              packed_ + unit * padded_prompts * q.size(3)});
     });
+  }
+
+  template <class Source>
+  Floats scratch(const Source& source) const {
+    return Floats(kernels_.prompt_scratch(source.kept, q_.size(3)));
   }
 
   // A task with all that does not depend on the image.
   template <class Source>
-  PromptTask task(const Source& source, std::vector<float>& scratch) const {
-    scratch.resize(kernels_.prompt_scratch(source.kept, q_.size(3)));
+  PromptTask task(const Source& source, Floats& scratch) const {
     PromptTask task{};
     task.stored = source.stored;
     task.narrow = kind_ == Kind::bf16;
@@ -52,16 +75,17 @@ class PackedQueries {
   }
 
   const float* of(int64_t unit) const {
-    return packed_.data() + unit * padded_prompts * q_.size(3);
+    return packed_ + unit * padded_prompts * q_.size(3);
   }
 
-  int64_t padded_prompts;
+  const int64_t padded_prompts;
 
  private:
-  Kind kind_;
+  const Kind kind_;
   const Kernels& kernels_;
   Tensor q_;
-  std::vector<float> packed_;
+  Floats floats_;
+  float* const packed_;
 };
 
 // `work(take)` on torch's threads: `take()` is the next of the pieces, or a number past the last one.
@@ -87,7 +111,7 @@ std::tuple<Tensor, Tensor> forward(
   char* to_out = static_cast<char*>(out.mutable_data_ptr());
   float* to_lse = floats_of(lse);
   share_out(images * units, [&](auto take) {
-    std::vector<float> scratch;
+    Floats scratch = queries.scratch(source);
     std::vector<int64_t> offsets;
     PromptTask task = queries.task(source, scratch);
     for (int64_t item = take(), following; item < images * units; item = following) {
@@ -133,12 +157,12 @@ Tensor backward(const Tensor& grad, const Tensor& q, const Tensor& lse, const So
   const int64_t lanes = kernels.lanes, padded_width = (width + lanes - 1) / lanes * lanes;
   const int64_t unit_sums = queries.padded_prompts * padded_width;
   share_out(units, [&](auto take) {
-    std::vector<float> scratch, grads(queries.padded_prompts * width), sums(unit_sums);
+    Floats scratch = queries.scratch(source), grads(queries.padded_prompts * width), sums(unit_sums);
     std::vector<int64_t> offsets;
     PromptTask task = queries.task(source, scratch);
     for (int64_t unit = take(), following; unit < units; unit = following) {
       following = take();
-      std::fill(sums.begin(), sums.end(), 0.0f);
+      std::fill_n(sums.data(), unit_sums, 0.0f);
       const int64_t layer = unit / heads, head = unit % heads;
       const int64_t after = following < units ? following : unit;
       task.queries = queries.of(unit);

@@ -15,7 +15,7 @@ template <class T, class Use>
 FPT_INLINE void weighted_rows(const TokenRows& tokens, const PromptTask& task, const float* weights,
                               Use use) {
   for (int64_t d = 0; d < task.width; d += W) {
-    float sum[W * W] = {};
+    alignas(64) float sum[W * W] = {};
     const int64_t wanted = task.width - d;
     Ahead ahead = no_ahead(weights);
     const int64_t element = sizeof(typename T::Value);

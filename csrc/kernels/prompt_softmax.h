@@ -45,7 +45,11 @@ FPT_INLINE F weight_of(F x, float scale, F top) {
 #if FPT_AMX
   if constexpr (NARROW) return power_of_two(x * (scale * LOG2_E) - top * LOG2_E);
 #endif
+#if FPT_WIDTH == 16
+  return exponential_of_negative(x * scale - top, -104.0f);
+#else
   return exponential(x * scale - top);
+#endif
 }
 
 // Logits of a block of prompts -> exponentials, scaled for the values' sum, in two passes over all

@@ -186,12 +186,13 @@ FPT_INLINE F larger(F a, F b) {
 #endif
 }
 
-// e^x for x of at most 0, with fewer steps than `exponential`; below -87 it stays what it is there.
-FPT_INLINE F exponential_of_negative(F x) {
+// e^x for x of at most 0, with fewer steps than `exponential`; below `least` it stays what it is there:
+// of 16 lanes 0 from -104 on, elsewhere no less than -87 will do.
+FPT_INLINE F exponential_of_negative(F x, [[maybe_unused]] float least = -87.0f) {
 #if FPT_WIDTH == 4
   return exponential(x);  // without a multiply-add the reduction below would round x
 #else
-  x = larger(splat(-87.0f), x);
+  x = larger(splat(least), x);
   const F log2_e = splat(1.44269504f), magic = splat(0x1.8p23f);
   const F shifted = x * log2_e + magic;  // rounds to a whole number
   const F n = shifted - magic;

@@ -68,7 +68,8 @@ struct TokenRows {
 enum class Stored : int { f16, bf16, f32, i8 };
 
 // The prompts of one layer and head look at the tokens of one image.  Prompts go by blocks of
-// `lanes`, the floats of a vector, and are packed [blocks, D, lanes], with zeros for what is missing.
+// `lanes`, the floats of a vector, and are packed [blocks, D, lanes], with zeros for what is missing;
+// that and the scratch are best aligned to 64, so that no vector lies across two lines of the cache.
 struct PromptTask {
   TokenRows k, v;
   // Where tokens stand side by side: the values, and the tokens of the next task; else null.
