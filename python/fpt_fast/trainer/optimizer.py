@@ -101,22 +101,20 @@ def empty_adam_state(parameter: Tensor) -> dict[str, Any]:
 
 def _plain_gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor] | None:
     """The gradients; None where one is missing, or is no contiguous f32 on a CPU."""
+    f32, strided = torch.float32, torch.strided  # looked up once: this is asked of each, every step
     gradients = []
     for parameter in parameters:
         gradient = parameter.grad
-        if gradient is None or not _is_plain(gradient):
+        if (
+            gradient is None
+            or gradient.dtype is not f32
+            or gradient.layout is not strided
+            or not gradient.is_cpu
+            or not gradient.is_contiguous()
+        ):
             return None
         gradients.append(gradient)
     return gradients
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    return (
-        tensor.dtype == torch.float32
-        and tensor.is_cpu
-        and tensor.layout == torch.strided
-        and tensor.is_contiguous()
-    )
 
 
 def _is_plain_adam(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> bool:
