@@ -92,9 +92,10 @@ static void zero_rows(uint16_t* rows, int64_t first, int64_t end, int64_t channe
 
 template <int DP, class Math>
 static void round_keys(const SideSizes& s, const SideGroup& g, const SideRows<Math>& r,
-                       int64_t image, int64_t column, const TiledHeads<DP>& h, uint16_t* to) {
+                       int64_t image, int64_t column, float scale, const TiledHeads<DP>& h,
+                       uint16_t* to) {
   for_each_key_run(s, g.images, image, [&](int64_t row, int64_t rows, int64_t first) {
-    round_heads<DP>(r.kv + row * r.wide + column, r.wide, rows, s, 1.0f, h.channels,
+    round_heads<DP>(r.kv + row * r.wide + column, r.wide, rows, s, scale, h.channels,
                     to + first * h.channels);
   });
   zero_rows(to, s.tokens + s.prompts, h.keys, h.channels);
@@ -120,8 +121,8 @@ static void side_heads_of(const SideSizes& s, const SideGroup& g, const SideRows
   for (int64_t image = 0; image < g.images; ++image) {
     const int64_t first = image * s.queries * r.width;
     round_queries(s, r.q + first, r.width, root_scale(narrow), h, h.q_rows);
-    round_keys(s, g, r, image, 0, h, h.key_rows);
-    round_keys(s, g, r, image, s.width, h, h.value_rows);
+    round_keys(s, g, r, image, 0, LOG2_E, h, h.key_rows);
+    round_keys(s, g, r, image, s.width, 1.0f, h, h.value_rows);
     part_heads<DP>(h.key_rows, h.keys, h.channels, h.k_rows);
     pair_channels(h.q_rows, h.queries, h.channels, h.q_lanes);
     turn_rows(h.value_rows, h.keys, h.channels, h.key_pairs, h.turned);
@@ -142,8 +143,8 @@ static void side_heads_backward_of(const SideSizes& s, const SideGroup& g,
     const int64_t first = image * s.queries * r.width;
     round_queries(s, r.q + first, r.width, root_scale(narrow), h, h.q_rows);
     round_queries(s, r.grad_attended + first, r.width, 1.0f, h, h.grad_rows);
-    round_keys(s, g, r, image, 0, h, h.key_rows);
-    round_keys(s, g, r, image, s.width, h, h.value_rows);
+    round_keys(s, g, r, image, 0, LOG2_E, h, h.key_rows);
+    round_keys(s, g, r, image, s.width, 1.0f, h, h.value_rows);
     part_heads<DP>(h.key_rows, h.keys, h.channels, h.k_rows);
     pair_channels(h.q_rows, h.queries, h.channels, h.q_lanes);
     pair_channels(h.grad_rows, h.queries, h.channels, h.grad_lanes);
@@ -151,7 +152,7 @@ static void side_heads_backward_of(const SideSizes& s, const SideGroup& g,
     pair_rows<DP>(h.grad_rows, h.queries, h.channels, h.grad_pairs);
     part_heads<DP>(h.value_rows, h.keys, h.channels, h.v_rows);
     turn_rows(h.key_rows, h.keys, h.channels, h.key_pairs, h.turned);
-    means_of(s, r.attended + first, r.grad_attended + first, r.width, h);
+    minus_means_of(s, r.attended + first, r.grad_attended + first, r.width, h);
     for (int64_t head = 0; head < s.heads; ++head) {
       attend_tiled_backward<DP>(h.head(head), tiled_task(s, g, image, head),
                                 r.grad_q + first + head * narrow, r.width);

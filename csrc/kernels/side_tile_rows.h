@@ -26,7 +26,8 @@ struct TiledHeads {
   uint16_t *q_lanes, *grad_lanes;  // [queries / 16, channels / 2, 16] pairs of channels
   uint16_t *q_pairs, *grad_pairs;  // [heads, queries / 2, DP] pairs of queries
   uint16_t* key_pairs;             // [16, channels]
-  float* means;                    // [heads, queries]
+  float* minus_means;              // [heads, queries]
+  float* minus_lses;               // [queries], of one head
   float* logits;                   // forward [2, keys, 16]: of two blocks of queries
   float *tiles, *grad_tiles;       // backward [2, 2, 32, 16]: of two chunks by two blocks
   uint16_t *weights, *slopes;      // [queries / 32, 32 keys, 32]
@@ -42,7 +43,8 @@ struct TiledHeads {
     take(base, queries * channels, q_rows, grad_rows, q_lanes, grad_lanes, q_pairs, grad_pairs);
     take(base, keys * channels, key_rows, value_rows, k_rows, v_rows, turned);
     take(base, CHUNK * channels, key_pairs);
-    take(base, s.heads * queries, means), take(base, 2 * keys * SIDE, logits);
+    take(base, s.heads * queries, minus_means), take(base, queries, minus_lses);
+    take(base, 2 * keys * SIDE, logits);
     take(base, 4 * CHUNK * SIDE, tiles, grad_tiles);
     take(base, queries * CHUNK, weights, slopes), take(base, 2 * CHUNK * SIDE, pairs);
     take(base, keys * DP, grad_k, grad_v), take(base, queries * DP, sums);
@@ -54,7 +56,7 @@ struct TiledHeads {
     one.k_rows += first * keys, one.v_rows += first * keys, one.turned += first * CHUNK;
     one.q_lanes += first * SIDE, one.grad_lanes += first * SIDE;
     one.q_pairs += first * queries, one.grad_pairs += first * queries;
-    one.means += number * queries;
+    one.minus_means += number * queries;
     return one;
   }
 
@@ -68,7 +70,7 @@ struct TiledHeads {
   }
 };
 
-// What a head's rows do not say.
+// What a head's rows do not say.  Logits, and their tops, are exponents of two.
 struct TiledTask {
   int64_t queries, tokens, width;
   float *tops, *shares;
@@ -168,9 +170,10 @@ static void turn_rows(const uint16_t* from, int64_t rows, int64_t channels, uint
   }
 }
 
-// means [heads, queries]: products of a head's rows of the output and of its gradient, `stride` apart.
+// [heads, queries]: products of a head's rows of the output and of its gradient, `stride` apart, with
+// the other sign.
 template <int DP>
-static void means_of(const SideSizes& s, const float* out, const float* grads, int64_t stride,
+static void minus_means_of(const SideSizes& s, const float* out, const float* grads, int64_t stride,
                      const TiledHeads<DP>& h) {
   const int64_t width = s.width / s.heads, together = W / width;
   for (int64_t first = 0; first < s.heads; first += together)
@@ -183,8 +186,8 @@ static void means_of(const SideSizes& s, const float* out, const float* grads, i
       transpose(block);
       for (int64_t head = 0; head < heads; ++head) {
         F sum{};
-        for (int64_t d = 0; d < width; ++d) sum += block[head * width + d];
-        store(h.means + (first + head) * h.queries + row, sum);
+        for (int64_t d = 0; d < width; ++d) sum -= block[head * width + d];
+        store(h.minus_means + (first + head) * h.queries + row, sum);
       }
     }
 }

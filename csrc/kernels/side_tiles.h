@@ -7,12 +7,6 @@
 
 #if FPT_AMX
 
-// Floats of a block of queries, zeros beyond the last.
-FPT_INLINE F load_block(const float* from, int64_t count) {
-  return reinterpret_cast<F>(
-      _mm512_maskz_loadu_ps(count >= W ? 0xffff : __mmask16((1u << count) - 1), from));
-}
-
 // Forward, a block of 16 queries at a time.  The tiles' products run beside what vectors do: those of
 // the next block's logits, and those of the values with the weights that are ready.
 
@@ -40,7 +34,7 @@ template <bool WHOLE>
 FPT_INLINE F exponentials_of_chunk(const float* logits, int64_t count, F top, uint16_t* pairs) {
   F even{}, odd{};
   const auto exponential = [&](int64_t key) {
-    return power_of_two(load(logits + key * W) * LOG2_E - top);
+    return rough_power_of_two(load(logits + key * W) - top);
   };
 #pragma GCC unroll 2
   for (int64_t key = 0; key < CHUNK; key += 2) {
@@ -82,9 +76,8 @@ static void attend_tiled(const TiledHeads<DP>& h, const TiledTask& head, float* 
       multiply(first + W, key);
       uint16_t* pairs = h.pairs + turn * CHUNK * W;
       const int64_t left = head.tokens - key;
-      const F highest = top * LOG2_E;
-      total += left >= CHUNK ? exponentials_of_chunk<true>(logits + key * W, left, highest, pairs)
-                             : exponentials_of_chunk<false>(logits + key * W, left, highest, pairs);
+      total += left >= CHUNK ? exponentials_of_chunk<true>(logits + key * W, left, top, pairs)
+                             : exponentials_of_chunk<false>(logits + key * W, left, top, pairs);
       add_keys<DP>(h, key, pairs);
     }
     float* sums = h.sums + first * DP;
@@ -97,7 +90,7 @@ static void attend_tiled(const TiledHeads<DP>& h, const TiledTask& head, float* 
   for (int64_t first = 0; first < head.queries; first += W) {
     const int64_t count = head.queries - first < W ? head.queries - first : W;
     float* sums = h.sums + first * DP;
-    const F share = load_block(head.shares + first, count);
+    const F share = load_first(head.shares + first, count);
     for (int64_t d = 0; d < DP; ++d) store(sums + d * W, load(sums + d * W) * share);
     lanes_to_rows<DP>(sums, count, head.width, out + first * stride, stride);
   }
@@ -105,7 +98,30 @@ static void attend_tiled(const TiledHeads<DP>& h, const TiledTask& head, float* 
 
 // Backward, a chunk of 32 keys by a chunk of 32 queries at a time.
 
-// Logits of a chunk of both, and gradients of its weights: the operands of slopes_of_chunk.
+// log2 to 3e-6, of what is not negative.
+FPT_INLINE F rough_log2(F x) {
+  const F exponent = (F)_mm512_getexp_ps((__m512)x);
+  const F t = (F)_mm512_getmant_ps((__m512)x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src) - 1.0f;
+  F p = splat(-2.64550169e-2f);
+  p = p * t + splat(1.23444568e-1f);
+  p = p * t + splat(-2.79531120e-1f);
+  p = p * t + splat(4.58267912e-1f);
+  p = p * t + splat(-7.18281591e-1f);
+  p = p * t + splat(1.44255318f);
+  return p * t + exponent;
+}
+
+// What the logits of a weight are less: minus infinity for queries that are missing to a chunk.
+template <int DP>
+static void find_minus_lses(const TiledHeads<DP>& h, const TiledTask& head) {
+  for (int64_t at = 0; at < h.queries; at += W) {
+    const F shares = load_first(head.shares + at, head.queries - at);
+    store(h.minus_lses + at, rough_log2(shares) - load_first(head.tops + at, head.queries - at));
+  }
+}
+
+// Exponents of a chunk of weights, and their gradients less what those of a query have in common: the
+// operands of slopes_of_chunk.
 template <int DP>
 static void multiply_chunk(const TiledHeads<DP>& h, int64_t keys, int64_t key, int64_t query,
                            int blocks, float* logits, float* grads) {
@@ -120,14 +136,12 @@ static void multiply_chunk(const TiledHeads<DP>& h, int64_t keys, int64_t key, i
 // Weights and slopes of `count` keys and a chunk of queries, of one or two blocks; zeros for keys
 // that are missing to a WHOLE chunk, since sums over the keys see all of it.
 template <int DP, int BLOCKS, bool WHOLE>
-static void slopes_of_chunk(const TiledHeads<DP>& h, const TiledTask& head, int64_t count,
-                            int64_t query, const float* logits, const float* grads) {
-  F tops[BLOCKS], shares[BLOCKS], means[BLOCKS];
+static void slopes_of_chunk(const TiledHeads<DP>& h, int64_t count, int64_t query,
+                            const float* logits, const float* grads) {
+  F lses[BLOCKS], means[BLOCKS];
   for (int b = 0; b < BLOCKS; ++b) {
-    const int64_t at = query + b * W, left = head.queries - at;
-    tops[b] = load_block(head.tops + at, left) * LOG2_E;
-    shares[b] = load_block(head.shares + at, left);
-    means[b] = load(h.means + at);
+    lses[b] = load(h.minus_lses + query + b * W);
+    means[b] = load(h.minus_means + query + b * W);
   }
   for (int64_t key = 0; key < CHUNK; key += 2) {
     F weights[2][2] = {}, slopes[2][2] = {};  // by key, by block
@@ -137,8 +151,8 @@ static void slopes_of_chunk(const TiledHeads<DP>& h, const TiledTask& head, int6
       for (int b = 0; b < BLOCKS; ++b) {
         if (!WHOLE && key + i >= count) continue;
         const int64_t at = (b * CHUNK + key + i) * W;
-        weights[i][b] = power_of_two(load(logits + at) * LOG2_E - tops[b]) * shares[b];
-        slopes[i][b] = weights[i][b] * (load(grads + at) - means[b]);
+        weights[i][b] = rough_power_of_two(load(logits + at) + lses[b]);
+        slopes[i][b] = weights[i][b] * (load(grads + at) + means[b]);
       }
     const int64_t row = query * CHUNK + key * CHUNK;
     const __m512i even = rounded(slopes[0][0], slopes[0][1]);
@@ -185,7 +199,8 @@ static void join_fours(float* sums, F scale) {
 template <int DP>
 static void attend_tiled_backward(const TiledHeads<DP>& h, const TiledTask& head, float* grad_q,
                                   int64_t stride) {
-  const F scale = splat(root_scale(head.width));
+  const F scale = splat(root_scale(head.width) * LN_2);
+  find_minus_lses(h, head);
   const auto blocks_of = [&](int64_t query) { return head.queries - query > W ? 2 : 1; };
   const int64_t buffer = 2 * CHUNK * W;
   const auto multiply = [&](int64_t key, int64_t query, int64_t turn) {
@@ -203,7 +218,7 @@ static void attend_tiled_backward(const TiledHeads<DP>& h, const TiledTask& head
       const auto slopes = blocks_of(query) == 1 ? slopes_of_chunk<DP, 1, false>
                           : left < CHUNK        ? slopes_of_chunk<DP, 2, false>
                                                 : slopes_of_chunk<DP, 2, true>;
-      slopes(h, head, left, query, h.tiles + at, h.grad_tiles + at);
+      slopes(h, left, query, h.tiles + at, h.grad_tiles + at);
       for (int b = 0; b < 2; ++b) {
         float* sums = h.sums + (query + b * W) * DP;
         if (key > 0) tile_load<4>(sums, 64);

@@ -57,6 +57,16 @@ FPT_INLINE F power_of_two(F x) {
   return (F)_mm512_maskz_scalef_ps(0xffff, (__m512)p, (__m512)x);
 }
 
+// The same to 9e-5 of it, which is enough for what is rounded to bf16.
+FPT_INLINE F rough_power_of_two(F x) {
+  const F r = (F)_mm512_maskz_reduce_ps(0xffff, (__m512)x, 9);
+  F p = splat(7.7067240e-2f);
+  p = p * r + splat(2.2764498e-1f);
+  p = p * r + splat(6.9511663e-1f);
+  p = p * r + splat(1.0f);
+  return (F)_mm512_maskz_scalef_ps(0xffff, (__m512)p, (__m512)x);
+}
+
 template <bool MAX>
 FPT_INLINE F join(F a, F b) {
   return MAX ? (F)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b) : a + b;
