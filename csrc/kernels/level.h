@@ -34,6 +34,7 @@ namespace {
 #include "side_tile_rows.h"
 #include "side_tiles.h"
 #include "side_rows.h"
+#include "side_single.h"
 #include "side_heads.h"
 #include "side_factors.h"
 #include "side_block.h"

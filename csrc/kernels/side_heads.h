@@ -1,14 +1,5 @@
 // The attention of a group's images, head by head: packed, attended to, and back to their rows.
 
-// Keys or values of an image: its rows of the group, one after another.
-template <class Use>
-FPT_INLINE void for_each_key_run(const SideSizes& s, int64_t images, int64_t image, Use use) {
-  const int64_t others = s.tokens - s.queries;
-  use(image * s.queries, s.queries, int64_t(0));
-  use(images * s.queries + image * others, others, s.queries);
-  use(images * s.tokens + image * s.prompts, s.prompts, s.tokens);
-}
-
 template <int DP, class Math>
 static PackedHead pack_side_head(const SideSizes& s, const SideGroup& g, const SideRows<Math>& r,
                                  int64_t image, int64_t head, const SideHead<DP>& to) {
@@ -27,26 +18,29 @@ static PackedHead pack_side_head(const SideSizes& s, const SideGroup& g, const S
   return {to.q, to.k, to.v, s.queries, s.tokens + s.prompts, narrow, g.tops + at, g.shares + at};
 }
 
-// Packed rows, `from_stride` apart, -> the first `width` channels of rows of the group.
-template <int DP>
+// Packed rows, `from_stride` apart, -> the first `width` channels of rows of the group; or added to
+// what is there, where a head has DP.
+template <int DP, bool ADDS>
 static void unpack_rows_of_head(const float* from, int64_t from_stride, int64_t rows, int64_t width,
                                 float* to, int64_t stride) {
   typedef float Row __attribute__((vector_size(4 * DP), aligned(4), may_alias));
   for (int64_t i = 0; i < rows; ++i, from += from_stride, to += stride) {
-    if (width == DP) *reinterpret_cast<Row*>(to) = *reinterpret_cast<const Row*>(from);
+    const Row& row = *reinterpret_cast<const Row*>(from);
+    if (ADDS) *reinterpret_cast<Row*>(to) += row;
+    else if (width == DP) *reinterpret_cast<Row*>(to) = row;
     else __builtin_memcpy(to, from, 4 * width);
   }
 }
 
-template <int DP, class Math>
+template <int DP, bool ADDS = false, class Math>
 static void side_keys_out(const SideSizes& s, const SideGroup& g, const SideRows<Math>& r,
                           int64_t image, int64_t head, const float* grad_k, const float* grad_v,
                           int64_t stride) {
   const int64_t narrow = s.width / s.heads;
   for_each_key_run(s, g.images, image, [&](int64_t row, int64_t rows, int64_t first) {
     float* to = r.grad_kv + row * r.wide + head * narrow;
-    unpack_rows_of_head<DP>(grad_k + first * stride, stride, rows, narrow, to, r.wide);
-    unpack_rows_of_head<DP>(grad_v + first * stride, stride, rows, narrow, to + s.width, r.wide);
+    unpack_rows_of_head<DP, ADDS>(grad_k + first * stride, stride, rows, narrow, to, r.wide);
+    unpack_rows_of_head<DP, ADDS>(grad_v + first * stride, stride, rows, narrow, to + s.width, r.wide);
   });
 }
 
@@ -108,58 +102,77 @@ static void round_queries(const SideSizes& s, const float* from, int64_t stride,
   zero_rows(to, s.queries, h.queries, h.channels);
 }
 
-static TiledTask tiled_task(const SideSizes& s, const SideGroup& g, int64_t image, int64_t head) {
+// `queries` of them by tiles.
+static TiledTask tiled_task(const SideSizes& s, const SideGroup& g, int64_t image, int64_t head,
+                            int64_t queries) {
   const int64_t at = (image * s.heads + head) * s.queries;
-  return {s.queries, s.tokens + s.prompts, s.width / s.heads, g.tops + at, g.shares + at};
+  return {queries, s.tokens + s.prompts, s.width / s.heads, g.tops + at, g.shares + at};
 }
 
 template <int DP>
 static void side_heads_of(const SideSizes& s, const SideGroup& g, const SideRows<Parts<1>>& r) {
-  const TiledHeads<DP> h(s, r.heads);
+  const SideSizes tiled = tiled_sizes<DP>(s);
+  const TiledHeads<DP> h(tiled, r.heads);
   const int64_t narrow = s.width / s.heads;
-  set_tiles(head_shapes<DP>());
   for (int64_t image = 0; image < g.images; ++image) {
     const int64_t first = image * s.queries * r.width;
-    round_queries(s, r.q + first, r.width, root_scale(narrow), h, h.q_rows);
     round_keys(s, g, r, image, 0, LOG2_E, h, h.key_rows);
+    for (int64_t row = tiled.queries; row < s.queries; ++row) attend_single(s, g, r, h, image, row);
+    if (tiled.queries == 0) continue;
+    set_tiles(head_shapes<DP>());
+    round_queries(tiled, r.q + first, r.width, root_scale(narrow), h, h.q_rows);
     round_keys(s, g, r, image, s.width, 1.0f, h, h.value_rows);
     part_heads<DP>(h.key_rows, h.keys, h.channels, h.k_rows);
     pair_channels(h.q_rows, h.queries, h.channels, h.q_lanes);
     turn_rows(h.value_rows, h.keys, h.channels, h.key_pairs, h.turned);
     for (int64_t head = 0; head < s.heads; ++head)
-      attend_tiled<DP>(h.head(head), tiled_task(s, g, image, head),
+      attend_tiled<DP>(h.head(head), tiled_task(s, g, image, head, tiled.queries),
                        r.attended + first + head * narrow, r.width);
+    set_tiles({});
   }
-  set_tiles({});
+}
+
+// All that the heads' backward reads, of the queries by tiles.
+template <int DP>
+static void lay_out_heads(const SideSizes& tiled, const SideRows<Parts<1>>& r, int64_t first,
+                          const TiledHeads<DP>& h) {
+  const int64_t narrow = tiled.width / tiled.heads;
+  round_queries(tiled, r.q + first, r.width, root_scale(narrow), h, h.q_rows);
+  round_queries(tiled, r.grad_attended + first, r.width, 1.0f, h, h.grad_rows);
+  part_heads<DP>(h.key_rows, h.keys, h.channels, h.k_rows);
+  pair_channels(h.q_rows, h.queries, h.channels, h.q_lanes);
+  pair_channels(h.grad_rows, h.queries, h.channels, h.grad_lanes);
+  pair_rows<DP>(h.q_rows, h.queries, h.channels, h.q_pairs);
+  pair_rows<DP>(h.grad_rows, h.queries, h.channels, h.grad_pairs);
+  part_heads<DP>(h.value_rows, h.keys, h.channels, h.v_rows);
+  turn_rows(h.key_rows, h.keys, h.channels, h.key_pairs, h.turned);
+  minus_means_of(tiled, r.attended + first, r.grad_attended + first, r.width, h);
 }
 
 template <int DP>
 static void side_heads_backward_of(const SideSizes& s, const SideGroup& g,
                                    const SideRows<Parts<1>>& r) {
-  const TiledHeads<DP> h(s, r.heads);
+  const SideSizes tiled = tiled_sizes<DP>(s);
+  const TiledHeads<DP> h(tiled, r.heads);
   const int64_t narrow = s.width / s.heads;
-  set_tiles(head_shapes<DP>());
   for (int64_t image = 0; image < g.images; ++image) {
     const int64_t first = image * s.queries * r.width;
-    round_queries(s, r.q + first, r.width, root_scale(narrow), h, h.q_rows);
-    round_queries(s, r.grad_attended + first, r.width, 1.0f, h, h.grad_rows);
     round_keys(s, g, r, image, 0, LOG2_E, h, h.key_rows);
     round_keys(s, g, r, image, s.width, 1.0f, h, h.value_rows);
-    part_heads<DP>(h.key_rows, h.keys, h.channels, h.k_rows);
-    pair_channels(h.q_rows, h.queries, h.channels, h.q_lanes);
-    pair_channels(h.grad_rows, h.queries, h.channels, h.grad_lanes);
-    pair_rows<DP>(h.q_rows, h.queries, h.channels, h.q_pairs);
-    pair_rows<DP>(h.grad_rows, h.queries, h.channels, h.grad_pairs);
-    part_heads<DP>(h.value_rows, h.keys, h.channels, h.v_rows);
-    turn_rows(h.key_rows, h.keys, h.channels, h.key_pairs, h.turned);
-    minus_means_of(s, r.attended + first, r.grad_attended + first, r.width, h);
+    for (int64_t row = tiled.queries; row < s.queries; ++row)
+      attend_single_backward(s, g, r, h, image, row, row > tiled.queries);
+    if (tiled.queries == 0) continue;
+    set_tiles(head_shapes<DP>());
+    lay_out_heads(tiled, r, first, h);
     for (int64_t head = 0; head < s.heads; ++head) {
-      attend_tiled_backward<DP>(h.head(head), tiled_task(s, g, image, head),
+      attend_tiled_backward<DP>(h.head(head), tiled_task(s, g, image, head, tiled.queries),
                                 r.grad_q + first + head * narrow, r.width);
-      side_keys_out<DP>(s, g, r, image, head, h.grad_k, h.grad_v, DP);
+      tiled.queries < s.queries
+          ? side_keys_out<DP, true>(s, g, r, image, head, h.grad_k, h.grad_v, DP)
+          : side_keys_out<DP>(s, g, r, image, head, h.grad_k, h.grad_v, DP);
     }
+    set_tiles({});
   }
-  set_tiles({});
 }
 
 #endif

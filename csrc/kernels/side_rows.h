@@ -1,5 +1,5 @@
-// What a layer of side_layers works on: its packed weights, the rows of a group of images and its scratch, and what
-// is done to rows: LayerNorm and sums.
+// What a layer of side_layers works on: its packed weights, the rows of a group of images and its
+// scratch, and what is done to rows: LayerNorm and sums.
 
 // What the layer's weights become for the products, once per call.
 template <class Math>
@@ -154,6 +154,15 @@ static void for_each_run(const SideSizes& s, int64_t images, float* tokens, floa
     use(tokens, image * s.tokens + s.queries, images * s.queries + image * others, others);
     use(prompts, image * s.prompts, images * s.tokens + image * s.prompts, s.prompts);
   }
+}
+
+// Keys or values of an image: its rows of the group, one after another.
+template <class Use>
+FPT_INLINE void for_each_key_run(const SideSizes& s, int64_t images, int64_t image, Use use) {
+  const int64_t others = s.tokens - s.queries;
+  use(image * s.queries, s.queries, int64_t(0));
+  use(images * s.queries + image * others, others, s.queries);
+  use(images * s.tokens + image * s.prompts, s.prompts, s.tokens);
 }
 
 static void rows_in(const float* from, int64_t rows, int64_t width, float* to) {

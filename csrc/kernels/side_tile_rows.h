@@ -28,12 +28,13 @@ struct TiledHeads {
   uint16_t* key_pairs;             // [16, channels]
   float* minus_means;              // [heads, queries]
   float* minus_lses;               // [queries], of one head
-  float* logits;                   // forward [2, keys, 16]: of two blocks of queries
+  float* logits;                   // [2, keys, 16]: forward, of two blocks of queries
   float *tiles, *grad_tiles;       // backward [2, 2, 32, 16]: of two chunks by two blocks
   uint16_t *weights, *slopes;      // [queries / 32, 32 keys, 32]
   uint16_t* pairs;                 // [2, 16, 16] pairs of keys, of two blocks
   float *grad_k, *grad_v;          // [keys, DP]
   float* sums;                     // [queries / 16, DP, 16]
+  uint32_t *q_blocks, *grad_blocks;  // [channels / 32, 16, 16], of one query: see side_single.h
   int64_t floats = 0;
 
   TiledHeads(const SideSizes& s, float* base)
@@ -48,6 +49,7 @@ struct TiledHeads {
     take(base, 4 * CHUNK * SIDE, tiles, grad_tiles);
     take(base, queries * CHUNK, weights, slopes), take(base, 2 * CHUNK * SIDE, pairs);
     take(base, keys * DP, grad_k, grad_v), take(base, queries * DP, sums);
+    take(base, channels / CHUNK * FLOATS, q_blocks, grad_blocks);
   }
 
   TiledHeads head(int64_t number) const {

@@ -20,6 +20,9 @@ SHAPES = (
     (5, 65, 16, 65, 96, 12, 384),
     (2, 33, 2, 7, 40, 4, 50),
     (1, 197, 16, 197, 64, 4, 130),
+    (2, 20, 3, 19, 32, 2, 40),
+    (3, 3, 2, 3, 24, 3, 40),
+    (2, 18, 0, 18, 16, 2, 40),
 )
 Block = Callable[[Tensor, Tensor, SideWeights], Tensor]
 Inputs = tuple[Tensor, Tensor, SideWeights]
