@@ -1,7 +1,7 @@
-"""trained_linear: the side network's patch embedding, forward and backward, beside torch's own.
+"""trained_linear: patch embedding and the fusion's out_proj, both ways, beside torch's own.
 
-Plain is what the side network does without the op: patches cut out of the pixels, the map under
-autocast, and torch's gradient.
+Plain is what the model does without the op: patches cut out of the pixels, the map under autocast,
+and torch's gradient.
 """
 
 from collections.abc import Callable
@@ -20,6 +20,8 @@ from fpt_fast.ops.implementation import unsupported_reasons
 # Images, rows and columns of patches, patch, O: FPT+ and FPT on ViT-B.
 CASES = {"fpt_plus": (16, 8, 16, 96), "fpt": (16, 14, 16, 96)}
 TINY = (2, 3, 16, 32)
+# Layers, images, prompts, C, S: what the prompts read, with the prompts added.
+FUSION, TINY_FUSION = (6, 16, 16, 768, 96), (2, 3, 4, 64, 32)
 SMALLEST = torch.zeros(16, 32)
 IMPLEMENTATIONS = [
     impl
@@ -69,9 +71,48 @@ def contest(case: str, sizes: Sizes) -> Contest:
     )
 
 
+def fusion_contest(sizes: Sizes) -> Contest:
+    """Output and gradients to rows, weight, bias and what is added."""
+    layers, images, prompts, depth, columns = FUSION if sizes.size == "full" else TINY_FUSION
+    shape = (layers, images, prompts, depth)
+    x = torch.randn(shape, generator=sizes.generator(0)).bfloat16().requires_grad_()
+    weight = (torch.randn(columns, depth, generator=sizes.generator(1)) * 0.03).requires_grad_()
+    bias = torch.randn(columns, generator=sizes.generator(2)).requires_grad_()
+    added = torch.randn(layers, 1, prompts, depth, generator=sizes.generator(3)).requires_grad_()
+    grad = torch.randn(*shape[:-1], columns, generator=sizes.generator(4))
+    leaves = x, weight, bias, added
+
+    def with_gradients(out: Tensor) -> Result:
+        return (out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype)))
+
+    def plain() -> Result:
+        with torch.autocast("cpu", torch.bfloat16):
+            out = functional.linear(x, weight, bias) + functional.linear(added, weight)
+        return with_gradients(out)
+
+    exact = with_gradients(reference.trained_linear(x.float(), weight, bias, added))
+
+    def check(result: Result) -> None:
+        assert isinstance(result, tuple) and isinstance(exact, tuple)
+        for got, expected in zip(result, exact, strict=True):
+            scale = float(expected.float().abs().max())
+            torch.testing.assert_close(got.float(), expected.float(), rtol=0, atol=2**-5 * scale)
+
+    return Contest(
+        op="trained_linear",
+        group="trained_linear",
+        case="fusion",
+        dtype="bfloat16",
+        ours=lambda impl: with_gradients(trained_linear(x, weight, bias, added, impl=impl)),
+        plain=plain,
+        check=check,
+        count=counts.trained_linear(layers * images * prompts, depth, columns, between=True),
+    )
+
+
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, "fusion"])
 def bench_trained_linear(
     beside: Callable[[Contest, str], None], sizes: Sizes, case: str, impl: str
 ) -> None:
-    beside(contest(case, sizes), impl)
+    beside(fusion_contest(sizes) if case == "fusion" else contest(case, sizes), impl)

@@ -136,14 +136,16 @@ def clipped_adam(values: int) -> Count:
     return Count(flops=16 * values, bytes=2 * 4 * values + 2 * out, exponentials=0, out_bytes=out)
 
 
-def trained_linear(rows: int, depth: int, columns: int) -> Count:
-    """Both ways in f32, but no gradient to the input, which is read twice."""
-    inputs, weights, outs = 4 * rows * depth, 4 * columns * (depth + 1), 4 * rows * columns
+def trained_linear(rows: int, depth: int, columns: int, between: bool = False) -> Count:
+    """Both ways, the input read twice: f32 without a gradient, or, ``between`` other maps, bf16
+    with one."""
+    inputs = (2 if between else 4) * rows * depth
+    weights, outs, gradient = 4 * columns * (depth + 1), 4 * rows * columns, inputs * between
     return Count(
-        flops=2 * 2 * rows * depth * columns,
-        bytes=2 * inputs + 2 * weights + 2 * outs,
+        flops=(2 + between) * 2 * rows * depth * columns,
+        bytes=2 * inputs + 2 * weights + 2 * outs + gradient,
         exponentials=0,
-        out_bytes=weights + outs,
+        out_bytes=weights + outs + gradient,
     )
 
 
