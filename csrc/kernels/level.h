@@ -37,6 +37,7 @@ namespace {
 #include "side_single.h"
 #include "side_heads.h"
 #include "side_factors.h"
+#include "side_inner.h"
 #include "side_block.h"
 
 }  // namespace

@@ -20,7 +20,7 @@ static void side_project(const SideSizes& s, const SideGroup& g, const SidePacke
   Math::multiply(normed, r.all, p.kv.forward, 2 * s.width, {r.kv, r.wide, p.kv.bias, 0});
 }
 
-// attended -> middle = tokens + proj, its norm, and the MLP's inner rows before their GELU.
+// attended -> middle = tokens + proj, and its norm.
 template <class Math>
 static void side_middle(const SideSizes& s, const SidePacked<Math>& p, const SideRows<Math>& r,
                         bool backward) {
@@ -29,8 +29,6 @@ static void side_middle(const SideSizes& s, const SidePacked<Math>& p, const Sid
   add_to(r.seen, r.queries * r.width, r.middle);
   normalise(r.middle, r.queries, s.width, s.eps, p.norm2_weight, p.norm2_bias,
             backward ? r.standard2 : nullptr, r.inverse2, r.normed2);
-  const auto normed = Math::ready(r.normed2, r.width, r.queries, s.width, r.ready);
-  Math::multiply(normed, r.queries, p.fc1.forward, s.hidden, {r.inner, r.hidden, p.fc1.bias, 0});
 }
 
 template <class Math>
@@ -42,9 +40,7 @@ static void side_block_forward_of(const SideSizes& s, const SideGroup& g) {
   s.width / s.heads <= 8 ? side_heads_of<8>(s, g, r) : side_heads_of<16>(s, g, r);
   rows_out(r.attended, r.queries, s.width, g.attended);
   side_middle(s, p, r, false);
-  for (int64_t i = 0; i < r.queries * r.hidden; i += W)
-    store(r.inner + i, gelu<Math::NARROW>(load(r.inner + i)));
-  const auto inner = Math::ready(r.inner, r.hidden, r.queries, s.hidden, r.ready);
+  const auto inner = side_inner(s, p, r);
   Math::multiply(inner, r.queries, p.fc2.forward, s.width, {r.out, r.width, p.fc2.bias, 0});
   add_to(r.middle, r.queries * r.width, r.out);
   rows_out(r.out, r.queries, s.width, g.out);
@@ -55,25 +51,13 @@ template <class Math>
 static void side_mlp_backward(const SideSizes& s, const SideGroup& g, const SidePacked<Math>& p,
                               const SideRows<Math>& r, const SideSums& sums,
                               const SideFactors<Math>& f) {
-  const auto kept = [&](const float* rows, int64_t stride) {
-    return f.rows_of(g.round, g.number, f.fc1, rows, stride, r.queries, s.queries);
+  const auto kept = [&](const float* rows) {
+    return f.rows_of(g.round, g.number, f.fc1, rows, r.width, r.queries, s.queries);
   };
-  for (int64_t i = 0; i < r.queries * r.hidden; i += W) {
-    const Gelu both = gelu_with_slope<Math::NARROW>(load(r.inner + i));
-    store(r.inner + i, both.value);
-    store(r.slopes + i, both.slope);
-  }
-  Math::keep_left(kept(r.grad_out, r.width), f.fc2.deep, f.tall, f.fc2.left);
-  Math::keep_right(kept(r.inner, r.hidden), f.fc2.deep, f.fc2.wide, 0, f.fc2.right);
+  Math::keep_left(kept(r.grad_out), f.fc2.deep, f.tall, f.fc2.left);
+  Math::keep_left(kept(r.normed2), f.fc1.deep, f.tall, f.fc1.left);
   add_rows(r.grad_out, r.queries, r.width, sums.fc2_bias);
-  const auto out = Math::ready(r.grad_out, r.width, r.queries, s.width, r.ready);
-  Math::multiply(out, r.queries, p.fc2.backward, s.hidden, {r.grad_inner, r.hidden, nullptr, 0});
-  for (int64_t i = 0; i < r.queries * r.hidden; i += W)
-    store(r.grad_inner + i, load(r.grad_inner + i) * load(r.slopes + i));
-  Math::keep_left(kept(r.normed2, r.width), f.fc1.deep, f.tall, f.fc1.left);
-  Math::keep_right(kept(r.grad_inner, r.hidden), f.fc1.deep, f.fc1.wide, 0, f.fc1.right);
-  add_rows(r.grad_inner, r.queries, r.hidden, sums.fc1_bias);
-  const auto inner = Math::ready(r.grad_inner, r.hidden, r.queries, s.hidden, r.ready);
+  const auto inner = side_inner_backward(s, g, p, r, sums, f);
   Math::multiply(inner, r.queries, p.fc1.backward, s.width, {r.grad_middle, r.width, nullptr, 0});
   normalise_backward(r.standard2, r.inverse2, p.norm2_weight, r.queries, s.width, r.grad_middle,
                      sums.norm2_weight, sums.norm2_bias);

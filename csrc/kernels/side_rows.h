@@ -107,7 +107,7 @@ struct SideRows {
       *normed2, *inner, *slopes, *out;
   float *grad_out, *grad_inner, *grad_middle, *grad_attended, *grad_q, *grad_kv, *grad_seen;
   float* heads;
-  Element* ready;
+  Element *ready, *ready_width, *ready_out;  // the last two: of the queries' rows
   int64_t bytes = 0;
 
   SideRows(const SideSizes& s, int64_t images, void* base, bool backward) {
@@ -133,6 +133,8 @@ struct SideRows {
     int64_t most = of_width > of_hidden ? of_width : of_hidden;
     most = most > of_kv ? most : of_kv;
     ready = take<Element>(at, most);
+    const int64_t of_queries = Math::NARROW ? Math::rows_size(queries, s.width) : 0;
+    ready_width = take<Element>(at, of_queries), ready_out = take<Element>(at, back * of_queries);
   }
 
   template <class T>
