@@ -20,8 +20,7 @@
 namespace fpt {
 namespace {
 
-// Floats from the beginning of a line of the cache on: no vector lies across two, which takes two reads
-// (7 % of the time beside f32 prompts).
+// Floats from the beginning of a line of the cache on: no vector lies across two, which takes two reads.
 class Floats {
  public:
   explicit Floats(int64_t count) : floats_(count + LINE) {}

@@ -3,8 +3,7 @@
 //
 // Prompts and weights are split into PARTS of bf16: one, or the three that an f32 is the sum of.  Two
 // parts of f16 tokens are not here: on a Sapphire Rapids they took as long as AVX-512's products, even
-// with tiles multiplied row by row beside the conversion (0.93 to 1.04), and longer, 1.15, where the
-// other thread of the core had the tiles busy.  Three parts of f32 took 1.2.
+// with tiles multiplied row by row beside the conversion, and three parts of f32 longer.
 
 #if FPT_AMX
 

@@ -122,7 +122,6 @@ static void side_heads_of(const SideSizes& s, const SideGroup& g, const SideRows
     set_tiles(head_shapes<DP>());
     round_queries(tiled, r.q + first, r.width, root_scale(narrow), h, h.q_rows);
     round_keys(s, g, r, image, s.width, 1.0f, h, h.value_rows);
-    part_heads<DP>(h.key_rows, h.keys, h.channels, h.k_rows);
     pair_channels(h.q_rows, h.queries, h.channels, h.q_lanes);
     turn_rows(h.value_rows, h.keys, h.channels, h.key_pairs, h.turned);
     for (int64_t head = 0; head < s.heads; ++head)
@@ -139,12 +138,10 @@ static void lay_out_heads(const SideSizes& tiled, const SideRows<Parts<1>>& r, i
   const int64_t narrow = tiled.width / tiled.heads;
   round_queries(tiled, r.q + first, r.width, root_scale(narrow), h, h.q_rows);
   round_queries(tiled, r.grad_attended + first, r.width, 1.0f, h, h.grad_rows);
-  part_heads<DP>(h.key_rows, h.keys, h.channels, h.k_rows);
   pair_channels(h.q_rows, h.queries, h.channels, h.q_lanes);
   pair_channels(h.grad_rows, h.queries, h.channels, h.grad_lanes);
-  pair_rows<DP>(h.q_rows, h.queries, h.channels, h.q_pairs);
-  pair_rows<DP>(h.grad_rows, h.queries, h.channels, h.grad_pairs);
-  part_heads<DP>(h.value_rows, h.keys, h.channels, h.v_rows);
+  pair_rows(h.q_rows, h.queries, h.channels, h.q_pairs);
+  pair_rows(h.grad_rows, h.queries, h.channels, h.grad_pairs);
   turn_rows(h.key_rows, h.keys, h.channels, h.key_pairs, h.turned);
   minus_means_of(tiled, r.attended + first, r.grad_attended + first, r.width, h);
 }

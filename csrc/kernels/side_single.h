@@ -23,7 +23,8 @@ template <int DP>
 FPT_INLINE F spread(F lanes, int64_t first) {
   const __m512i channel = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
   const __m512i at = _mm512_add_epi32(channel, _mm512_set1_epi32(int(first)));
-  return (F)_mm512_permutexvar_ps(_mm512_srli_epi32(at, DP == 8 ? 3 : 4), (__m512)lanes);
+  return (F)_mm512_maskz_permutexvar_ps(0xffff, _mm512_maskz_srli_epi32(0xffff, at, DP == 8 ? 3 : 4),
+                                           (__m512)lanes);
 }
 
 // A row of all heads -> blocks [channels / 32, 16 pairs of channels, 16 heads].

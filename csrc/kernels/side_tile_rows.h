@@ -21,10 +21,9 @@ struct TiledHeads {
   int64_t queries, keys;       // whole chunks
   int64_t channels;            // of all heads, up to whole vectors
   uint16_t *q_rows, *grad_rows, *key_rows, *value_rows;  // [rows, channels]
-  uint16_t *k_rows, *v_rows;   // [heads, keys, DP]
   uint16_t* turned;            // [keys / 32, channels, 32], of the values forward, of the keys backward
   uint16_t *q_lanes, *grad_lanes;  // [queries / 16, channels / 2, 16] pairs of channels
-  uint16_t *q_pairs, *grad_pairs;  // [heads, queries / 2, DP] pairs of queries
+  uint16_t *q_pairs, *grad_pairs;  // [queries / 2, channels] pairs of queries
   uint16_t* key_pairs;             // [16, channels]
   float* minus_means;              // [heads, queries]
   float* minus_lses;               // [queries], of one head
@@ -42,7 +41,7 @@ struct TiledHeads {
         keys(up_to(s.tokens + s.prompts, CHUNK)),
         channels(up_to(s.heads * DP, CHUNK)) {
     take(base, queries * channels, q_rows, grad_rows, q_lanes, grad_lanes, q_pairs, grad_pairs);
-    take(base, keys * channels, key_rows, value_rows, k_rows, v_rows, turned);
+    take(base, keys * channels, key_rows, value_rows, turned);
     take(base, CHUNK * channels, key_pairs);
     take(base, s.heads * queries, minus_means), take(base, queries, minus_lses);
     take(base, 2 * keys * SIDE, logits);
@@ -55,9 +54,9 @@ struct TiledHeads {
   TiledHeads head(int64_t number) const {
     TiledHeads one = *this;
     const int64_t first = number * DP;
-    one.k_rows += first * keys, one.v_rows += first * keys, one.turned += first * CHUNK;
+    one.key_rows += first, one.value_rows += first, one.turned += first * CHUNK;
     one.q_lanes += first * SIDE, one.grad_lanes += first * SIDE;
-    one.q_pairs += first * queries, one.grad_pairs += first * queries;
+    one.q_pairs += 2 * first, one.grad_pairs += 2 * first;
     one.minus_means += number * queries;
     return one;
   }
@@ -107,25 +106,6 @@ static void round_heads(const float* from, int64_t stride, int64_t rows, const S
   }
 }
 
-// 64 bytes by heads of BYTES, which stand `apart` bytes apart.
-template <int BYTES>
-FPT_INLINE void put_by_heads(__m512i x, int64_t apart, void* to) {
-  constexpr int words = BYTES / 4;
-  char* at = static_cast<char*>(to);
-#pragma GCC unroll 4
-  for (int i = 0; i < 16 / words; ++i)
-    _mm512_mask_storeu_epi32(at + i * (apart - BYTES), __mmask16(((1u << words) - 1) << i * words),
-                             x);
-}
-
-// Rows of all heads -> [heads, rows, DP]: what a head reads stays in the first-level cache.
-template <int DP>
-static void part_heads(const uint16_t* from, int64_t rows, int64_t channels, uint16_t* to) {
-  for (int64_t row = 0; row < rows; ++row, to += DP)
-    for (int64_t i = 0; i < channels; i += CHUNK, from += CHUNK)
-      put_by_heads<2 * DP>(_mm512_loadu_si512(from), 2 * DP * rows, to + i * rows);
-}
-
 // Two rows of 32, elements side by side.
 FPT_INLINE void pair_two_rows(const uint16_t* first, const uint16_t* second, __m512i* pairs) {
   const __m512i low = _mm512_loadu_si512(first), high = _mm512_loadu_si512(second);
@@ -137,15 +117,14 @@ FPT_INLINE void pair_two_rows(const uint16_t* first, const uint16_t* second, __m
   pairs[1] = _mm512_permutex2var_epi64(even, upper, odd);
 }
 
-// Rows of all heads -> [heads, rows / 2, DP] pairs of rows.
-template <int DP>
+// Rows -> pairs of rows.
 static void pair_rows(const uint16_t* from, int64_t rows, int64_t channels, uint16_t* to) {
-  for (int64_t row = 0; row < rows; row += 2, from += 2 * channels, to += 2 * DP)
+  for (int64_t row = 0; row < rows; row += 2, from += 2 * channels, to += 2 * channels)
     for (int64_t i = 0; i < channels; i += CHUNK) {
       __m512i pairs[2];
       pair_two_rows(from + i, from + channels + i, pairs);
-      put_by_heads<4 * DP>(pairs[0], 2 * DP * rows, to + i * rows);
-      put_by_heads<4 * DP>(pairs[1], 2 * DP * rows, to + (i + SIDE) * rows);
+      _mm512_storeu_si512(to + 2 * i, pairs[0]);
+      _mm512_storeu_si512(to + 2 * i + CHUNK, pairs[1]);
     }
 }
 
@@ -160,13 +139,7 @@ static void pair_channels(const uint16_t* from, int64_t rows, int64_t channels, 
 static void turn_rows(const uint16_t* from, int64_t rows, int64_t channels, uint16_t* pairs,
                       uint16_t* to) {
   for (int64_t row = 0; row < rows; row += CHUNK) {
-    for (int64_t at = 0; at < CHUNK; at += 2)
-      for (int64_t i = 0; i < channels; i += CHUNK) {
-        __m512i both[2];
-        pair_two_rows(from + (row + at) * channels + i, from + (row + at + 1) * channels + i, both);
-        _mm512_storeu_si512(pairs + at * channels + 2 * i, both[0]);
-        _mm512_storeu_si512(pairs + at * channels + 2 * i + CHUNK, both[1]);
-      }
+    pair_rows(from + row * channels, CHUNK, channels, pairs);
     for (int64_t i = 0; i < channels; i += SIDE)
       transpose_words(pairs + 2 * i, 4 * channels, to + row * channels + i * CHUNK);
   }

@@ -12,9 +12,10 @@
 
 // to [16, 16] = 16 rows of keys times a block of queries.
 template <int DP>
-FPT_INLINE void multiply_lanes(const uint16_t* rows, const uint16_t* lanes, float* to) {
+FPT_INLINE void multiply_lanes(const TiledHeads<DP>& h, const uint16_t* rows, const uint16_t* lanes,
+                               float* to) {
   tile_zero<0>();
-  tile_load<2>(rows, 2 * DP);
+  tile_load<2>(rows, 2 * h.channels);
   tile_load<3>(lanes, 64);
   tile_product<0, 2, 3>();
   tile_store<0>(to, 64);
@@ -62,7 +63,7 @@ static void attend_tiled(const TiledHeads<DP>& h, const TiledTask& head, float* 
   const auto logits_at = [&](int64_t first) { return h.logits + first / W % 2 * h.keys * W; };
   const auto multiply = [&](int64_t first, int64_t key) {
     for (int64_t at = key; at < key + CHUNK && at < head.tokens && first < head.queries; at += W)
-      multiply_lanes<DP>(h.k_rows + at * DP, h.q_lanes + first * h.channels,
+      multiply_lanes<DP>(h, h.key_rows + at * h.channels, h.q_lanes + first * h.channels,
                          logits_at(first) + at * W);
   };
   for (int64_t key = 0; key < head.tokens; key += CHUNK) multiply(0, key);
@@ -100,8 +101,9 @@ static void attend_tiled(const TiledHeads<DP>& h, const TiledTask& head, float* 
 
 // log2 to 3e-6, of what is not negative.
 FPT_INLINE F rough_log2(F x) {
-  const F exponent = (F)_mm512_getexp_ps((__m512)x);
-  const F t = (F)_mm512_getmant_ps((__m512)x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src) - 1.0f;
+  const F exponent = (F)_mm512_maskz_getexp_ps(0xffff, (__m512)x);
+  const F t = (F)_mm512_maskz_getmant_ps(0xffff, (__m512)x, _MM_MANT_NORM_1_2,
+                                            _MM_MANT_SIGN_src) - 1.0f;
   F p = splat(-2.64550169e-2f);
   p = p * t + splat(1.23444568e-1f);
   p = p * t + splat(-2.79531120e-1f);
@@ -127,9 +129,9 @@ static void multiply_chunk(const TiledHeads<DP>& h, int64_t keys, int64_t key, i
                            int blocks, float* logits, float* grads) {
   for (int64_t at = 0; at < CHUNK && key + at < keys; at += W)
     for (int b = 0; b < blocks; ++b) {
-      const int64_t row = (key + at) * DP, lanes = (query + b * W) * h.channels;
-      multiply_lanes<DP>(h.k_rows + row, h.q_lanes + lanes, logits + (b * CHUNK + at) * W);
-      multiply_lanes<DP>(h.v_rows + row, h.grad_lanes + lanes, grads + (b * CHUNK + at) * W);
+      const int64_t row = (key + at) * h.channels, lanes = (query + b * W) * h.channels;
+      multiply_lanes<DP>(h, h.key_rows + row, h.q_lanes + lanes, logits + (b * CHUNK + at) * W);
+      multiply_lanes<DP>(h, h.value_rows + row, h.grad_lanes + lanes, grads + (b * CHUNK + at) * W);
     }
 }
 
@@ -176,7 +178,7 @@ static void sum_queries(const TiledHeads<DP>& h, const uint16_t* factors, const 
   tile_zero<6>();
   for (int64_t query = 0; query < h.queries; query += CHUNK) {
     tile_load<0>(factors + query * CHUNK, 64);
-    tile_load<7>(pairs + query * DP, 4 * DP);
+    tile_load<7>(pairs + query * h.channels, 4 * h.channels);
     tile_product<6, 0, 7>();
   }
   tile_store<6>(to, 4 * DP);
