@@ -131,4 +131,9 @@ def test_a_captured_step_with_all_that_belongs_to_it(
         load_file(tmp_path / run / "last" / "model.safetensors") for run in ("run", "captured")
     ]
     for name, expected in weights[0].items():
-        torch.testing.assert_close(weights[1][name], expected, rtol=1e-4, atol=1e-5)
+        got = weights[1][name]
+        if name.endswith("qkv.bias"):
+            # The gradient to the keys' third is rounding alone, of which Adam makes whole steps.
+            (q, _, v), (other_q, _, other_v) = expected.chunk(3), got.chunk(3)
+            expected, got = torch.cat((q, v)), torch.cat((other_q, other_v))
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)

@@ -51,7 +51,7 @@ def native_reasons(args: Sequence[object]) -> list[str]:
     if missing:
         return [missing]
     # The names only where there are some to say: this is asked several times a step.
-    tensors = [arg for arg in args if isinstance(arg, Tensor) and not arg.is_cpu]
+    tensors = [arg for arg in args if isinstance(arg, Tensor) and arg.device.type != "cpu"]
     elsewhere = ", ".join(sorted({tensor.device.type for tensor in tensors}))
     return [f"it runs on cpu tensors, got tensors on {elsewhere}"] if elsewhere else []
 
