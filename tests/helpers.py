@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fpt_fast.ops.implementation import implementations
 from fpt_fast.ops.native_reasons import native_levels, native_missing
@@ -214,3 +215,17 @@ def assert_tensors_equal(left: Iterable[Tensor], right: Iterable[Tensor]) -> Non
     for a, b in zip(left, right, strict=True):
         assert a.shape == b.shape and a.dtype == b.dtype, (a.shape, b.shape, a.dtype, b.dtype)
         assert torch.equal(a, b), f"differ in {int((a != b).sum())} of {a.numel()} values"
+
+
+class SeenOps(TorchDispatchMode):
+    """``seen``: names of the ops that pass by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.seen.add(str(function))
+        return function(*args, **(kwargs or {}))

@@ -7,12 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.cases import PROMPT_CASES
 from fpt_fast import ops
 from fpt_fast.ops.direct import is_watched
-from helpers import assert_tensors_equal
+from helpers import SeenOps, assert_tensors_equal
 
 CASE = PROMPT_CASES[0]
 # Reference is there on any machine; each op's best is what a step takes.
@@ -64,20 +63,6 @@ def best_linear() -> str:
     )
 
 
-class Names(TorchDispatchMode):
-    """Names of the ops that pass by."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: set[str] = set()
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        self.seen.add(str(function))
-        return function(*args, **(kwargs or {}))
-
-
 class Called(TorchFunctionMode):
     """Names of the functions that are called."""
 
@@ -110,7 +95,7 @@ def names_of(name: str) -> set[str]:
 @pytest.mark.parametrize("name", CALLS)
 def test_who_watches_sees_the_op_and_the_same_bits(name: str, impl: str) -> None:
     directly = with_gradients(name, impl)
-    with Names() as names:
+    with SeenOps() as names:
         assert_tensors_equal(with_gradients(name, impl), directly)
     assert names.seen >= names_of(name)
     with Called() as called:
@@ -146,7 +131,7 @@ def test_as_much_is_kept_for_the_gradient(name: str) -> None:
         return sum(storage.nbytes() for storage in storages.values())
 
     directly = kept_bytes()
-    with Names() as names:
+    with SeenOps() as names:
         assert kept_bytes() == directly > 0
     assert names.seen & names_of(name)
 

@@ -1,32 +1,15 @@
 """side_layers of plain tensors, a function of autograd, beside the op that it stands for."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fpt_fast.ops import SideWeights, side_layers
-from helpers import assert_tensors_equal, implementations_here
+from helpers import SeenOps, assert_tensors_equal, implementations_here
 
 LEVELS = [impl for impl in implementations_here("side_layers") if impl.startswith("native/")]
 SIZES = ((12,), (12,), (36, 12), (36,), (12, 12), (12,), (12,), (12,), (20, 12), (20,), (12, 20))
 LAYERS, OPS = 2, {"fpt.side_layers.default", "fpt.side_layers_backward.default"}
-
-
-class Names(TorchDispatchMode):
-    """Names of the ops that pass by."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: set[str] = set()
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        self.seen.add(str(function))
-        return function(*args, **(kwargs or {}))
 
 
 def leaves() -> list[Tensor]:
@@ -51,7 +34,7 @@ def with_gradients(given: list[Tensor], impl: str) -> list[Tensor]:
 def test_who_watches_sees_the_op_and_the_same_bits(impl: str) -> None:
     given = leaves()
     directly = with_gradients(given, impl)
-    with Names() as names:
+    with SeenOps() as names:
         assert_tensors_equal(with_gradients(given, impl), directly)
     assert names.seen >= OPS
 
@@ -60,7 +43,7 @@ def test_who_watches_sees_the_op_and_the_same_bits(impl: str) -> None:
 def test_plain_tensors_do_without_the_op(impl: str) -> None:
     given = leaves()
     out = run(given, impl)
-    with Names() as names:  # too late for the forward
+    with SeenOps() as names:  # too late for the forward
         out.sum().backward()
     assert not names.seen & OPS
     assert all(leaf.grad is not None for leaf in given)
