@@ -4,11 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
-#include <new>
 #include <vector>
 
 #include "checks.h"
+#include "scratch.h"
 
 namespace fpt {
 
@@ -18,10 +17,6 @@ namespace {
 // depends on the sizes alone, and so does the order in which sums are added up.
 constexpr int64_t PART = 480;
 constexpr int64_t MOST_PARTS = 8;
-
-struct Aligned {
-  void operator()(void* memory) const { ::operator delete(memory, std::align_val_t(64)); }
-};
 
 Matrix matrix(const Tensor& tensor, Kind kind, int64_t image, int64_t head, int64_t row) {
   const auto* data = static_cast<const char*>(address(tensor, kind, image, head));
@@ -76,11 +71,10 @@ void attend_heads(const Attention& a, Kind kind, const Kernels& kernels) {
     return task;
   };
   torch::stable::parallel_for(0, all_heads * parts, 1, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<void, Aligned> scratch(
-        ::operator new(kernels.attention_scratch(task_of(begin)), std::align_val_t(64)));
+    const Scratch<char> scratch(kernels.attention_scratch(task_of(begin)));
     for (int64_t item = begin; item < end; ++item) {
       AttentionTask task = task_of(item);
-      task.scratch = scratch.get();
+      task.scratch = scratch.data();
       if (item == begin || item % parts == 0) kernels.attention_pack(task);
       kernels.attention_rows(task);
     }

@@ -4,12 +4,11 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <memory>
-#include <new>
 
 #include "checks.h"
 #include "levels.h"
 #include "ops.h"
+#include "scratch.h"
 
 namespace fpt {
 namespace {
@@ -19,10 +18,6 @@ constexpr int64_t PANEL_COLUMNS = 32;
 constexpr int64_t PACKED_BYTES = 1 << 20;
 // A part of the rows pays for packing the columns once more.
 constexpr int64_t FEWEST_ROWS = 256;
-
-struct Aligned {
-  void operator()(void* memory) const { ::operator delete(memory, std::align_val_t(64)); }
-};
 
 void check_bf16(const char* name, const Tensor& tensor, const Sizes& sizes) {
   STD_TORCH_CHECK(check_floats(name, tensor, sizes) == Kind::bf16, name, " must be bfloat16");
@@ -69,8 +64,7 @@ void multiply_all(const LinearTask& whole, const Kernels& kernels) {
       std::max<int64_t>(1, PACKED_BYTES / (2 * PANEL_COLUMNS * std::max<int64_t>(whole.depth, 1)));
   torch::stable::parallel_for(0, parts * panels, 1, [&](int64_t begin, int64_t end) {
     const int64_t most = std::min({at_once, panels, end - begin});
-    const std::unique_ptr<void, Aligned> scratch(::operator new(
-        kernels.linear_scratch(whole.depth, most * PANEL_COLUMNS), std::align_val_t(64)));
+    const Scratch<char> scratch(kernels.linear_scratch(whole.depth, most * PANEL_COLUMNS));
     while (begin < end) {
       const int64_t part = begin / panels, panel = begin % panels;
       const int64_t here = std::min(end - begin, panels - panel);
@@ -78,7 +72,7 @@ void multiply_all(const LinearTask& whole, const Kernels& kernels) {
       const int64_t count = (here + groups - 1) / groups;
       LinearTask task = part_of(whole, part * whole.rows / parts, (part + 1) * whole.rows / parts,
                                 panel, count);
-      task.scratch = scratch.get();
+      task.scratch = scratch.data();
       kernels.linear_columns(task);
       begin += count;
     }

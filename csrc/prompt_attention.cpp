@@ -16,24 +16,18 @@
 #include "levels.h"
 #include "ops.h"
 #include "prompt_tokens.h"
+#include "scratch.h"
 
 namespace fpt {
 namespace {
 
-// Floats from the beginning of a line of the cache on: no vector lies across two, which takes two reads.
-class Floats {
- public:
-  explicit Floats(int64_t count) : floats_(count + LINE) {}
+using Floats = Scratch<float>;
 
-  float* data() {
-    const auto past = reinterpret_cast<uintptr_t>(floats_.data()) / sizeof(float) % LINE;
-    return floats_.data() + (past ? LINE - past : 0);
-  }
-
- private:
-  static constexpr int64_t LINE = 64 / sizeof(float);
-  std::vector<float> floats_;
-};
+Floats zeros(int64_t count) {
+  Floats made(count);
+  std::fill_n(made.data(), count, 0.0f);
+  return made;
+}
 
 // The prompts of every layer and head [L, H, P, D], packed for the kernels.
 class PackedQueries {
@@ -43,7 +37,7 @@ class PackedQueries {
         kind_(check_floats("q", q, {-1, -1, -1, -1})),
         kernels_(kernels),
         q_(q),
-        floats_(q.size(0) * q.size(1) * padded_prompts * q.size(3)),
+        floats_(zeros(q.size(0) * q.size(1) * padded_prompts * q.size(3))),
         packed_(floats_.data()) {
     STD_TORCH_CHECK(kind_ != Kind::f64, "q must be float16, bfloat16 or float32, got float64");
     STD_TORCH_CHECK(q.size(3) >= 1, "q must have D of at least 1, got 0");
@@ -57,12 +51,12 @@ class PackedQueries {
 
   template <class Source>
   Floats scratch(const Source& source) const {
-    return Floats(kernels_.prompt_scratch(source.kept, q_.size(3)));
+    return zeros(kernels_.prompt_scratch(source.kept, q_.size(3)));
   }
 
   // A task with all that does not depend on the image.
   template <class Source>
-  PromptTask task(const Source& source, Floats& scratch) const {
+  PromptTask task(const Source& source, const Floats& scratch) const {
     PromptTask task{};
     task.stored = source.stored;
     task.narrow = kind_ == Kind::bf16;
@@ -110,7 +104,7 @@ std::tuple<Tensor, Tensor> forward(
   char* to_out = static_cast<char*>(out.mutable_data_ptr());
   float* to_lse = floats_of(lse);
   share_out(images * units, [&](auto take) {
-    Floats scratch = queries.scratch(source);
+    const Floats scratch = queries.scratch(source);
     std::vector<int64_t> offsets;
     PromptTask task = queries.task(source, scratch);
     for (int64_t item = take(), following; item < images * units; item = following) {
@@ -156,7 +150,8 @@ Tensor backward(const Tensor& grad, const Tensor& q, const Tensor& lse, const So
   const int64_t lanes = kernels.lanes, padded_width = (width + lanes - 1) / lanes * lanes;
   const int64_t unit_sums = queries.padded_prompts * padded_width;
   share_out(units, [&](auto take) {
-    Floats scratch = queries.scratch(source), grads(queries.padded_prompts * width), sums(unit_sums);
+    const Floats scratch = queries.scratch(source), sums(unit_sums);
+    const Floats grads = zeros(queries.padded_prompts * width);
     std::vector<int64_t> offsets;
     PromptTask task = queries.task(source, scratch);
     for (int64_t unit = take(), following; unit < units; unit = following) {

@@ -3,11 +3,13 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "checks.h"
 #include "levels.h"
 #include "ops.h"
+#include "scratch.h"
 
 namespace fpt {
 namespace {
@@ -40,14 +42,14 @@ void for_each_head(const Tensor& q, const Tensor& k, const Tensor& v, const Tens
   const int64_t heads = q.size(1), units = q.size(0) * heads, queries = q.size(2);
   float* rows = floats_of(softmax);
   torch::stable::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(kernels.side_scratch(queries, k.size(2)) + 16);
-    const auto misaligned = reinterpret_cast<uintptr_t>(scratch.data()) % 64;
-    float* aligned = scratch.data() + (misaligned ? (64 - misaligned) / 4 : 0);
+    const int64_t floats = kernels.side_scratch(queries, k.size(2));
+    const Scratch<float> scratch(floats);
+    std::fill_n(scratch.data(), floats, 0.0f);
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t image = unit / heads, head = unit % heads;
       use(SideTask{head_of(q, image, head), head_of(k, image, head), head_of(v, image, head),
                    queries, k.size(2), q.size(3), rows + unit * queries,
-                   rows + (units + unit) * queries, aligned},
+                   rows + (units + unit) * queries, scratch.data()},
           image, head);
     }
   });

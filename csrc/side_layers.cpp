@@ -7,12 +7,12 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <memory>
 #include <vector>
 
 #include "checks.h"
 #include "levels.h"
 #include "ops.h"
+#include "scratch.h"
 
 namespace fpt {
 namespace {
@@ -78,20 +78,6 @@ std::vector<SideWeightsOf<T>> weights_of(const SideSizes& s, const std::vector<T
   return layers;
 }
 
-// Bytes that begin at a multiple of 64 and hold nothing yet.
-class Bytes {
- public:
-  explicit Bytes(int64_t count) : bytes_(new char[count + 64]) {}
-  char* get() const {
-    const auto at = reinterpret_cast<uintptr_t>(bytes_.get());
-    return bytes_.get() + (64 - at % 64) % 64;
-  }
-  float* floats() const { return reinterpret_cast<float*>(get()); }
-
- private:
-  std::unique_ptr<char[]> bytes_;
-};
-
 // Rounds of equal size, but for the last.
 int64_t groups_of_round(int64_t groups, int64_t rows) {
   const int64_t rounds = std::max<int64_t>(1, (groups * rows + ROUND - 1) / ROUND);
@@ -110,7 +96,7 @@ struct Call {
   int64_t images, layers, in_group, groups, in_round;
   bool backward;
   SideNeeds needs;
-  Bytes packed;
+  Scratch<char> packed;
 
   Call(const Kernels& k, const SideSizes& s, const Tensor& states,
        const std::vector<Tensor>& weights, bool backward)
@@ -131,7 +117,7 @@ struct Call {
     });
   }
 
-  char* packed_of(int64_t layer) const { return packed.get() + layer * needs.packed; }
+  char* packed_of(int64_t layer) const { return packed.data() + layer * needs.packed; }
 
   // `out` is a layer's output, or its gradient.
   SideGroup group(const SideSizes& s, int64_t layer, int64_t number, const float* tokens,
@@ -155,10 +141,11 @@ struct Call {
 
 // Where a backward pass adds up the gradients of a layer's weights.
 struct Sums {
-  Bytes matrices, vectors, factors;
+  Scratch<float> matrices, vectors;
+  Scratch<char> factors;
   explicit Sums(const Call& call)
-      : matrices(4 * call.needs.matrices),
-        vectors(4 * std::max<int64_t>(1, call.groups) * call.needs.vectors),
+      : matrices(call.needs.matrices),
+        vectors(std::max<int64_t>(1, call.groups) * call.needs.vectors),
         factors(call.needs.factors) {}
 };
 
@@ -168,27 +155,27 @@ void layer_backward(const Call& call, const SideSizes& s, int64_t layer, const f
                     float* grad_states, const Sums& sums, const SideWeightGradients& weights) {
   for (int64_t first = 0; first < call.groups; first += call.in_round) {
     const int64_t last = std::min(call.groups, first + call.in_round);
-    const SideRound round{call.in_group, last - first, sums.factors.get(), first > 0};
+    const SideRound round{call.in_group, last - first, sums.factors.data(), first > 0};
     torch::stable::parallel_for(first, last, 1, [&](int64_t begin, int64_t end) {
-      const Bytes scratch(call.needs.scratch);
+      const Scratch<char> scratch(call.needs.scratch);
       for (int64_t number = begin; number < end; ++number) {
         SideGroup group =
-            call.group(s, layer, number, tokens, states, kept, grad, scratch.get());
+            call.group(s, layer, number, tokens, states, kept, grad, scratch.data());
         const int64_t image = number * call.in_group;
         group.grad_tokens = grad_tokens + image * s.tokens * s.width;
         group.grad_prompts = grad_states + (layer * call.images + image) * s.prompts * s.width;
         group.round = round;
         group.number = number - first;
-        group.vectors = sums.vectors.floats() + number * call.needs.vectors;
+        group.vectors = sums.vectors.data() + number * call.needs.vectors;
         call.kernels.side_block_backward(s, group);
       }
     });
     torch::stable::parallel_for(0, call.needs.tasks, 1, [&](int64_t begin, int64_t end) {
-      call.kernels.side_multiply_factors(s, round, begin, end, sums.matrices.floats(),
+      call.kernels.side_multiply_factors(s, round, begin, end, sums.matrices.data(),
                                          last == call.groups ? &weights : nullptr);
     });
   }
-  call.kernels.side_vector_gradients(s, sums.vectors.floats(), call.groups, weights);
+  call.kernels.side_vector_gradients(s, sums.vectors.data(), call.groups, weights);
 }
 
 }  // namespace
@@ -209,11 +196,11 @@ std::tuple<Tensor, std::vector<Tensor>> side_layers(
     kept.push_back(torch::stable::empty({2, call.images, heads, s.queries}, ScalarType::Float));
     const Kept of_layer{floats_of(kept.end()[-2]), floats_of(kept.end()[-1])};
     torch::stable::parallel_for(0, call.groups, 1, [&](int64_t begin, int64_t end) {
-      const Bytes scratch(call.needs.scratch);
+      const Scratch<char> scratch(call.needs.scratch);
       for (int64_t number = begin; number < end; ++number)
         call.kernels.side_block_forward(
             s, call.group(s, layer, number, floats_of(seen), states, of_layer, floats_of(out),
-                          scratch.get()));
+                          scratch.data()));
     });
     seen = out;
   }

@@ -2,12 +2,11 @@
 #pragma once
 
 #include <algorithm>
-#include <memory>
-#include <new>
 #include <vector>
 
 #include "checks.h"
 #include "levels.h"
+#include "scratch.h"
 
 namespace fpt {
 namespace trained {
@@ -16,19 +15,7 @@ constexpr int64_t RUN = 16;      // values side by side
 constexpr int64_t RUNS = 12;     // of the weights' gradient, whose sums stay in the cache
 constexpr int64_t AT_ONCE = 64;  // rows of a product, which stay in the cache with the weights
 
-// Scratch of bf16 that begins at a line of the cache, as a row of a tile should, and holds nothing yet.
-class Elements {
- public:
-  explicit Elements(int64_t count) : held_(new (LINE) uint16_t[count]) {}
-  uint16_t* data() const { return held_.get(); }
-
- private:
-  static constexpr std::align_val_t LINE{64};
-  struct Free {
-    void operator()(uint16_t* held) const { ::operator delete[](held, LINE); }
-  };
-  std::unique_ptr<uint16_t[], Free> held_;
-};
+using Elements = Scratch<uint16_t>;  // bf16
 
 inline const float* f32_of(const char* name, const Tensor& tensor, const Sizes& sizes) {
   STD_TORCH_CHECK(check_floats(name, tensor, sizes) == Kind::f32, name, " must be float32");

@@ -1,0 +1,27 @@
+// Memory that a call works in.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <new>
+
+namespace fpt {
+
+// `count` elements from the beginning of a line of the cache on, so that no vector or row of a tile lies
+// across two.  They hold nothing yet.
+template <class T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count)
+      : held_(static_cast<T*>(::operator new(count * sizeof(T), LINE))) {}
+  T* data() const { return held_.get(); }
+
+ private:
+  static constexpr std::align_val_t LINE{64};
+  struct Free {
+    void operator()(T* held) const { ::operator delete(held, LINE); }
+  };
+  std::unique_ptr<T, Free> held_;
+};
+
+}  // namespace fpt
