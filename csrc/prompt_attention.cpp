@@ -1,7 +1,8 @@
 // prompt_attention and prompt_attention_indexed, forward and backward, by the kernels of
 // kernels/prompt_attention.h.
 //
-// The forward shares out pairs of image and head.  The backward shares out heads, and adds up the
+// The forward shares out pairs of image and head: all heads of a layer at once, which write to the same
+// rows, where that leaves enough for every thread.  The backward shares out heads, and adds up the
 // images of each in their order, whatever the number of threads.  A thread that is free takes the next
 // piece, so that one which shares its processor with somebody delays nobody, and the one after it, so
 // that it knows what to fetch ahead.
@@ -82,12 +83,28 @@ class PackedQueries {
 };
 
 // `work(take)` on torch's threads: `take()` is the next of the pieces, or a number past the last one.
+// A thread takes `run` of them at a time.
 template <class Work>
-void share_out(int64_t pieces, Work work) {
+void share_out(int64_t pieces, int64_t run, Work work) {
   std::atomic<int64_t> taken{0};
   torch::stable::parallel_for(0, pieces, 1, [&](int64_t, int64_t) {
-    work([&] { return taken.fetch_add(1, std::memory_order_relaxed); });
+    int64_t next = 0, end = 0;
+    work([&] {
+      if (next == end) {
+        next = taken.fetch_add(run, std::memory_order_relaxed);
+        end = next + run;
+      }
+      return next++;
+    });
   });
+}
+
+constexpr int64_t LINE = 64;  // bytes of the cache's lines
+
+// Rows that will be written to, into the cache: stores that wait for their lines hold up what follows.
+void fetch_to_write(char* row, int64_t rows, int64_t stride, int64_t bytes) {
+  for (int64_t r = 0; r < rows; ++r, row += stride)
+    for (int64_t i = 0; i < bytes; i += LINE) __builtin_prefetch(row + i, 1);
 }
 
 float* floats_of(const Tensor& tensor) { return static_cast<float*>(tensor.mutable_data_ptr()); }
@@ -103,7 +120,9 @@ std::tuple<Tensor, Tensor> forward(
   Tensor lse = torch::stable::empty({layers, images, heads, prompts}, ScalarType::Float);
   char* to_out = static_cast<char*>(out.mutable_data_ptr());
   float* to_lse = floats_of(lse);
-  share_out(images * units, [&](auto take) {
+  const int64_t element = bytes_of(kind);
+  const bool enough = images * layers >= 8 * torch::stable::get_num_threads();
+  share_out(images * units, enough ? heads : 1, [&](auto take) {
     const Floats scratch = queries.scratch(source);
     std::vector<int64_t> offsets;
     PromptTask task = queries.task(source, scratch);
@@ -116,8 +135,9 @@ std::tuple<Tensor, Tensor> forward(
       task.queries = queries.of(layer * heads + head);
       const int64_t at = layer * images + image;
       task.lse = to_lse + (at * heads + head) * prompts;
-      kernels.prompt_forward(
-          task, {to_out + (at * prompts * channels + head * width) * bytes_of(kind), kind, channels});
+      char* rows = to_out + (at * prompts * channels + head * width) * element;
+      fetch_to_write(rows, prompts, channels * element, width * element);
+      kernels.prompt_forward(task, {rows, kind, channels});
     }
   });
   return {out, lse};
@@ -149,7 +169,7 @@ Tensor backward(const Tensor& grad, const Tensor& q, const Tensor& lse, const So
   char* to = static_cast<char*>(grad_q.mutable_data_ptr());
   const int64_t lanes = kernels.lanes, padded_width = (width + lanes - 1) / lanes * lanes;
   const int64_t unit_sums = queries.padded_prompts * padded_width;
-  share_out(units, [&](auto take) {
+  share_out(units, 1, [&](auto take) {
     const Floats scratch = queries.scratch(source), sums(unit_sums);
     const Floats grads = zeros(queries.padded_prompts * width);
     std::vector<int64_t> offsets;

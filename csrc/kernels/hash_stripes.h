@@ -20,7 +20,7 @@ FPT_INLINE Q multiply_halves(Q x) {
 #endif
 }
 
-// Neighbours change places: what a lane is multiplied with is added to the sum beside it.
+// Neighbours change places.
 FPT_INLINE Q swap_neighbours(Q x) {
 #if FPT_WIDTH == 16
   return reinterpret_cast<Q>(
@@ -34,12 +34,22 @@ FPT_INLINE Q swap_neighbours(Q x) {
 
 FPT_INLINE Q load_lanes(const uint8_t* from) { return *reinterpret_cast<const QM*>(from); }
 
-FPT_INLINE void take_stripe(Q* sums, const uint8_t* data, const uint8_t* secret) {
+// What a lane is multiplied with is added to its neighbour's sum: gathered in `plain`, in whose sums
+// neighbours change places once a block, not once a stripe.
+FPT_INLINE void take_stripe(Q* sums, Q* plain, const uint8_t* data, const uint8_t* secret) {
 #pragma GCC unroll 4
   for (int i = 0; i < SUMS / LANES; ++i) {
     const Q value = load_lanes(data + 8 * LANES * i);
-    const Q keyed = value ^ load_lanes(secret + 8 * LANES * i);
-    sums[i] += swap_neighbours(value) + multiply_halves(keyed);
+    plain[i] += value;
+    sums[i] += multiply_halves(value ^ load_lanes(secret + 8 * LANES * i));
+  }
+}
+
+FPT_INLINE void join(Q* sums, Q* plain) {
+#pragma GCC unroll 4
+  for (int i = 0; i < SUMS / LANES; ++i) {
+    sums[i] += swap_neighbours(plain[i]);
+    plain[i] = Q{};
   }
 }
 
@@ -55,20 +65,27 @@ FPT_INLINE void scramble(Q* sums, const uint8_t* secret) {
 void hash_stripes(const HashTask& task) {
   const uint8_t *data = task.data, *secret = task.secret;
   auto* memory = reinterpret_cast<uint8_t*>(task.sums);
-  Q sums[SUMS / LANES];
-  for (int i = 0; i < SUMS / LANES; ++i) sums[i] = load_lanes(memory + 8 * LANES * i);
+  Q sums[SUMS / LANES], plain[SUMS / LANES];
+  for (int i = 0; i < SUMS / LANES; ++i) {
+    sums[i] = load_lanes(memory + 8 * LANES * i);
+    plain[i] = Q{};
+  }
   const int64_t end = task.first + task.stripes;
   for (int64_t stripe = task.first; stripe < end;) {
     const int place = int(stripe & 15);
-    if (place == 0 && stripe > 0) scramble(sums, secret);
+    if (place == 0 && stripe > 0) {
+      join(sums, plain);
+      scramble(sums, secret);
+    }
     if (place == 0 && end - stripe >= 16) {
-      for (int i = 0; i < 16; ++i) take_stripe(sums, data + 64 * i, secret + 8 * i);
+      for (int i = 0; i < 16; ++i) take_stripe(sums, plain, data + 64 * i, secret + 8 * i);
       stripe += 16, data += 1024;
     } else {
-      take_stripe(sums, data, secret + 8 * place);
+      take_stripe(sums, plain, data, secret + 8 * place);
       stripe += 1, data += 64;
     }
   }
+  join(sums, plain);
   for (int i = 0; i < SUMS / LANES; ++i)
     *reinterpret_cast<QM*>(memory + 8 * LANES * i) = sums[i];
 }
