@@ -6,6 +6,8 @@ and keeps the reading of features.  Shrinking the side images, done once a run, 
 beside it: ``ratio_over_20_epochs`` counts it in.
 """
 
+import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +86,7 @@ def prepare(folder: Path, full: bool, count: int | None = None) -> Setting:
             files.append(folder / f"{i:04d}.safetensors")
             write_features(files[-1], kv)
         writer.finish()
+    os.sync()  # else the files are still being written to the disk while epochs are timed
     side = Preprocessing(model.config.side_size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     return Setting(items, CacheReader(folder / "cache"), files, side, model)
 
@@ -159,6 +162,7 @@ def bench_epoch(
         is_long=True,
     )
     setting.reader.close()
+    shutil.rmtree(tmp_path)  # pytest would keep it, and the page cache with it
     assert 0 < loss < 4
     benchmark.group = "epoch"
     info = benchmark.extra_info
