@@ -43,7 +43,7 @@ static const float* scaled_queries(
 template <bool NARROW>
 FPT_INLINE F weight_of(F x, float scale, F top) {
 #if FPT_AMX
-  if constexpr (NARROW) return power_of_two(x * (scale * LOG2_E) - top * LOG2_E);
+  if constexpr (NARROW) return rough_power_of_two(x * (scale * LOG2_E) - top * LOG2_E);
 #endif
 #if FPT_WIDTH == 16
   return exponential_of_negative(x * scale - top, -104.0f);
