@@ -9,7 +9,7 @@ is None and has its reason in ``absent``.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any, TypeVar
 
@@ -71,10 +71,16 @@ def alternate(
         info |= speeds(benchmark.stats.stats.median, dtype, count)
         for name, times in seconds.items():
             info[f"{name}_seconds"] = median(times)
-            info[f"{name}_over_ours"] = median(times) / benchmark.stats.stats.median
+            info[f"{name}_over_ours"] = ratio_of_rounds(times, benchmark.stats.stats.data)
         peaks = peaks or [peak_added(ours), peak_added(plain)]
         info["peak_added"], info["plain_peak_added"] = peaks
     return result
+
+
+def ratio_of_rounds(theirs: Sequence[float], ours: Sequence[float]) -> float:
+    """Median of the rounds' own ratios: a machine that changes its speed between rounds does not
+    change it, as it would the ratio of two medians."""
+    return median(their / our for their, our in zip(theirs, ours, strict=True))
 
 
 def speeds(seconds: float, dtype: str, count: Count) -> dict[str, Any]:

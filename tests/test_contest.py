@@ -40,6 +40,7 @@ class FakeBenchmark:
         self.calls: list[str] = []
 
     def pedantic(self, run: Any, setup: Any, rounds: int) -> Any:
+        self.stats.stats.data = [1.0] * rounds
         for _ in range(rounds):
             self.calls.append("plain")
             setup()
