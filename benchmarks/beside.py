@@ -1,8 +1,9 @@
 """One row of any benchmark: ours and the plain twin in alternation, and all that a row must say.
 
 ``alternate`` fills ``extra_info``: ``dtype``, ``bytes`` and ``flops`` (what must be done at
-least), and, where pytest-benchmark measures, ``plain_seconds``, ``plain_over_ours``, ``GB/s``,
-``GFLOP/s``, ``share_of_floor`` (of the machine's own ceilings, ``benchmarks/ceilings.py``),
+least), and, where pytest-benchmark measures, ``plain_rounds`` (seconds of each), ``plain_seconds``
+(their median), ``plain_over_ours``, ``GB/s``, ``GFLOP/s``, ``share_of_floor`` (of the machine's own
+ceilings, ``benchmarks/ceilings.py``),
 ``peak_added`` and ``plain_peak_added`` (bytes that PyTorch allocates at the peak of one run, its
 result included; memory of other threads and of NumPy does not count).  A value that cannot be had
 is None and has its reason in ``absent``.
@@ -70,7 +71,7 @@ def alternate(
     if benchmark.enabled:
         info |= speeds(benchmark.stats.stats.median, dtype, count)
         for name, times in seconds.items():
-            info[f"{name}_seconds"] = median(times)
+            info[f"{name}_seconds"], info[f"{name}_rounds"] = median(times), times
             info[f"{name}_over_ours"] = ratio_of_rounds(times, benchmark.stats.stats.data)
         peaks = peaks or [peak_added(ours), peak_added(plain)]
         info["peak_added"], info["plain_peak_added"] = peaks

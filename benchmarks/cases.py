@@ -139,7 +139,7 @@ GPU_FROZEN_CASES = (
 PROMPT_CASES = (
     PromptCase("odd", images=3, layers=2, heads=3, kept=7, width=10, prompts=5),
     PromptCase("one_of_each", images=1, layers=1, heads=1, kept=1, width=1, prompts=1),
-    PromptCase("many_kept", images=2, layers=1, heads=2, kept=205, width=64, prompts=16),
+    PromptCase("many_kept", images=2, layers=2, heads=2, kept=205, width=64, prompts=16),
 )
 DRY_PROMPT_CASES = (PromptCase("dry", 2, 1, 1, 7, 8, 3),)
 FULL_PROMPT_CASES = (PromptCase("fpt_plus_vit_b_512px", 16, 6, 12, 205, 64, 16),)

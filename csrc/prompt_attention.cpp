@@ -99,8 +99,6 @@ void share_out(int64_t pieces, int64_t run, Work work) {
   });
 }
 
-constexpr int64_t LINE = 64;  // bytes of the cache's lines
-
 // Rows that will be written to, into the cache: stores that wait for their lines hold up what follows.
 void fetch_to_write(char* row, int64_t rows, int64_t stride, int64_t bytes) {
   for (int64_t r = 0; r < rows; ++r, row += stride)

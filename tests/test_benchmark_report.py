@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -171,7 +172,9 @@ def test_a_real_run_says_all_that_it_must(measured: Path) -> None:
     assert content["machine_info"]["packages"]["torch"]
     for row in content["benchmarks"]:
         info = row["extra_info"]
-        assert info["plain_over_ours"] > 0 and info["plain_seconds"] > 0
+        plain, ours = info["plain_rounds"], row["stats"]["data"]
+        assert info["plain_seconds"] == median(plain)
+        assert info["plain_over_ours"] == ratio_of_rounds(plain, ours) > 0
         assert info["bytes"] > 0 and info["share_of_floor"] > 0
 
 

@@ -89,8 +89,9 @@ def test_lse_is_the_logarithm_of_the_sum(impl: str) -> None:
 def test_results_do_not_depend_on_the_number_of_threads(
     impl: str, width: int, q_dtype: torch.dtype
 ) -> None:
-    case = PromptCase("", images=5, layers=2, heads=3, kept=37, width=width, prompts=5)
-    kv, grad = case.kv(torch.float16), torch.randn(2, 5, 5, 3 * width).to(q_dtype)
+    # Enough layers of images for one thread or two to take all heads at once, not for more.
+    case = PromptCase("", images=9, layers=2, heads=3, kept=37, width=width, prompts=5)
+    kv, grad = case.kv(torch.float16), torch.randn(2, 9, 5, 3 * width).to(q_dtype)
     threads = torch.get_num_threads()
     results = []
     try:
