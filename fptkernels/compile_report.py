@@ -1,30 +1,32 @@
 """What every kernel costs on every architecture, told without a GPU.
 
 ``python -m fptkernels.compile_report [TEXT]`` compiles each row of the launch table (those with
-TEXT in their name) and prints registers and spills, as ptxas reports them for the PTX, shared
-memory, and what is over a limit; its exit status is 1 where something is.  Needs a process in
-which TRITON_INTERPRET is not 1.  Triton caches what it has compiled.
+TEXT in their name) and prints registers and spills, as ptxas reports them of the binary that
+Triton loads, shared memory, and what is over a limit; its exit status is 1 where something is.
+Needs a process in which TRITON_INTERPRET is not 1.  Triton caches what it has compiled.
 """
 
 import argparse
+import contextlib
 import importlib
+import io
 import json
 import multiprocessing
 import os
 import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import get_ptxas
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, CompiledKernel
+from triton.runtime.cache import get_cache_manager
 
 from fptkernels.launch_table import CompileSpec, is_interpreted
 
@@ -37,6 +39,8 @@ KERNEL_MODULES = (
 )
 # Bytes that one block may use.
 SHARED_LIMITS = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10}
+
+_LOG = "ptxas.log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +71,11 @@ def measure(spec: CompileSpec) -> Figures:
         {(names.index(name),): value for name, value in spec.constexprs.items()},
         {(names.index(name),): [["tt.divisibility", 16]] for name in spec.aligned},
     )
-    capability = int(spec.architecture.removeprefix("sm_"))
-    compiled = triton.compile(
+    compiled, log = _compiled_and_log(
         source,
-        target=GPUTarget("cuda", capability, 32),
+        target=GPUTarget("cuda", int(spec.architecture.removeprefix("sm_")), 32),
         options={"num_warps": spec.num_warps, "num_stages": spec.num_stages},
     )
-    log = _ptxas_log(compiled.asm["ptx"], capability)
     return Figures(
         spec.name,
         spec.architecture,
@@ -124,21 +126,26 @@ def _measure_by_index(index: int) -> Figures:
     return measure(all_specs()[index])
 
 
-def _ptxas_log(ptx: str, capability: int) -> str:
-    target = re.search(r"^\.target (sm_\w+)", ptx, re.MULTILINE)
-    if target is None:
-        raise RuntimeError("the PTX names no target")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.ptx"
-        path.write_text(ptx, encoding="utf-8")
-        command = [get_ptxas(capability).path, "-v", f"--gpu-name={target[1]}", str(path)]
-        done = subprocess.run(
-            [*command, "-o", str(path.with_suffix(".cubin"))],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    return done.stderr
+def _compiled_and_log(source: ASTSource, **how: Any) -> tuple[CompiledKernel, str]:
+    """A kernel, and what ptxas said when it was compiled: kept in Triton's cache beside it."""
+    compiled, log = _compile(source, **how)
+    kept = get_cache_manager(compiled.hash)
+    if not log and (path := kept.get_file(_LOG)) is not None:
+        return compiled, Path(path).read_text(encoding="utf-8")
+    if not log:  # compiled by somebody else
+        with knobs.compilation.scope():
+            knobs.compilation.always_compile = True
+            compiled, log = _compile(source, **how)
+    kept.put(log, _LOG, binary=False)
+    return compiled, log
+
+
+def _compile(source: ASTSource, **how: Any) -> tuple[CompiledKernel, str]:
+    """A kernel, and what Triton prints of ptxas: nothing where it had compiled it before."""
+    printed = io.StringIO()
+    with knobs.nvidia.scope(), contextlib.redirect_stdout(printed):
+        knobs.nvidia.dump_ptxas_log = True
+        return triton.compile(source, **how), printed.getvalue()
 
 
 def _number(pattern: str, log: str) -> int:

@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,11 @@ from helpers import (
     tiny_vit,
     write_image_set,
 )
+
+if os.environ["TRITON_INTERPRET"] == "1" and find_spec("triton") is not None:
+    from interpreter import patch_each_module_once_a_launch
+
+    patch_each_module_once_a_launch()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
