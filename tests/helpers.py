@@ -18,6 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.cases import FrozenCase
 from fpt_fast.ops.implementation import implementations
 from fpt_fast.ops.native_reasons import native_levels, native_missing
 from fpt_fast.records import BackboneSpec
@@ -175,6 +176,20 @@ def implementations_here(op: str) -> list[str]:
         name
         for impl in implementations(op)
         for name in ([f"native/{level}" for level in levels] if impl == "native" else [impl])
+    ]
+
+
+def budget_cases(
+    cases: Sequence[FrozenCase], implementations: Sequence[str], dtypes: Sequence[torch.dtype]
+) -> list[tuple[FrozenCase, str, torch.dtype]]:
+    """Every combination, but for many tokens of f32 in Triton's interpreter: hundreds of small
+    tiles take seconds, and tests/kernels has f32 in several blocks with a tail."""
+    return [
+        (case, impl, dtype)
+        for case in cases
+        for impl in implementations
+        for dtype in dtypes
+        if impl != "triton" or case.tokens < 100 or dtype != torch.float32
     ]
 
 

@@ -25,7 +25,7 @@ from fpt_fast.ops import (
     reference,
 )
 from fpt_fast.records import Attention
-from helpers import assert_within_budget, implementations_here
+from helpers import assert_within_budget, budget_cases, implementations_here
 
 OF_OTHERS = ("flash", "efficient", "cudnn", "xformers")
 IMPLEMENTATIONS = [
@@ -41,9 +41,12 @@ def assert_budget(out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor) -> 
     assert_within_budget(lse, oracle[1], eager[1])
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS, indirect=True)
-@pytest.mark.parametrize("case", FROZEN_CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    ("case", "impl", "dtype"),
+    budget_cases(FROZEN_CASES, IMPLEMENTATIONS, DTYPES),
+    indirect=["impl"],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
 def test_budget(case: FrozenCase, impl: str, dtype: torch.dtype) -> None:
     q, k, v = case.qkv(dtype)
     out, lse = frozen_attention(q, k, v, impl=impl)

@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pipeline.conftest import figures_are_drawn_only
 from small_run import write_backbone
 
 from fpt_fast.pipeline import TrainSettings
 from helpers import write_image_set
+
+__all__ = ["figures_are_drawn_only", "peer_settings"]
 
 
 @pytest.fixture

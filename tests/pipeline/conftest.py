@@ -8,9 +8,31 @@ import pytest
 from small_run import write_backbone
 
 from fpt_fast.pipeline import PreloadSettings, TrainSettings
+from fpt_fast.report import figures, sweep
 from helpers import write_image_set
 
 INPUT = "48"
+
+
+def draw_only(draw: Callable[[Any], None], size: tuple[float, float]) -> bytes:
+    """``fpt_fast.report.figures.render`` without the figure's layout and its writing."""
+    from matplotlib.figure import Figure
+
+    draw(Figure(figsize=size, layout="constrained"))
+    return b'<svg xmlns="http://www.w3.org/2000/svg"/>'
+
+
+@pytest.fixture
+def whole_figures() -> None:
+    """For tests whose reports shall have their figures."""
+
+
+@pytest.fixture(autouse=True)
+def figures_are_drawn_only(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layout and writing of a report's figures are most of a small run's time."""
+    if "whole_figures" not in request.fixturenames:
+        for module in (figures, sweep):
+            monkeypatch.setattr(module, "render", draw_only)
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ STAND_INS = {
     "--window 40/400": "--window 400/2000",
 }
 PAGES = (
-    *("README.md", "docs/quick-start.md", "docs/labels.md", "docs/medical-images.md"),
+    *("docs/quick-start.md", "docs/labels.md", "docs/medical-images.md"),
     *("docs/methods.md", "docs/datasets.md"),
 )
 # Of a section that test_walk.py goes through.
@@ -117,12 +117,22 @@ def prepared(words: list[str], folder: Path) -> list[str]:
     return words
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES)
-def test_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_world(tmp_path)
-    monkeypatch.chdir(tmp_path)
+def run_commands(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_world(folder)
+    monkeypatch.chdir(folder)
     commands = commands_of(page)
     assert commands
     for words in commands:
-        assert main(prepared(words, tmp_path)) == 0, words
+        assert main(prepared(words, folder)) == 0, words
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("whole_figures")
+def test_commands_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_commands("README.md", tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_commands(page, tmp_path, monkeypatch)

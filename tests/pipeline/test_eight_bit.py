@@ -58,6 +58,7 @@ def test_converted_equals_preloaded(
         assert target.notes == source.notes
 
 
+@pytest.mark.usefixtures("whole_figures")
 @pytest.mark.parametrize("features", EIGHT_BIT)
 def test_the_four_calls(
     preload_settings: MakePreload,

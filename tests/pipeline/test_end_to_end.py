@@ -35,6 +35,7 @@ MakePreload = Callable[..., PreloadSettings]
 MakeTrain = Callable[..., TrainSettings]
 
 
+@pytest.mark.usefixtures("whole_figures")
 @pytest.mark.parametrize("method", ["fpt_plus", "fpt"])
 def test_the_four_calls(
     method: str,

@@ -115,16 +115,15 @@ FILES = (("onnx", "model.onnx"), ("program", "model.pt2"))
 
 
 @pytest.mark.parametrize("method", ["fpt_plus", "fpt"])
-@pytest.mark.parametrize("size", ["48", "64x40"])
 def test_onnx_and_program_agree_with_eager(
     method: str,
-    size: str,
     preload_settings: MakePreload,
     train_settings: MakeTrain,
     data: Path,
     tmp_path: Path,
 ) -> None:
-    preload(preload_settings(method=method, input_size=size))
+    """Of images that are higher than wide; those below are square."""
+    preload(preload_settings(method=method, input_size="64x40"))
     subject = make_subject(train(train_settings(method=method, epochs=1)).run, data)
     predicted = Predictor(subject.run, dtype="float32")(subject.paths).probabilities
     assert predicted is not None
@@ -176,7 +175,8 @@ def test_a_calibrated_export_says_what_a_calibrated_predictor_says(
     assert plain is not None and predicted is not None
     assert float((plain - predicted).abs().max()) > 0.05
     in_torch = in_pytorch(subject, calibrated=True)
-    for kind, name in FILES:
+    # A program of one temperature for all classes differs in nothing from that of one a finding.
+    for kind, name in FILES if task == "findings" else FILES[:1]:
         settings = ExportSettings(
             run=subject.run, output=tmp_path / name, format=kind, calibrated=True  # type: ignore[arg-type]
         )  # fmt: skip

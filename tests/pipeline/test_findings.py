@@ -53,6 +53,7 @@ def data(tmp_path: Path) -> Path:
 LISTED = {"path_column": "file", "patient_column": "patient", "label_columns": FINDINGS}
 
 
+@pytest.mark.usefixtures("whole_figures")
 def test_findings_from_a_list_to_predictions(
     data: Path,
     preload_settings: Callable[..., PreloadSettings],

@@ -29,6 +29,7 @@ from fpt_fast.trust import fit_grade_cuts
 Make = Callable[..., TrainSettings]
 
 
+@pytest.mark.usefixtures("whole_figures")
 def test_cuts_are_learned_kept_and_used(
     data: Path,
     preload_settings: Callable[..., PreloadSettings],

@@ -54,6 +54,7 @@ def logits_of(result: SweepResult, name: str) -> list[list[str]]:
         return list(csv.reader(file))
 
 
+@pytest.mark.usefixtures("whole_figures")
 def test_every_model_is_that_of_training_alone(
     sweep_settings: Callable[..., SweepSettings], tmp_path: Path
 ) -> None:

@@ -51,6 +51,7 @@ def data(tmp_path: Path) -> Path:
     return folder / "list.csv"
 
 
+@pytest.mark.usefixtures("whole_figures")
 def test_from_a_list_to_predictions_in_the_unit_of_the_numbers(
     data: Path,
     preload_settings: Callable[..., PreloadSettings],
