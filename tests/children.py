@@ -7,6 +7,7 @@ torch refuses to compute gradients in such a child.
 import multiprocessing
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
@@ -17,7 +18,14 @@ from fpt_fast.interrupts import Stopped
 
 STOPPED, FAILED = 3, 1
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["children", "fpt_fast.pipeline"])
+# With what a run imports when it needs it: once, and not again in every child.
+_context.set_forkserver_preload(
+    [
+        *("children", "helpers", "fpt_fast.pipeline", "fpt_fast.cli"),
+        *("matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"),
+        *("matplotlib.figure", "sklearn.metrics"),
+    ]
+)
 
 
 def exit_status(work: Callable[..., object], *arguments: Any) -> int:
@@ -31,6 +39,21 @@ def exit_status(work: Callable[..., object], *arguments: Any) -> int:
     status = child.exitcode
     assert status is not None
     return status
+
+
+def output_of(code: str, *, folder: Path, environment: Mapping[str, str] | None = None) -> str:
+    """What ``code`` writes as a program in ``folder``; fails with it where the program does."""
+    with tempfile.NamedTemporaryFile("r") as output:
+        child = start(_run_code, code, folder, environment=environment, output=Path(output.name))
+        child.join()
+        text = output.read()
+    assert child.exitcode == 0, text
+    return text
+
+
+def _run_code(code: str, folder: Path) -> None:
+    os.chdir(folder)
+    exec(compile(code, "<code>", "exec"), {"__name__": "__main__"})
 
 
 def start(

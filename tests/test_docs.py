@@ -1,13 +1,11 @@
 """The examples of README and documents: Python is run, commands are parsed, the site is built."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from children import output_of
 from small_run import write_backbone
 
 from fpt_fast import cli
@@ -47,15 +45,7 @@ def test_python_examples_run(page: Path, tmp_path: Path) -> None:
         text = text.replace(written, stand_in)
     write_image_set(tmp_path / "DATA")
     write_backbone(tmp_path / "VIT")
-    path = os.pathsep.join([str(ROOT / "python"), str(ROOT / "tests"), str(ROOT)])
-    done = subprocess.run(
-        [sys.executable, "-c", text],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    output_of(text, folder=tmp_path)
 
 
 @pytest.mark.parametrize("page", with_blocks("bash"), ids=str)

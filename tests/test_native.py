@@ -1,7 +1,6 @@
 """The C++ extension as a whole: it is there where it can be, its levels, what it says when not."""
 
 import importlib.util
-import os
 import re
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from children import output_of
 
 from fpt_fast.ops import explain, native_reasons, select_tokens
 from fpt_fast.ops.native_reasons import native_levels, native_missing
@@ -25,18 +25,6 @@ def native_build() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def run_fresh(code: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
 
 
 def test_it_is_built_wherever_it_can_be() -> None:
@@ -107,6 +95,10 @@ select_tokens(scores, x, x, 2)
 """
 
 
+def explained(library: str, folder: Path) -> str:
+    return output_of(EXPLAIN, folder=folder, environment={"FPT_NATIVE_LIBRARY": library})
+
+
 @pytest.mark.parametrize(
     ("library", "why"),
     [
@@ -115,8 +107,8 @@ select_tokens(scores, x, x, 2)
         (__file__, "the C++ extension does not load: "),
     ],
 )
-def test_without_it_everything_runs_and_says_why(library: str, why: str) -> None:
-    text = run_fresh(EXPLAIN, FPT_NATIVE_LIBRARY=library)
+def test_without_it_everything_runs_and_says_why(library: str, why: str, tmp_path: Path) -> None:
+    text = explained(library, tmp_path)
     lines = text.splitlines()
     assert any(line.startswith(f"native: {why}") for line in lines), text  # info
     assert any(line.startswith(f"  native: {why}") for line in lines), text  # explain
@@ -125,13 +117,13 @@ def test_without_it_everything_runs_and_says_why(library: str, why: str) -> None
 
 def test_the_note_of_a_failed_build_is_repeated(tmp_path: Path) -> None:
     (tmp_path / "_native_missing.txt").write_text("there was no C++ compiler (c++)\n")
-    text = run_fresh(EXPLAIN, FPT_NATIVE_LIBRARY=str(tmp_path / "_native.so"))
+    text = explained(str(tmp_path / "_native.so"), tmp_path)
     assert "when fpt-fast was installed, there was no C++ compiler (c++)" in text
 
 
-def test_a_build_of_other_sources_is_left_alone() -> None:
+def test_a_build_of_other_sources_is_left_alone(tmp_path: Path) -> None:
     other = Path(torch.__file__).parent / "lib/libc10.so"
-    text = run_fresh(EXPLAIN, FPT_NATIVE_LIBRARY=str(other))
+    text = explained(str(other), tmp_path)
     assert "was built from other sources, without levels, select_tokens, token_scores," in text
 
 
@@ -150,7 +142,8 @@ x = torch.zeros(1, 1, 3, 8)
 fpt_fast.ops.select_tokens(x[..., 0], x, x, 2)
 assert len(torch.ops.loaded_libraries) == 1
 """
-    assert run_fresh(code) == ""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
