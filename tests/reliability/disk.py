@@ -70,12 +70,14 @@ def watched(root: Path, hook: Hook) -> Iterator[None]:
 
 
 def _path_of(thing: Any) -> str:
+    # By text: a Path a call would be a quarter of the time of an attack.
     if isinstance(thing, int):
         try:
-            return str(Path(f"/proc/self/fd/{thing}").readlink())
+            return os.readlink(f"/proc/self/fd/{thing}")  # noqa: PTH115
         except OSError:
             return ""
-    return str(Path(thing).absolute())
+    path = os.fspath(thing)
+    return path if path.startswith("/") else f"{Path.cwd()}/{path}"
 
 
 def _exists(path: str) -> bool:
