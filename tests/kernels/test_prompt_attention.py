@@ -136,12 +136,13 @@ def test_budget_of_e4m3_where_it_is_a_type(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("dtype", EIGHT_BIT[1:], ids=str)
 def test_every_finite_fp8_value_is_read_exactly(dtype: torch.dtype) -> None:
-    """With one kept token the output is its value."""
+    """With one kept token the output is its values: those of two images."""
     bits = torch.arange(256, dtype=torch.int16).to(torch.uint8).view(dtype)
     value = bits[bits.float().isfinite()]
-    kv = value.view(-1, 1, 1, 1, 1, 1).expand(-1, -1, 2, -1, -1, -1)
-    scales = (torch.zeros(len(value), 1, 1, 1), torch.ones(len(value), 1, 1, 1))
-    out, _ = kernels.prompt_attention(torch.ones(1, 1, 1, 1), kv, None, scales)
+    kv = value.view(2, 1, 1, 1, 1, -1).expand(-1, -1, 2, -1, -1, -1)
+    width = kv.shape[-1]
+    scales = (torch.zeros(2, 1, 1, width), torch.ones(2, 1, 1, 1))
+    out, _ = kernels.prompt_attention(torch.ones(1, 1, 1, width), kv, None, scales)
     assert torch.equal(out.flatten(), value.float())
 
 
@@ -269,12 +270,16 @@ def test_indexed_tokens_are_the_stored_ones(dtype: torch.dtype) -> None:
     stored = kernels.prompt_attention(q, kv, None, None)
     grad = torch.randn(stored[0].shape).to(dtype)
     expected = kernels.prompt_attention_backward(grad, q, kv, *stored, None, None)
-    for values in (v, v.contiguous()):  # of k's strides, and of others
-        for places in (index, index.long(), index.mT.contiguous().mT):
-            indexed = kernels.prompt_attention_indexed(q, k, values, places)
-            assert_tensors_equal(indexed, stored)
-            got = kernels.prompt_attention_indexed_backward(grad, q, k, values, places, *indexed)
-            assert torch.equal(got, expected)
+    for values, places in (
+        (v, index),
+        (v.contiguous(), index),  # of other strides than k's
+        (v, index.long()),
+        (v, index.mT.contiguous().mT),
+    ):
+        indexed = kernels.prompt_attention_indexed(q, k, values, places)
+        assert_tensors_equal(indexed, stored)
+        got = kernels.prompt_attention_indexed_backward(grad, q, k, values, places, *indexed)
+        assert torch.equal(got, expected)
 
 
 def test_store_of_more_than_two_to_the_31_elements() -> None:
