@@ -28,12 +28,15 @@ STAND_INS = {
 }
 
 
-def write_study(folder: Path, images: int = 60) -> None:
-    """12-bit scans of 20 patients, every fourth stored inverted; some findings are unknown."""
+IMAGES = 30
+
+
+def write_study(folder: Path) -> None:
+    """12-bit scans of 10 patients, every fourth stored inverted; some findings are unknown."""
     rng = np.random.default_rng(0)
     (folder / "scans").mkdir()
     lines = [",".join(("path", "patient", *FINDINGS))]
-    for number in range(images):
+    for number in range(IMAGES):
         bright, striped = int(rng.random() < 0.5), int(rng.random() < 0.5)
         pixels = rng.integers(200, 1400, (56, 24)) + 700 * bright
         pixels[:: 8 if striped else 99] = 3500 - 700 * bright
@@ -76,7 +79,8 @@ def test_from_dicoms_with_findings_to_a_calibrated_explained_exported_model(
     predicted = rows_of(Path("predictions.csv"))
     explained = rows_of(Path("explained/explanations.csv"))
     assert [row["path"] for row in explained] == [row["path"] for row in predicted]
-    assert len(predicted) == 60 and len(list(Path("explained").glob("*/attention.png"))) == 60
+    drawn = list(Path("explained").glob("*/attention.png"))
+    assert len(predicted) == len(drawn) == IMAGES
     session = onnxruntime.InferenceSession("model.onnx")
     told = json.loads(session.get_modelmeta().custom_metadata_map["fpt_fast"])
     assert (told["classes"], told["output"], told["calibrated"]) == ([*FINDINGS], "findings", True)
