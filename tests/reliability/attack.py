@@ -99,11 +99,15 @@ def run_all_dtypes(name: str, root: Path, count: int) -> dict[str, dict[str, int
     return counts
 
 
+def folder_in_memory() -> str | None:
+    """Where files need no disk, which is simulated; None where that is not to be had."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
 def run(name: str, count: int) -> dict[str, Any]:
     """Run a part on a cache of each dtype, in a fresh process; its counts by dtype."""
-    # In memory where that is to be had: what a disk would do is simulated, and it need not wait.
     # A soak must not take the memory that it counts, and reads from a disk.
-    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) and name != "soak" else None
+    base = None if name == "soak" else folder_in_memory()
     with tempfile.TemporaryDirectory(dir=base, prefix="fpt-fast-reliability-") as root:
         result = subprocess.run(
             [sys.executable, __file__, "--part", name, str(count), root],
