@@ -3,8 +3,8 @@
 The floor of a piece of work is the larger of its bytes over the bandwidth of a copy and its
 operations over the rate of matrix products, both measured in the same turns as the work.  Best
 times of ``--rounds`` turns, of more for what is short: the machine undisturbed, for ours, plain and
-floors alike.  Writes
-``benchmarks/results/floors.json``, and with ``--write`` the document, which says how to call it.
+floors alike.  Writes ``benchmarks/results/floors.json``, and with ``--write`` the document, which
+says how to call it.
 """
 
 import argparse
