@@ -8,7 +8,7 @@ import pytest
 from small_run import write_backbone
 
 from fpt_fast.pipeline import PreloadSettings, TrainSettings
-from fpt_fast.report import figures, sweep
+from fpt_fast.report import figures, sheets, sweep
 from helpers import write_image_set
 
 INPUT = "48"
@@ -33,6 +33,13 @@ def figures_are_drawn_only(request: pytest.FixtureRequest, monkeypatch: pytest.M
     if "whole_figures" not in request.fixturenames:
         for module in (figures, sweep):
             monkeypatch.setattr(module, "render", draw_only)
+
+
+@pytest.fixture
+def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The four pictures of every explained image at a tenth of their size."""
+    for name, edge in (("_LONGEST", 64), ("_LARGEST", 32), ("_SMALLEST", 32)):
+        monkeypatch.setattr(sheets, name, edge)
 
 
 @pytest.fixture

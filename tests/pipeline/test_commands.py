@@ -34,6 +34,7 @@ STAND_INS = {
     " --repo OWNER/NAME": "",
     # As many models as seeds, of which quick-start.md has three.
     "--seed 0-4": "--seed 0-1",
+    "--repeats 3": "--repeats 2",
     # A CT in Hounsfield units has them in DICOM files, for which test_walk.py goes a whole way.
     "--window 40/400": "--window 400/2000",
 }

@@ -85,6 +85,7 @@ def test_any_image_is_explained_as_the_cache_has_it(
         assert float(row["attention"]) == pytest.approx(float(attention.max()), abs=1e-6)
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_grades_and_numbers_are_explained_as_predict_tells_them(
     preload_settings: MakePreload, train_settings: MakeTrain, data: Path, tmp_path: Path
 ) -> None:
@@ -119,6 +120,7 @@ def test_grades_and_numbers_are_explained_as_predict_tells_them(
     assert "; it is 1" in page  # of the images shown with their tokens
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_an_earlier_run_is_replaced_as_a_whole_or_not_at_all(
     preload_settings: MakePreload,
     train_settings: MakeTrain,
@@ -162,6 +164,7 @@ def test_an_earlier_run_is_replaced_as_a_whole_or_not_at_all(
             explain(run=run, images=images[:1], output=other, overwrite=True)
 
 
+@pytest.mark.usefixtures("small_pictures")
 def test_predictions_and_exports_are_not_replaced_unasked(
     preload_settings: MakePreload, train_settings: MakeTrain, data: Path, tmp_path: Path
 ) -> None:

@@ -54,7 +54,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.usefixtures("whole_figures")
+@pytest.mark.usefixtures("whole_figures", "small_pictures")
 def test_from_dicoms_with_findings_to_a_calibrated_explained_exported_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
