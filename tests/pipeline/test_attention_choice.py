@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from pipeline.conftest import INPUT
 
 from fpt_fast.backbone import BackboneError, load_backbone
 from fpt_fast.cache import CacheReader
@@ -90,7 +91,8 @@ def test_what_ran_is_recorded_and_no_part_of_the_identity(
     with CacheReader(tmp_path / "cache") as reader:
         assert reader.notes["attention"] == "native" and "attention" not in reader.fingerprint
     assert preload(preload_settings(attention="blocked")).computed == 0
-    result = train(train_settings(cache="none", backbone=str(backbone), attention="blocked"))
+    live = {"cache": "none", "backbone": str(backbone), "input_size": INPUT}
+    result = train(train_settings(**live, attention="blocked"))
     recorded = yaml.safe_load((result.run / "config.yaml").read_text())
     assert recorded["settings"]["attention"] == "blocked"
     assert FptModel.from_pretrained(result.run / "best").extra["features"]["attention"] == "blocked"
@@ -109,7 +111,7 @@ def test_calls_that_run_the_frozen_model_take_the_setting(
     preload(preload_settings())
     with pytest.raises(BackboneError, match=refused):
         repair(data=data, cache=tmp_path / "cache", backbone=str(backbone), attention="flash")
-    live = train_settings(cache="none", backbone=str(backbone), epochs=1)
+    live = train_settings(cache="none", backbone=str(backbone), input_size=INPUT, epochs=1)
     with pytest.raises(BackboneError, match=refused):
         train(
             cache="none", backbone=str(backbone), data=data, run=tmp_path / "x", attention="flash"

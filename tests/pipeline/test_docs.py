@@ -47,6 +47,7 @@ def blocks(document: str, language: str) -> list[str]:
 DOCUMENTS = ("trust.md", "explanation.md", "prediction.md")
 
 
+@pytest.mark.usefixtures("small_pictures")
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_commands_and_code_run(
     document: str, folder: Path, monkeypatch: pytest.MonkeyPatch
