@@ -167,13 +167,9 @@ def _constants(width: int, dtype: torch.dtype, tile: Tile) -> dict[str, object]:
 
 
 def compile_specs() -> list[CompileSpec]:
-    """One per row of the table, and every 8-bit dtype at D = 64: rounding is by element."""
-    return [
-        _compile_spec(key, tile, dtype)
-        for key, tile in TABLE.items()
-        if key[0] == "quantise_kv"
-        for dtype in (_LARGEST if key[2] == 64 else (torch.float8_e4m3fn,))
-    ]
+    """One per row of the table and 8-bit dtype."""
+    rows = [(key, tile) for key, tile in TABLE.items() if key[0] == "quantise_kv"]
+    return [_compile_spec(key, tile, dtype) for key, tile in rows for dtype in _LARGEST]
 
 
 def _compile_spec(key: Key, tile: Tile, dtype: torch.dtype) -> CompileSpec:

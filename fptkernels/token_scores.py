@@ -382,17 +382,13 @@ def _constants(width: int, dtype: torch.dtype, sizes: Tile, upcast: bool) -> dic
 def compile_specs() -> list[CompileSpec]:
     """Every row of the launch table, on tensors whose head width is the padded one.
 
-    Of the columns, also the form with a given log-sum-exp, of narrow heads as of those of 64: in
-    the same tiles.
+    Of the columns, also the form with a given log-sum-exp.
     """
-    table = launch_table.TABLE.items()
     return [
-        *(_spec(key, sizes, False) for key, sizes in table if key[0].startswith("token_scores_")),
-        *(
-            _spec(key, sizes, True)
-            for key, sizes in table
-            if key[0] == "token_scores_columns" and key[2] >= 64
-        ),
+        _spec(key, sizes, with_lse)
+        for key, sizes in launch_table.TABLE.items()
+        if key[0].startswith("token_scores_")
+        for with_lse in ((False, True) if key[0] == "token_scores_columns" else (False,))
     ]
 
 

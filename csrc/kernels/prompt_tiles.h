@@ -4,8 +4,8 @@
 // Prompts and weights are split into PARTS of bf16: one, or the three that an f32 is the sum of.  Two
 // parts of f16 tokens are not here: on a Sapphire Rapids they took as long as AVX-512's products, even
 // with tiles multiplied row by row beside the conversion, and three parts of f32 longer.  With rows alone
-// by tiles and weighted sums by AVX-512, the latter took longer by what the former saved: a core that
-// multiplies tiles runs slower.
+// by tiles and weighted sums by AVX-512, the latter took longer by much of what the former saved, as if
+// a core that multiplies tiles ran slower, and from memory forward gained nothing.
 
 #if FPT_AMX
 

@@ -70,7 +70,7 @@ def watched(root: Path, hook: Hook) -> Iterator[None]:
 
 
 def _path_of(thing: Any) -> str:
-    # By text: a Path a call would be a quarter of the time of an attack.
+    # By text: this is asked at every call, and a Path each time is slow.
     if isinstance(thing, int):
         try:
             return os.readlink(f"/proc/self/fd/{thing}")  # noqa: PTH115

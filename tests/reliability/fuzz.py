@@ -216,7 +216,7 @@ def in_memory(ask: Callable[[], str], size: int) -> str:
     """The answer, whose memory must be in proportion to a file of ``size`` bytes.
 
     It is counted in a child: Python before 3.12.5 never frees what the tracer recorded of each
-    line (gh-121390), 5 to 35 KB an input, 70 MB in a long run.
+    line (gh-121390), which a long run would take for a leak.
     """
     return apart(partial(_counted, ask, size))
 
