@@ -80,9 +80,9 @@ class StoredTokens {
     const char* end = end_of(kv_, element_);
     const char* base = at(image, layer, head);
     const int64_t part = kv_.stride(2) * element_;
-    task.k = {base, offsets_.data(), end};
-    task.v = {base + part, offsets_.data(), end};
     const bool side_by_side = kv_.stride(4) == width;
+    task.k = {base, offsets_.data(), end, side_by_side};
+    task.v = {base + part, offsets_.data(), end, side_by_side};
     task.v_ahead = side_by_side ? task.v.base : nullptr;
     task.next_k = side_by_side ? at(next_image, next_layer, next_head) : nullptr;
     task.next_v = side_by_side ? task.next_k + part : nullptr;
@@ -173,8 +173,8 @@ class IndexedTokens {
       offsets[t] = row * k_.stride(3);
       offsets[kept + t] = row * v_.stride(3);
     }
-    task.k = {at(k_, image, layer, head), offsets.data(), end_of(k_, element_)};
-    task.v = {at(v_, image, layer, head), offsets.data() + kept, end_of(v_, element_)};
+    task.k = {at(k_, image, layer, head), offsets.data(), end_of(k_, element_), false};
+    task.v = {at(v_, image, layer, head), offsets.data() + kept, end_of(v_, element_), false};
     task.v_ahead = task.next_k = task.next_v = nullptr;
     task.k_scales = task.v_scales = nullptr;
   }

@@ -72,6 +72,15 @@ static void tile_product(const float* tile, const float* packed, int64_t columns
   for (int r = 0; r < R; ++r) store(to + r * W, add ? load(to + r * W) + sum[r] : sum[r]);
 }
 
+// Where tokens are a tile as they stand, that tile: floats, side by side and as wide as it.  Else null.
+template <class T>
+FPT_INLINE const float* tile_in_place(
+    const TokenRows& tokens, int64_t first, int64_t rows, int64_t width) {
+  if (sizeof(typename T::Value) < sizeof(float)) return nullptr;
+  if (!tokens.side_by_side || width != TILE_COLUMNS || rows < ROWS) return nullptr;
+  return reinterpret_cast<const float*>(row_of<T>(tokens, first));
+}
+
 // Rows first .. first + rows, columns d .. d + columns -> tile.
 template <class T>
 static void fill_tile(const TokenRows& tokens, int64_t first, int64_t rows, int64_t d,
@@ -93,7 +102,8 @@ static void row_products(const TokenRows& tokens, const char* wanted, int64_t ke
     const int64_t rows = kept - first < ROWS ? kept - first : ROWS;
     for (int64_t d = 0; d < width; d += TILE_COLUMNS) {
       const int64_t columns = width - d < TILE_COLUMNS ? width - d : TILE_COLUMNS;
-      fill_tile<T>(tokens, first, rows, d, columns, tile);
+      const float* source = tile_in_place<T>(tokens, first, rows, width);
+      if (!source) source = tile, fill_tile<T>(tokens, first, rows, d, columns, tile);
       Ahead ahead = no_ahead(tile);
       if (wanted)
         ahead = {wanted + (first * width + d * ROWS) * element / 2, ROWS * element / 2,
@@ -101,9 +111,9 @@ static void row_products(const TokenRows& tokens, const char* wanted, int64_t ke
       for (int64_t block = 0; block < blocks; ++block, ahead = no_ahead(tile)) {
         const float* lanes = packed + (block * width + d) * W;
         float* to = products + (block * padded + first) * W;
-        if (rows > 2 * STEP) tile_product<3 * STEP>(tile, lanes, columns, to, d > 0, ahead);
-        else if (rows > STEP) tile_product<2 * STEP>(tile, lanes, columns, to, d > 0, ahead);
-        else tile_product<STEP>(tile, lanes, columns, to, d > 0, ahead);
+        if (rows > 2 * STEP) tile_product<3 * STEP>(source, lanes, columns, to, d > 0, ahead);
+        else if (rows > STEP) tile_product<2 * STEP>(source, lanes, columns, to, d > 0, ahead);
+        else tile_product<STEP>(source, lanes, columns, to, d > 0, ahead);
       }
     }
   }

@@ -63,6 +63,7 @@ struct TokenRows {
   const char* base;
   const int64_t* rows;  // [K]
   const char* end;      // nothing at or after it may be read
+  bool side_by_side;    // each token begins where the one before it ends
 };
 
 enum class Stored : int { f16, bf16, f32, i8 };
@@ -72,7 +73,7 @@ enum class Stored : int { f16, bf16, f32, i8 };
 // that and the scratch are best aligned to 64, so that no vector lies across two lines of the cache.
 struct PromptTask {
   TokenRows k, v;
-  // Where tokens stand side by side: the values, and the tokens of the next task; else null.
+  // Where tokens are side by side: the values, and the tokens of the next task; else null.
   const char *v_ahead, *next_k, *next_v;
   Stored stored;
   bool narrow;  // prompts and what is made of them have the 8 bits of bf16

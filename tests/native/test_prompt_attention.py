@@ -167,6 +167,18 @@ def test_what_is_not_finite_spreads_as_in_torch(impl: str, bad: float, part: int
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_tokens_that_stand_apart_are_read_where_they_are(impl: str, dtype: torch.dtype) -> None:
+    kv = WIDE_CASE.kv(dtype)
+    apart = torch.cat((kv, torch.full_like(kv, float("nan"))), -1)[..., : WIDE_CASE.width]
+    results = []
+    for stored in (kv, apart):
+        q = WIDE_CASE.q(torch.float32).requires_grad_()
+        out = prompt_attention(q, stored, impl=impl)
+        results.append((out, *torch.autograd.grad(out.square().sum(), q)))
+    assert all(map(torch.equal, *results))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_gradient_of_any_strides(impl: str, dtype: torch.dtype) -> None:
     q = CASE.q(torch.float32).to(dtype).transpose(1, 2).contiguous().transpose(1, 2)
     kv = (
