@@ -38,36 +38,45 @@ FPT_INLINE const typename T::Value* row_of(const TokenRows& tokens, int64_t t) {
 }
 
 // Memory that is wanted next, to be fetched evenly while products run: `step` bytes at a time, from two
-// places in turn, since the processor runs ahead in each.
+// places side by side, since the processor runs ahead in each.
 struct Ahead {
   const char* from;
   int64_t step;
   int64_t apart;  // from one place to the other
-  FPT_INLINE void fetch_both(int64_t i) const {
+  FPT_INLINE void fetch(int64_t i) const {
     __builtin_prefetch(from + i * step, 0, 2);
     __builtin_prefetch(from + apart + i * step, 0, 2);
-  }
-  FPT_INLINE void fetch(int64_t i) const {
-    __builtin_prefetch(from + i / 2 * step + (i % 2 ? apart : 0), 0, 2);
   }
 };
 
 // Nothing: the same line over and over.
 FPT_INLINE Ahead no_ahead(const float* any) { return {reinterpret_cast<const char*>(any), 0, 0}; }
 
-// to[r] (+)= sum over d < columns of tile[r][d] * packed[d]
-template <int R>
+// How often to fetch beside two columns of a tile or four tokens, so that no line is fetched much more
+// than once.
+template <class T>
+constexpr int FETCHES = sizeof(typename T::Value) == 4 ? 2 : 1;
+
+// to[r] (+)= sum over d < columns of tile[r][d] * packed[d], where a row holds what was of type T
+template <class T, int R>
 static void tile_product(const float* tile, const float* packed, int64_t columns, float* to,
                          bool add, Ahead ahead) {
   F sum[R];
 #pragma GCC unroll 24
   for (int r = 0; r < R; ++r) sum[r] = F{};
-  for (int64_t d = 0; d < columns; ++d) {
+  const auto add_column = [&](int64_t d) {
     const F lanes = load(packed + d * W);
-    ahead.fetch_both(d);
 #pragma GCC unroll 24
     for (int r = 0; r < R; ++r) sum[r] += lanes * tile[r * TILE_COLUMNS + d];
+  };
+  int64_t d = 0;
+  for (; d + 2 <= columns; d += 2) {
+    ahead.fetch(d);
+    add_column(d);
+    if (FETCHES<T> == 2) ahead.fetch(d + 1);
+    add_column(d + 1);
   }
+  if (d < columns) add_column(d);
 #pragma GCC unroll 24
   for (int r = 0; r < R; ++r) store(to + r * W, add ? load(to + r * W) + sum[r] : sum[r]);
 }
@@ -87,8 +96,14 @@ static void fill_tile(const TokenRows& tokens, int64_t first, int64_t rows, int6
                       int64_t columns, float* tile) {
   for (int64_t r = 0; r < rows; ++r) {
     const auto* row = row_of<T>(tokens, first + r) + d;
-    for (int64_t i = 0; i < columns; i += W)
-      store(tile + r * TILE_COLUMNS + i, some_of<T>(row + i, columns - i, tokens.end));
+    float* to = tile + r * TILE_COLUMNS;
+    if (columns == TILE_COLUMNS) {
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < TILE_COLUMNS; i += W) store(to + i, T::some(row + i));
+    } else {
+      for (int64_t i = 0; i < columns; i += W)
+        store(to + i, some_of<T>(row + i, columns - i, tokens.end));
+    }
   }
 }
 
@@ -111,9 +126,9 @@ static void row_products(const TokenRows& tokens, const char* wanted, int64_t ke
       for (int64_t block = 0; block < blocks; ++block, ahead = no_ahead(tile)) {
         const float* lanes = packed + (block * width + d) * W;
         float* to = products + (block * padded + first) * W;
-        if (rows > 2 * STEP) tile_product<3 * STEP>(source, lanes, columns, to, d > 0, ahead);
-        else if (rows > STEP) tile_product<2 * STEP>(source, lanes, columns, to, d > 0, ahead);
-        else tile_product<STEP>(source, lanes, columns, to, d > 0, ahead);
+        if (rows > 2 * STEP) tile_product<T, 3 * STEP>(source, lanes, columns, to, d > 0, ahead);
+        else if (rows > STEP) tile_product<T, 2 * STEP>(source, lanes, columns, to, d > 0, ahead);
+        else tile_product<T, STEP>(source, lanes, columns, to, d > 0, ahead);
       }
     }
   }
@@ -129,13 +144,20 @@ static FPT_INLINE void weighted_sum(const TokenRows& tokens, int64_t kept, int64
   for (int64_t first = 0; first < kept; first += RUN) {
     F part[W] = {};
     const int64_t end = first + RUN < kept ? first + RUN : kept;
-    for (int64_t t = first; t < end; ++t) {
+    const auto add_token = [&](int64_t t) {
       const auto* row = row_of<T>(tokens, t) + d;
       const F channels = WHOLE ? T::some(row) : some_of<T>(row, wanted, tokens.end);
-      ahead.fetch(t);
 #pragma GCC unroll 16
       for (int p = 0; p < W; ++p) part[p] += channels * weights[t * W + p];
+    };
+    int64_t t = first;
+    for (; t + 4 <= end; t += 4) {
+      ahead.fetch(t / 2);
+      add_token(t), add_token(t + 1);
+      if (FETCHES<T> == 2) ahead.fetch(t / 2 + 1);
+      add_token(t + 2), add_token(t + 3);
     }
+    for (; t < end; ++t) add_token(t);
 #pragma GCC unroll 16
     for (int p = 0; p < W; ++p)
       store(sum + p * W, load(sum + p * W) + part[p]);
