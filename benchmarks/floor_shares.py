@@ -115,8 +115,8 @@ def measure(full: bool = True, rounds: int = 9) -> Row:
         },
         "ops": list(op_rows(full, rounds)),
         "reading": list(read_rows(full, 4 * rounds)),
-        "steps": list(step_rows(full, rounds)),
-        "frozen_pass": frozen_row(full, max(1, rounds // 3)),
+        "steps": list(step_rows(full, rounds + rounds // 2)),
+        "frozen_pass": frozen_row(full, max(1, 2 * rounds // 3)),
     }
 
 
