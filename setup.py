@@ -14,6 +14,7 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.modified import newer_group
 from setuptools.errors import BaseError, CCompilerError
 
 ROOT = Path(__file__).resolve().parent
@@ -36,7 +37,7 @@ class BuildNative(build_ext):
                 extension.extra_compile_args += ["-isystem", str(torch / "include")]
                 extension.library_dirs.append(str(torch / "lib"))
         try:
-            if reason is None:
+            if reason is None and not self.is_current(package):
                 super().run()
         except (BaseError, CCompilerError) as error:
             self.warn(str(error))
@@ -49,11 +50,20 @@ class BuildNative(build_ext):
             note.with_name("_native.so").unlink(missing_ok=True)  # that of older sources
             note.write_text(reason + "\n")
 
+    def is_current(self, package: Path) -> bool:
+        """Whether the one in the source tree is newer than all that it is made of: pip has made it
+        in a folder of its own, of which distutils knows nothing."""
+        (extension,) = self.extensions
+        parts = [__file__, "csrc/native_build.py", *extension.sources, *extension.depends]
+        built = package / "fpt_fast" / "_native.so"
+        return bool(self.inplace) and not self.force and not newer_group(parts, str(built))
+
     def build_extensions(self) -> None:
         """Sources side by side: one after another they take minutes."""
         compile_all = self.compiler.compile
 
         def compile_each(sources: list[str], **options: object) -> list[str]:
+            sys.stderr.write("compiling the C++ extension, which takes a minute or two\n")
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 objects = pool.map(lambda source: compile_all([source], **options), sources)
                 return [file for files in objects for file in files]

@@ -27,10 +27,10 @@ from fpt_fast.pipeline import (
     sweep,
     train,
 )
-from fpt_fast.pipeline.temperatures import FEW
 from fpt_fast.records import Predictions
 from fpt_fast.report import read_predictions, write_predictions
 from fpt_fast.trust import fit_temperature
+from fpt_fast.trust.calibration import FEW
 from helpers import spread_weights, write_image_set
 
 MakePreload = Callable[..., PreloadSettings]

@@ -1,5 +1,6 @@
 """What a cache can refuse, and why: each message says what came and what to do next."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,8 @@ class FeatureValueError(CacheError, ValueError):
 def corrupt(file: Path, reason: str) -> CacheCorrupt:
     """``CacheCorrupt`` about ``file``, with the way out."""
     return CacheCorrupt(
-        f"{file}: {reason}; run `fpt-fast cache repair --cache {file.parent}` "
-        "with --data and --backbone as it was preloaded"
+        f"{file}: {reason}; run `fpt-fast cache repair --cache {shlex.quote(str(file.parent))} "
+        "--backbone BACKBONE --data DATA` with the backbone and data that it was preloaded from"
     )
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -137,7 +138,8 @@ class CacheReport:
             ),
         ]
         if self.verified and self.ok:
-            lines.append("verified:    every byte is as it was written")
+            what = "every byte" if self.done == self.records else "every byte of what is there"
+            lines.append(f"verified:    {what} is as it was written")
         lines += [f"problem:     {problem}" for problem in self.problems]
         if self.bad_keys:
             lines.append(f"bad records: {len(self.bad_keys)}")
@@ -145,9 +147,11 @@ class CacheReport:
             if len(self.bad_keys) > 20:
                 lines.append(f"  ... and {len(self.bad_keys) - 20} more")
         if not self.ok:
+            backbone = shlex.quote(str(self.notes.get("source", "BACKBONE")))
             lines.append(
-                f"run `fpt-fast cache repair --cache {self.path}` with --data and --backbone as it "
-                "was preloaded: it rebuilds only what is bad"
+                f"run `fpt-fast cache repair --cache {shlex.quote(str(self.path))} --backbone {backbone} "
+                "--data DATA` with the data and backbone that it was preloaded from: it rebuilds only "
+                "what is bad"
             )
         return "\n".join(lines)
 

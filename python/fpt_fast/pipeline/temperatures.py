@@ -18,15 +18,12 @@ from fpt_fast.trust import (
     why_no_temperature,
     why_no_temperatures,
 )
+from fpt_fast.trust.calibration import FEW
 
 log = logging.getLogger("fpt_fast")
 
 # Where a shared model keeps them, which has no validation images with it.
 TEMPERATURES = "temperatures"
-
-# Below this many validation images, our own choice, a temperature may say more of them than of the
-# model: a dozen that it happens to have right ask for a very low one.
-FEW = 50
 
 
 def find_temperatures(folder: Path, extra: Mapping[str, Any]) -> tuple[float, ...] | None:

@@ -183,7 +183,9 @@ def assess(
         validation, at_sensitivity=at_sensitivity, at_specificity=at_specificity
     )
     points = operating_points(predictions, thresholds, bootstrap=bootstrap)
-    return Assessment(metrics, intervals, Calibration(plain, temperature, scaled), points)
+    told = int((validation.labels != UNLABELLED).sum())
+    calibration = Calibration(plain, temperature, scaled, told)
+    return Assessment(metrics, intervals, calibration, points)
 
 
 def _describe_findings(findings: Sequence[Calibration | None], names: Sequence[str]) -> str:

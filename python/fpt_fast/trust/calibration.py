@@ -19,6 +19,9 @@ from fpt_fast.trust.bootstrap import Bootstrap, Interval
 from fpt_fast.trust.resampled import Floats
 
 BINS = 15
+# Below this many validation images, our own choice, a temperature may say more of them than of the
+# model: a dozen that it happens to have right ask for a very low one.
+FEW = 50
 _LOWEST, _HIGHEST = 0.01, 100.0
 _AT_A_BOUND = {
     _LOWEST: "every validation image is right",
@@ -71,15 +74,18 @@ class CalibrationErrors:
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """Errors of the probabilities as they are, and ``scaled`` by a ``temperature`` that was fitted
-    on validation images (both None without any; ``scaled`` None where all of those are right)."""
+    on validation images, ``fitted_on`` of them (None without any; ``scaled`` None where all of those
+    are right)."""
 
     plain: CalibrationErrors
     temperature: float | None
     scaled: CalibrationErrors | None
+    fitted_on: int | None = None
 
     @property
     def warning(self) -> str | None:
-        """Why the temperature is none that was fitted: it lies on a bound."""
+        """Why the temperature is none that was fitted, since it lies on a bound; or that it was
+        fitted on few images."""
         if self.temperature == _HIGHEST:
             return (
                 "no temperature helps: on the validation images the probabilities are no better "
@@ -89,6 +95,12 @@ class Calibration:
             return (
                 "no temperature was found, since every validation image is right: calibrated "
                 "probabilities are the plain ones"
+            )
+        if self.fitted_on is not None and self.fitted_on < FEW:
+            images = "image" if self.fitted_on == 1 else "images"
+            return (
+                f"the temperature is of {self.fitted_on} validation {images}: with fewer than {FEW} "
+                "it may say more of them than of the model"
             )
         return None
 
