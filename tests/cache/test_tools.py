@@ -61,6 +61,7 @@ def test_inspect_and_verify_an_unfinished_build(cache: Path, tmp_path: Path) -> 
         writer.write([0, 2, 4], tokens([0, 2, 4]))
     assert (inspect_cache(path).state, inspect_cache(path).done) == ("unfinished", 3)
     assert verify_cache(path).ok
+    assert "every byte of what is there is as it was written" in str(verify_cache(path))
     flip(path / "shard-00000.partial", 4096 + 2 * LAYOUT.record_bytes)
     assert verify_cache(path).bad_keys == (keys(6)[2],)
     assert drop_bad_records(path) == [keys(6)[2]]
@@ -100,7 +101,9 @@ def test_bad_records_are_named_and_rebuilt(cache: Path) -> None:
     assert report.bad_keys == (keys(6)[1], keys(6)[5])
     assert report.problems == ()
     assert "'class_1/image 0.png'" in str(report)
-    assert "cache repair" in str(report)
+    assert f"cache repair --cache {cache} --backbone BACKBONE --data DATA`" in str(report)
+    named = replace(report, notes={**report.notes, "source": "a folder/vit"})
+    assert f"cache repair --cache {cache} --backbone 'a folder/vit' --data" in str(named)
     assert drop_bad_records(cache) == [keys(6)[1], keys(6)[5]]
     with pytest.raises(CacheUnfinished, match="4 of 6 records"):
         CacheReader(cache)

@@ -1,5 +1,7 @@
 """Calibration against scikit-learn and scipy, on probabilities that are known to be false."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.optimize
@@ -19,6 +21,7 @@ from fpt_fast.trust import (
     scale_probabilities,
     usable_temperature,
 )
+from fpt_fast.trust.calibration import FEW
 
 
 @pytest.mark.parametrize("classes", [2, 3, 6])
@@ -137,6 +140,15 @@ def test_temperature_of_validation_mends_overconfidence_on_test() -> None:
     alone = assess(test, 3, resamples=0).calibration
     assert alone is not None and (alone.temperature, alone.scaled) == (None, None)
     assert alone.plain.ece.estimate == calibration.plain.ece.estimate
+
+
+@pytest.mark.parametrize(("count", "few"), [(FEW, False), (FEW - 1, True)])
+def test_a_temperature_of_few_images_is_told(count: int, few: bool) -> None:
+    validation = scaled(make(count + 3, 3, seed=1), 6.0)
+    unknown = torch.cat((validation.labels[:-3], torch.full((3,), UNLABELLED)))
+    assessment = assess(make(50, 3), 3, validation=replace(validation, labels=unknown), resamples=0)
+    said = f"the temperature is of {count} validation images: with fewer than {FEW}"
+    assert (said in str(assessment)) == few
 
 
 def test_what_has_no_calibration() -> None:

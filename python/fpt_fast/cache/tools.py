@@ -147,11 +147,11 @@ class CacheReport:
             if len(self.bad_keys) > 20:
                 lines.append(f"  ... and {len(self.bad_keys) - 20} more")
         if not self.ok:
-            backbone = shlex.quote(str(self.notes.get("source", "BACKBONE")))
+            cache = shlex.quote(str(self.path))
+            backbone = shlex.quote(str(self.notes.get("source") or "BACKBONE"))
             lines.append(
-                f"run `fpt-fast cache repair --cache {shlex.quote(str(self.path))} --backbone {backbone} "
-                "--data DATA` with the data and backbone that it was preloaded from: it rebuilds only "
-                "what is bad"
+                f"run `fpt-fast cache repair --cache {cache} --backbone {backbone} --data DATA` "
+                "with the data and backbone that it was preloaded from: it rebuilds only what is bad"
             )
         return "\n".join(lines)
 

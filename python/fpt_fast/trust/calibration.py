@@ -74,8 +74,8 @@ class CalibrationErrors:
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """Errors of the probabilities as they are, and ``scaled`` by a ``temperature`` that was fitted
-    on validation images, ``fitted_on`` of them (None without any; ``scaled`` None where all of those
-    are right)."""
+    on validation images, ``fitted_on`` of them (None without any; ``scaled`` None where all of
+    those are right)."""
 
     plain: CalibrationErrors
     temperature: float | None
@@ -99,8 +99,8 @@ class Calibration:
         if self.fitted_on is not None and self.fitted_on < FEW:
             images = "image" if self.fitted_on == 1 else "images"
             return (
-                f"the temperature is of {self.fitted_on} validation {images}: with fewer than {FEW} "
-                "it may say more of them than of the model"
+                f"the temperature is of {self.fitted_on} validation {images}: with fewer than "
+                f"{FEW} it may say more of them than of the model"
             )
         return None
 
