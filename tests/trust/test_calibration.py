@@ -146,7 +146,9 @@ def test_temperature_of_validation_mends_overconfidence_on_test() -> None:
 def test_a_temperature_of_few_images_is_told(count: int, few: bool) -> None:
     validation = scaled(make(count + 3, 3, seed=1), 6.0)
     unknown = torch.cat((validation.labels[:-3], torch.full((3,), UNLABELLED)))
-    assessment = assess(make(50, 3), 3, validation=replace(validation, labels=unknown), resamples=0)
+    assessment = assess(
+        make(50, 3), 3, validation=replace(validation, labels=unknown), resamples=20
+    )
     said = f"the temperature is of {count} validation images: with fewer than {FEW}"
     assert (said in str(assessment)) == few
 

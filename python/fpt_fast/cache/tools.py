@@ -151,7 +151,8 @@ class CacheReport:
             backbone = shlex.quote(str(self.notes.get("source") or "BACKBONE"))
             lines.append(
                 f"run `fpt-fast cache repair --cache {cache} --backbone {backbone} --data DATA` "
-                "with the data and backbone that it was preloaded from: it rebuilds only what is bad"
+                "with the data and backbone that it was preloaded from: "
+                "it rebuilds only what is bad"
             )
         return "\n".join(lines)
 
