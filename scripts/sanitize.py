@@ -37,8 +37,8 @@ SANITIZERS = {
         # libstdc++ too: what it throws must be found before ASan looks for it.
         ("libasan.so", "libstdc++.so.6"),
         {
-            # Python and torch keep much until the process ends.  Uses of the stack after a return are
-            # not looked for: GCC 12 then misaligns vectors on the stack (its bug 110027).
+            # Python and torch keep much until the process ends.  Uses of the stack after a return
+            # are not looked for: GCC 12 then misaligns vectors on the stack (its bug 110027).
             "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:detect_stack_use_after_return=0",
             "UBSAN_OPTIONS": "print_stacktrace=1:abort_on_error=1",
         },
