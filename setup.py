@@ -15,11 +15,10 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError, CCompilerError
-from setuptools.modified import newer_group
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "csrc"))
-from native_build import find_torch, platform_tag, why_not  # noqa: E402
+from native_build import find_torch, is_current, platform_tag, why_not  # noqa: E402
 
 FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
 TORCH_2_10 = "0x020a000000000000"
@@ -37,7 +36,7 @@ class BuildNative(build_ext):
                 extension.extra_compile_args += ["-isystem", str(torch / "include")]
                 extension.library_dirs.append(str(torch / "lib"))
         try:
-            if reason is None and not self.is_current(package):
+            if reason is None and not self.is_in_place(package):
                 super().run()
         except (BaseError, CCompilerError) as error:
             self.warn(str(error))
@@ -50,13 +49,13 @@ class BuildNative(build_ext):
             note.with_name("_native.so").unlink(missing_ok=True)  # that of older sources
             note.write_text(reason + "\n")
 
-    def is_current(self, package: Path) -> bool:
-        """Whether the one in the source tree is newer than all that it is made of: pip has made it
-        in a folder of its own, of which distutils knows nothing."""
+    def is_in_place(self, package: Path) -> bool:
+        """Whether the source tree has it already: pip has made it in a folder of its own, of which
+        distutils knows nothing."""
         (extension,) = self.extensions
         parts = [__file__, "csrc/native_build.py", *extension.sources, *extension.depends]
         built = package / "fpt_fast" / "_native.so"
-        return bool(self.inplace) and not self.force and not newer_group(parts, str(built))
+        return bool(self.inplace) and not self.force and is_current(built, parts)
 
     def build_extensions(self) -> None:
         """Sources side by side: one after another they take minutes."""

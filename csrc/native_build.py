@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import sysconfig
+from collections.abc import Iterable
 from os import environ
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from setuptools.build_meta import (
     prepare_metadata_for_build_editable,
     prepare_metadata_for_build_wheel,
 )
+from setuptools.modified import newer_group
 
 __all__ = [
     "build_editable",
@@ -30,6 +32,7 @@ __all__ = [
     "get_requires_for_build_editable",
     "get_requires_for_build_sdist",
     "get_requires_for_build_wheel",
+    "is_current",
     "platform_tag",
     "prepare_metadata_for_build_editable",
     "prepare_metadata_for_build_wheel",
@@ -65,6 +68,11 @@ def why_not() -> str | None:
     if shutil.which(compiler) is None:
         return f"there was no C++ compiler ({compiler})"
     return None
+
+
+def is_current(built: Path, parts: Iterable[str | Path]) -> bool:
+    """Whether ``built`` is there and none of ``parts``, all that it is made of, is newer."""
+    return not newer_group([str(part) for part in parts], str(built))
 
 
 def _torch_if_needed() -> list[str]:

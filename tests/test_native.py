@@ -1,6 +1,7 @@
 """The C++ extension as a whole: it is there where it can be, its levels, what it says when not."""
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -30,6 +31,20 @@ def native_build() -> ModuleType:
 def test_it_is_built_wherever_it_can_be() -> None:
     missing = native_missing()
     assert missing is None or native_build().why_not() is not None, missing
+
+
+def test_an_extension_older_than_a_part_of_it_is_not_current(tmp_path: Path) -> None:
+    is_current = native_build().is_current
+    built, parts = tmp_path / "_native.so", [tmp_path / "a.cpp", tmp_path / "b.h"]
+    for part in parts:
+        part.touch()
+        os.utime(part, (1000, 1000))
+    assert not is_current(built, parts)
+    built.touch()
+    os.utime(built, (2000, 2000))
+    assert is_current(built, parts)
+    os.utime(parts[1], (3000, 3000))
+    assert not is_current(built, parts)
 
 
 def test_the_best_level_stands_first_and_portable_last() -> None:

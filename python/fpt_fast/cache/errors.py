@@ -48,11 +48,17 @@ class FeatureValueError(CacheError, ValueError):
     """Features that f16 cannot hold: NaN, infinity or overflow; names image and layer."""
 
 
+def repair_command(directory: Path, backbone: str = "BACKBONE") -> str:
+    """What to paste into a shell, DATA being left to fill in."""
+    cache, model = shlex.quote(str(directory)), shlex.quote(backbone)
+    return f"`fpt-fast cache repair --cache {cache} --backbone {model} --data DATA`"
+
+
 def corrupt(file: Path, reason: str) -> CacheCorrupt:
     """``CacheCorrupt`` about ``file``, with the way out."""
     return CacheCorrupt(
-        f"{file}: {reason}; run `fpt-fast cache repair --cache {shlex.quote(str(file.parent))} "
-        "--backbone BACKBONE --data DATA` with the backbone and data that it was preloaded from"
+        f"{file}: {reason}; run {repair_command(file.parent)} "
+        "with the backbone and data that it was preloaded from"
     )
 
 

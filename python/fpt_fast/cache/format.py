@@ -16,7 +16,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from fpt_fast.cache.errors import CacheMismatch, corrupt
+from fpt_fast.cache.errors import CacheMismatch, corrupt, repair_command
 from fpt_fast.cache.layout import DTYPES, PAGE_BYTES, RecordLayout, check_keys, key_bytes
 from fpt_fast.cache.storage import opened, read_into
 
@@ -217,7 +217,7 @@ def _read_header(file: Path, fd: int, size: int) -> dict[str, Any]:
         raise CacheMismatch(
             f"{file}: has format version {version}, this fpt-fast reads {FORMAT_VERSION}; use the "
             "fpt-fast that made it, or another --cache directory; if it was this one, the file is "
-            f"damaged: run `fpt-fast cache repair --cache {file.parent} --backbone ... --data ...`"
+            f"damaged: run {repair_command(file.parent)}"
         )
     if header_bytes > min(MAX_HEADER_BYTES, size - _PREFIX.size - DIGEST_BYTES):
         raise corrupt(file, f"claims a header of {header_bytes} bytes in a file of {size}")

@@ -2,14 +2,18 @@
 
 import contextlib
 import os
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from fpt_fast.cache.build import Build, leftovers, remove_leftovers, reopen
-from fpt_fast.cache.errors import CacheCorrupt, CacheMismatch, CacheUnfinished
+from fpt_fast.cache.errors import (
+    CacheCorrupt,
+    CacheMismatch,
+    CacheUnfinished,
+    repair_command,
+)
 from fpt_fast.cache.format import (
     DIGESTS,
     FORMAT_VERSION,
@@ -147,12 +151,10 @@ class CacheReport:
             if len(self.bad_keys) > 20:
                 lines.append(f"  ... and {len(self.bad_keys) - 20} more")
         if not self.ok:
-            cache = shlex.quote(str(self.path))
-            backbone = shlex.quote(str(self.notes.get("source") or "BACKBONE"))
+            command = repair_command(self.path, str(self.notes.get("source") or "BACKBONE"))
             lines.append(
-                f"run `fpt-fast cache repair --cache {cache} --backbone {backbone} --data DATA` "
-                "with the data and backbone that it was preloaded from: "
-                "it rebuilds only what is bad"
+                f"run {command} with the data and backbone that it was preloaded from: it rebuilds "
+                "only what is bad"
             )
         return "\n".join(lines)
 
