@@ -115,6 +115,7 @@ wheels: $(STAMP)
 
 sanitize: $(STAMP)
 	$(BIN)/python scripts/sanitize.py address
+	$(BIN)/python scripts/sanitize.py stack
 	$(BIN)/python scripts/sanitize.py thread
 
 clean:
