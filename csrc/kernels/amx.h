@@ -48,3 +48,13 @@ FPT_INLINE void tile_product() {
 }
 
 #endif
+
+// A core that has multiplied no tiles for a while stops when it next does, and is slow at first (seen on
+// an Emerald Rapids): vectors' work that stands between products says this on its way, which costs less.
+// It adds to a sum that nobody reads, and may be said only where a product of these tiles may be.
+template <int SUM, int ROWS, int PAIRS>
+FPT_INLINE void keep_awake() {
+#if FPT_AMX
+  tile_product<SUM, ROWS, PAIRS>();
+#endif
+}

@@ -136,6 +136,8 @@ static void convert_tokens(const TokenRows& tokens, int64_t first, int64_t kept,
     }
   };
   for (int64_t r = 0; r < W; ++r, next += line) {
+    if (S::parts == 1 && sizeof(typename T::Value) == 2 && HALVES == 2 && r == W / 2)
+      keep_awake<5, 4, 7>();
     const bool is_above = first + r < kept, is_below = first + W + r < kept;
     const auto* above = is_above ? row_of<T>(tokens, first + r) : nullptr;
     const auto* below = is_below ? row_of<T>(tokens, first + W + r) : nullptr;

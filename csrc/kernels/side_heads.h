@@ -25,6 +25,7 @@ static void unpack_rows_of_head(const float* from, int64_t from_stride, int64_t 
                                 float* to, int64_t stride) {
   typedef float Row __attribute__((vector_size(4 * DP), aligned(4), may_alias));
   for (int64_t i = 0; i < rows; ++i, from += from_stride, to += stride) {
+    if (i % 32 == 31) keep_awake<0, 2, 3>();
     const Row& row = *reinterpret_cast<const Row*>(from);
     if (ADDS) *reinterpret_cast<Row*>(to) += row;
     else if (width == DP) *reinterpret_cast<Row*>(to) = row;

@@ -103,6 +103,7 @@ static Parts<1>::Rows side_inner_backward(const SideSizes& s, const SideGroup& g
     for (int64_t d = 0; d < columns; d += W) {
       const int64_t panel = (column + d) * f.fc1.deep;
       F sum{};
+      keep_awake<0, 4, 6>();
       for (int64_t row = first; row < end; row += 2) {
         F values[2] = {}, slopes[2] = {};
 #pragma GCC unroll 2

@@ -91,6 +91,7 @@ static void attend_tiled(const TiledHeads<DP>& h, const TiledTask& head, float* 
   for (int64_t first = 0; first < head.queries; first += W) {
     const int64_t count = head.queries - first < W ? head.queries - first : W;
     float* sums = h.sums + first * DP;
+    keep_awake<0, 2, 3>();
     const F share = load_first(head.shares + first, count);
     for (int64_t d = 0; d < DP; ++d) store(sums + d * W, load(sums + d * W) * share);
     lanes_to_rows<DP>(sums, count, head.width, out + first * stride, stride);
@@ -122,30 +123,42 @@ static void find_minus_lses(const TiledHeads<DP>& h, const TiledTask& head) {
   }
 }
 
-// Exponents of a chunk of weights, and their gradients less what those of a query have in common: the
-// operands of slopes_of_chunk.
+// What slopes_of_chunk reads, of some keys and queries: exponents of their weights, and the weights'
+// gradients less what those of a query have in common.  It is made product by product, so that others'
+// vectors run beside.
 template <int DP>
-static void multiply_chunk(const TiledHeads<DP>& h, int64_t keys, int64_t key, int64_t query,
-                           int blocks, float* logits, float* grads) {
-  for (int64_t at = 0; at < CHUNK && key + at < keys; at += W)
-    for (int b = 0; b < blocks; ++b) {
-      const int64_t row = (key + at) * h.channels, lanes = (query + b * W) * h.channels;
-      multiply_lanes<DP>(h, h.key_rows + row, h.q_lanes + lanes, logits + (b * CHUNK + at) * W);
-      multiply_lanes<DP>(h, h.value_rows + row, h.grad_lanes + lanes, grads + (b * CHUNK + at) * W);
-    }
-}
+struct ChunkProducts {
+  const TiledHeads<DP>& h;
+  int64_t keys, key, query;
+  int blocks;
+  float *logits, *grads;
+
+  static constexpr int COUNT = 8;
+
+  FPT_INLINE void make(int product) const {
+    const int64_t at = product / 4 * W, b = product / 2 % 2;
+    if (b >= blocks || key + at >= keys) return;
+    const int64_t row = (key + at) * h.channels, lanes = (query + b * W) * h.channels;
+    const int64_t to = (b * CHUNK + at) * W;
+    product % 2 == 0 ? multiply_lanes<DP>(h, h.key_rows + row, h.q_lanes + lanes, logits + to)
+                     : multiply_lanes<DP>(h, h.value_rows + row, h.grad_lanes + lanes, grads + to);
+  }
+};
 
 // Weights and slopes of `count` keys and a chunk of queries, of one or two blocks; zeros for keys
-// that are missing to a WHOLE chunk, since sums over the keys see all of it.
+// that are missing to a WHOLE chunk, since sums over the keys see all of it.  Beside it the next
+// chunk's products are made.
 template <int DP, int BLOCKS, bool WHOLE>
-static void slopes_of_chunk(const TiledHeads<DP>& h, int64_t count, int64_t query,
-                            const float* logits, const float* grads) {
+static void slopes_of_chunk(const TiledHeads<DP>& h, int64_t count, const ChunkProducts<DP>& now,
+                            const ChunkProducts<DP>& next) {
   F lses[BLOCKS], means[BLOCKS];
   for (int b = 0; b < BLOCKS; ++b) {
-    lses[b] = load(h.minus_lses + query + b * W);
-    means[b] = load(h.minus_means + query + b * W);
+    lses[b] = load(h.minus_lses + now.query + b * W);
+    means[b] = load(h.minus_means + now.query + b * W);
   }
+  const float *logits = now.logits, *grads = now.grads;
   for (int64_t key = 0; key < CHUNK; key += 2) {
+    if (key % 4 == 0) next.make(int(key / 4));
     F weights[2][2] = {}, slopes[2][2] = {};  // by key, by block
 #pragma GCC unroll 2
     for (int i = 0; i < 2; ++i)
@@ -156,7 +169,7 @@ static void slopes_of_chunk(const TiledHeads<DP>& h, int64_t count, int64_t quer
         weights[i][b] = rough_power_of_two(load(logits + at) + lses[b]);
         slopes[i][b] = weights[i][b] * (load(grads + at) + means[b]);
       }
-    const int64_t row = query * CHUNK + key * CHUNK;
+    const int64_t row = now.query * CHUNK + key * CHUNK;
     const __m512i even = rounded(slopes[0][0], slopes[0][1]);
     const __m512i odd = rounded(slopes[1][0], slopes[1][1]);
     _mm512_storeu_si512(h.slopes + row, even);
@@ -203,24 +216,25 @@ static void attend_tiled_backward(const TiledHeads<DP>& h, const TiledTask& head
                                   int64_t stride) {
   const F scale = splat(root_scale(head.width) * LN_2);
   find_minus_lses(h, head);
-  const auto blocks_of = [&](int64_t query) { return head.queries - query > W ? 2 : 1; };
   const int64_t buffer = 2 * CHUNK * W;
-  const auto multiply = [&](int64_t key, int64_t query, int64_t turn) {
-    multiply_chunk<DP>(h, head.tokens, key, query, blocks_of(query), h.tiles + turn * buffer,
-                       h.grad_tiles + turn * buffer);
+  const auto products = [&](int64_t key, int64_t query, int64_t turn) -> ChunkProducts<DP> {
+    const int blocks = key >= head.tokens ? 0 : head.queries - query > W ? 2 : 1;
+    return {h, head.tokens, key, query, blocks, h.tiles + turn * buffer, h.grad_tiles + turn * buffer};
   };
-  multiply(0, 0, 0);
+  ChunkProducts<DP> now = products(0, 0, 0);
+  for (int i = 0; i < now.COUNT; ++i) now.make(i);
   int64_t turn = 0;
   for (int64_t key = 0; key < head.tokens; key += CHUNK) {
-    for (int64_t query = 0; query < head.queries; query += CHUNK, turn = 1 - turn) {
-      // The next chunk's products run beside this one's softmax.
-      if (query + CHUNK < head.queries) multiply(key, query + CHUNK, 1 - turn);
-      else if (key + CHUNK < head.tokens) multiply(key + CHUNK, 0, 1 - turn);
-      const int64_t left = head.tokens - key, at = turn * buffer;
-      const auto slopes = blocks_of(query) == 1 ? slopes_of_chunk<DP, 1, false>
-                          : left < CHUNK        ? slopes_of_chunk<DP, 2, false>
-                                                : slopes_of_chunk<DP, 2, true>;
-      slopes(h, left, query, h.tiles + at, h.grad_tiles + at);
+    for (int64_t query = 0; query < head.queries; query += CHUNK) {
+      turn = 1 - turn;
+      const bool more = query + CHUNK < head.queries;
+      const auto next = more ? products(key, query + CHUNK, turn) : products(key + CHUNK, 0, turn);
+      const int64_t left = head.tokens - key;
+      if (now.blocks == 1) slopes_of_chunk<DP, 1, false>(h, left, now, next);
+      else if (left < CHUNK) slopes_of_chunk<DP, 2, false>(h, left, now, next);
+      else slopes_of_chunk<DP, 2, true>(h, left, now, next);
+      now.query = next.query, now.key = next.key, now.blocks = next.blocks;
+      now.logits = next.logits, now.grads = next.grads;
       for (int b = 0; b < 2; ++b) {
         float* sums = h.sums + (query + b * W) * DP;
         if (key > 0) tile_load<4>(sums, 64);
@@ -235,6 +249,7 @@ static void attend_tiled_backward(const TiledHeads<DP>& h, const TiledTask& head
     }
   }
   for (int64_t first = 0; first < head.queries; first += CHUNK) {
+    keep_awake<0, 2, 3>();
     join_fours<DP>(h.sums + first * DP, scale);
     for (int64_t at = first; at < first + CHUNK && at < head.queries; at += W) {
       const int64_t count = head.queries - at < W ? head.queries - at : W;
