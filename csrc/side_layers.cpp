@@ -1,8 +1,8 @@
 // side_layers, forward and backward, by the kernels of kernels/side_block.h.
 //
-// Layer by layer threads share out groups of images, and after a round of groups the columns of the
-// weights' gradients.  Which images are in a group, and which groups in a round, depends on the sizes
-// alone: results are the same from any number of threads.
+// Threads share out groups of images, forward once for all layers, backward layer by layer, and there,
+// after a round of groups, the columns of the weights' gradients.  Which images are in a group, and
+// which groups in a round, depends on the sizes alone: results are the same from any number of threads.
 
 #include <torch/csrc/stable/ops.h>
 
@@ -186,25 +186,30 @@ std::tuple<Tensor, std::vector<Tensor>> side_layers(
   const SideSizes most = sizes_of(tokens, states, weights, heads, eps, narrow);
   const SideSizes last = last_of(most, queries);
   const Call call(kernels_for(level), most, states, weights, false);
-  std::vector<Tensor> kept;
-  Tensor seen = tokens;
+  std::vector<Tensor> kept, seen{tokens};
+  std::vector<Kept> of_layer;
   for (int64_t layer = 0; layer < call.layers; ++layer) {
-    const SideSizes& s = layer + 1 < call.layers ? most : last;
-    if (layer) kept.push_back(seen);
-    Tensor out = torch::stable::empty({call.images, s.queries, s.width}, ScalarType::Float);
-    kept.push_back(torch::stable::empty({call.images, s.queries, s.width}, ScalarType::Float));
-    kept.push_back(torch::stable::empty({2, call.images, heads, s.queries}, ScalarType::Float));
-    const Kept of_layer{floats_of(kept.end()[-2]), floats_of(kept.end()[-1])};
-    torch::stable::parallel_for(0, call.groups, 1, [&](int64_t begin, int64_t end) {
-      const Scratch<char> scratch(call.needs.scratch);
+    const int64_t count = (layer + 1 < call.layers ? most : last).queries;
+    const auto empty = [](const Sizes& sizes) { return torch::stable::empty(sizes, ScalarType::Float); };
+    if (layer) kept.push_back(seen[layer]);
+    seen.push_back(empty({call.images, count, most.width}));
+    kept.push_back(empty({call.images, count, most.width}));
+    kept.push_back(empty({2, call.images, heads, count}));
+    of_layer.push_back({floats_of(kept.end()[-2]), floats_of(kept.end()[-1])});
+  }
+  // A thread takes its groups through all layers: nobody waits for a layer's end, and what a layer made
+  // is still in the cache for the next.
+  torch::stable::parallel_for(0, call.groups, 1, [&](int64_t begin, int64_t end) {
+    const Scratch<char> scratch(call.needs.scratch);
+    for (int64_t layer = 0; layer < call.layers; ++layer) {
+      const SideSizes& s = layer + 1 < call.layers ? most : last;
       for (int64_t number = begin; number < end; ++number)
         call.kernels.side_block_forward(
-            s, call.group(s, layer, number, floats_of(seen), states, of_layer, floats_of(out),
-                          scratch.data()));
-    });
-    seen = out;
-  }
-  return {seen, kept};
+            s, call.group(s, layer, number, floats_of(seen[layer]), states, of_layer[layer],
+                          floats_of(seen[layer + 1]), scratch.data()));
+    }
+  });
+  return {seen.back(), kept};
 }
 
 std::tuple<Tensor, Tensor, std::vector<Tensor>> side_layers_backward(

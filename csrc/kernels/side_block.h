@@ -34,11 +34,13 @@ static void side_middle(const SideSizes& s, const SidePacked<Math>& p, const Sid
 template <class Math>
 static void side_block_forward_of(const SideSizes& s, const SideGroup& g) {
   const SidePacked<Math> p(s, g.packed, g.packed_backward);
-  const SideRows<Math> r(s, g.images, g.scratch, false);
+  SideRows<Math> r(s, g.images, g.scratch, false);
+  const bool whole = r.width == s.width;  // the images' rows are as the group's: no copies
+  if (whole) r.attended = g.attended;
   side_project(s, g, p, r, false);
-  if (r.width != s.width) __builtin_memset(r.attended, 0, 4 * r.queries * r.width);
+  if (!whole) __builtin_memset(r.attended, 0, 4 * r.queries * r.width);
   s.width / s.heads <= 8 ? side_heads_of<8>(s, g, r) : side_heads_of<16>(s, g, r);
-  rows_out(r.attended, r.queries, s.width, g.attended);
+  if (!whole) rows_out(r.attended, r.queries, s.width, g.attended);
   side_middle(s, p, r, false);
   const auto inner = side_inner(s, p, r);
   Math::multiply(inner, r.queries, p.fc2.forward, s.width, {r.out, r.width, p.fc2.bias, 0});
@@ -103,13 +105,17 @@ static void side_attention_half_backward(const SideSizes& s, const SideGroup& g,
 template <class Math>
 static void side_block_backward_of(const SideSizes& s, const SideGroup& g) {
   const SidePacked<Math> p(s, g.packed, true);
-  const SideRows<Math> r(s, g.images, g.scratch, true);
+  SideRows<Math> r(s, g.images, g.scratch, true);
   const SideSums sums(s, nullptr, g.vectors);
   const SideFactors<Math> f(s, g.round, g.round.factors);
   __builtin_memset(g.vectors, 0, 4 * sums.vectors);
+  if (r.width == s.width) {
+    r.attended = g.attended, r.grad_out = g.out;
+  } else {
+    rows_in(g.attended, r.queries, s.width, r.attended);
+    rows_in(g.out, r.queries, s.width, r.grad_out);
+  }
   side_project(s, g, p, r, true);
-  rows_in(g.attended, r.queries, s.width, r.attended);
-  rows_in(g.out, r.queries, s.width, r.grad_out);
   side_middle(s, p, r, true);
   side_mlp_backward(s, g, p, r, sums, f);
   side_attention_half_backward(s, g, p, r, sums, f);

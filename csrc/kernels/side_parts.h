@@ -146,8 +146,9 @@ constexpr int ROW_TILE = 8, TILE_ROWS_AT_ONCE = 1, PANELS = 2;
 
 #endif
 
-// The depth goes by blocks, so that two panels of B stay in the first-level cache.
-constexpr int64_t DEPTH_BLOCK = 128, KEPT_BLOCK = 256;
+// The depth goes by blocks, so that two panels of B stay in the first-level cache; that of kept rows,
+// which are in a farther one, so long that sums are seldom stored on the way.
+constexpr int64_t DEPTH_BLOCK = 128, KEPT_BLOCK = 4096;
 
 // Of C's rows and columns from here on as many as are multiplied at once, in whole tiles.
 template <int PARTS>

@@ -169,6 +169,10 @@ FPT_INLINE void for_each_key_run(const SideSizes& s, int64_t images, int64_t ima
 
 static void rows_in(const float* from, int64_t rows, int64_t width, float* to) {
   const int64_t stride = padded(width);
+  if (stride == width) {
+    __builtin_memcpy(to, from, 4 * rows * width);
+    return;
+  }
   for (int64_t row = 0; row < rows; ++row) {
     __builtin_memcpy(to + row * stride, from + row * width, 4 * width);
     for (int64_t i = width; i < stride; ++i) to[row * stride + i] = 0.0f;
@@ -176,6 +180,10 @@ static void rows_in(const float* from, int64_t rows, int64_t width, float* to) {
 }
 
 static void rows_out(const float* from, int64_t rows, int64_t width, float* to) {
+  if (padded(width) == width) {
+    __builtin_memcpy(to, from, 4 * rows * width);
+    return;
+  }
   for (int64_t row = 0; row < rows; ++row)
     __builtin_memcpy(to + row * width, from + row * padded(width), 4 * width);
 }
