@@ -1,6 +1,7 @@
 """The side network: a narrow vision transformer over the small image and the prompts' states."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +83,11 @@ class SideNetwork(nn.Module):
         """
         self._check(pixels, states)
         tokens = self._through_layers(self.embed(pixels), states)
-        logits: Tensor = self.head(self.norm(tokens[:, 0]))
+        normed = self.norm(tokens[:, 0])
+        # A few rows take less time in f32 than their way to bf16 and back.
+        narrow = normed.is_cpu and multiplies_in_bf16("cpu")
+        with torch.autocast("cpu", enabled=False) if narrow else nullcontext():
+            logits: Tensor = self.head(normed)
         return logits
 
     def _through_layers(self, tokens: Tensor, states: Tensor | None) -> Tensor:
