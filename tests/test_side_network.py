@@ -65,6 +65,19 @@ def test_formula_and_gradients(fused: bool) -> None:
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-8)
 
 
+def test_the_head_is_not_rounded_where_products_are_in_bf16() -> None:
+    torch.manual_seed(0)
+    side = network().float()
+    normed: list[Tensor] = []
+    side.norm.register_forward_hook(lambda _module, _args, output: normed.append(output))
+    pixels, states = (x.detach().float() for x in inputs())
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = side(pixels, states)
+    assert logits.dtype == torch.float32
+    expected = functional.linear(normed[0].float(), side.head.weight, side.head.bias)
+    torch.testing.assert_close(logits, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_published_start() -> None:
     torch.manual_seed(3)
     side = SideNetwork(96, 12, 2, 16, 128, 5)
